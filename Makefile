@@ -1,0 +1,50 @@
+# Everything works from a bare clone: the first target that needs it creates .venv with the versions of constraints.txt.
+PYTHONS ?= python3.11 python3.12 python3.13 python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+IN_VENV := $(VENV)/bin/python -m
+
+.PHONY: help install train test lint bench learning clean
+
+help:
+	@echo "make train      learn a VMAS task with the recipe mappo; results in runs/"
+	@echo "make test       style, types and tests"
+	@echo "make lint       style and types only"
+	@echo "make bench      where the time of an iteration goes"
+	@echo "make learning   the learning curves of the README, every recipe, five seeds (hours)"
+	@echo "make clean      remove .venv and caches; runs/ stays"
+
+install: $(STAMP)
+
+# The constraints stand in the command that installs torch: without them pip may choose another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; for candidate in $(PYTHONS); do \
+		if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then echo "marlkit needs Python 3.11 or newer; none of: $(PYTHONS)" >&2; exit 1; fi; \
+	"$$found" -m venv $(VENV)
+	$(IN_VENV) pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[vmas,dev]'
+	@touch $(STAMP)
+
+train: $(STAMP)
+	$(VENV)/bin/marlkit train mappo
+
+lint: $(STAMP)
+	$(IN_VENV) ruff check .
+	$(IN_VENV) ruff format --check .
+	$(IN_VENV) codespell_lib
+	$(IN_VENV) mypy
+
+test: lint
+	$(IN_VENV) pytest
+
+bench: $(STAMP)
+	$(IN_VENV) benchmarks.mappo_balance
+	$(IN_VENV) benchmarks.perla_floor
+
+learning: $(STAMP)
+	$(IN_VENV) benchmarks.learning
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

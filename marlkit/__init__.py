@@ -1,0 +1,40 @@
+"""marlkit: multi-agent reinforcement learning from interchangeable components.
+
+``load_recipe(name_or_path, overrides)`` reads and checks a recipe, ``train(recipe)`` trains it and returns the run folder, and
+``load_policy(folder)`` gives the trained team's policy. Importing marlkit imports no torch; the functions that need it do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from marlkit.errors import MarlkitError
+from marlkit.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from marlkit.policy import Policy
+
+__version__ = "0.1.0"
+__all__ = ["MarlkitError", "Recipe", "load_policy", "load_recipe", "resume", "train"]
+
+
+def train(recipe: Recipe | str | Path, root: str | Path = "runs", *, progress: bool = True) -> Path:
+    """Train a recipe (or the one of that name or path); see :func:`marlkit.run.train`."""
+    from marlkit import run
+
+    return run.train(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), root, progress=progress)
+
+
+def resume(folder: str | Path, *, progress: bool = True) -> Path:
+    """Go on with a run that was stopped; see :func:`marlkit.run.resume`."""
+    from marlkit import run
+
+    return run.resume(folder, progress=progress)
+
+
+def load_policy(folder: str | Path, checkpoint: str = "best") -> Policy:
+    """The trained policy of a run; see :func:`marlkit.run.load_policy`."""
+    from marlkit import run
+
+    return run.load_policy(folder, checkpoint)

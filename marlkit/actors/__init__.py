@@ -1,0 +1,1 @@
+"""Actors: they choose the agents' actions."""

@@ -1,0 +1,176 @@
+"""The stochastic actor: each agent samples from a distribution of its own observation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from marlkit import keys
+from marlkit.component import Actor
+from marlkit.contract import Contract, When
+from marlkit.distributions import CategoricalTeam, NormalTeam, TeamDistribution
+from marlkit.networks import ACTIVATIONS, TeamGRU, TeamLinear, TeamNetwork, group_of_agents
+from marlkit.options import Activation, Hidden, PositiveFloat, PositiveInt, Share
+from marlkit.spec import Continuous, TeamSpec
+
+LOG_DEVIATION_RANGE = (-5.0, 2.0)
+"""Bounds of the logarithm of the standard deviation, in half-ranges of the action."""
+
+
+class StochasticActor(Actor):
+    """Independent policies ``pi_i(a_i | o_i)``: categorical for discrete actions, normal for continuous ones.
+
+    A normal policy works in half-ranges of the action: ``loc = middle + half * f(o)`` and ``scale = half * deviation`` (middle 0
+    and half 1 where actions are unbounded). Samples are not squashed; the environment clips them to its bounds.
+
+    Args:
+        spec: the team.
+        hidden: widths of the hidden layers.
+        share: which agents use the same parameters: `all`, `none`, or groups such as `[[0, 1], [2]]`.
+        agent_id: whether agents that share parameters can be told apart (without it they act alike on equal observations).
+        activation: non-linearity of the hidden layers.
+        layer_norm: normalise the observation and the hidden layers' outputs, as the MAPPO reference does.
+        body: `mlp`, or `gru` for a recurrent policy that remembers its episode.
+        sequence_length: steps over which a `gru` is trained; 10 in the MAPPO reference.
+        std: `parameter` for a deviation that is learnt but does not depend on the observation, `predicted` for one that does.
+        initial_std: deviation at the start, in half-ranges of the action; 0.3 to 1.
+        output_gain: gain of the last layer's initialisation; 0.01 starts near-uniform (Yu et al. 2022).
+    """
+
+    contract = Contract(
+        reads=(
+            keys.OBSERVATION,
+            When("discrete", (keys.ACTION_MASK,)),
+            When("continuous", (keys.ACTION_DIMS,)),
+            When("body=gru", (keys.IS_FIRST,)),
+        ),
+        writes=(
+            keys.ACTION,
+            keys.LOG_PROB,
+            When("discrete", (keys.LOGITS,)),
+            When("continuous", (keys.LOC, keys.SCALE)),
+        ),
+        traits=(
+            "stochastic",
+            When("share=none", ("separate_parameters",)),
+            When("body=gru", ("recurrent",)),
+        ),
+    )
+
+    middle: Tensor
+    half_range: Tensor
+
+    def __init__(
+        self,
+        spec: TeamSpec,
+        *,
+        hidden: Hidden = [64, 64],  # noqa: B006
+        share: Share = "all",
+        agent_id: bool = True,
+        activation: Activation = "tanh",
+        layer_norm: bool = False,
+        body: Literal["mlp", "gru"] = "mlp",
+        sequence_length: PositiveInt = 10,
+        std: Literal["parameter", "predicted"] = "parameter",
+        initial_std: PositiveFloat = 1.0,
+        output_gain: PositiveFloat = 0.01,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.groups = group_of_agents(share, spec.n_agents)
+        self.predicts_deviation = not spec.discrete and std == "predicted"
+        outputs = spec.action_features * (2 if self.predicts_deviation else 1)
+        self.activation = ACTIVATIONS[activation]
+        self.recurrent = body == "gru"
+        self.sequence_length = sequence_length if self.recurrent else None
+        widths = list(hidden) or [spec.observation]
+        self.network = TeamNetwork(
+            spec.observation,
+            widths[-1] if self.recurrent else outputs,
+            hidden=widths[:-1] if self.recurrent else hidden,
+            groups=self.groups,
+            activation=activation,
+            output_gain=math.sqrt(2) if self.recurrent else output_gain,
+            agent_id=agent_id,
+            layer_norm=layer_norm,
+        )
+        if self.recurrent:
+            self.memory = TeamGRU(widths[-1], self.groups)
+            self.head = TeamLinear(widths[-1], outputs, self.groups, gain=output_gain)
+        if isinstance(spec.action, Continuous):
+            self._prepare_continuous(spec.action, initial_std)
+
+    def _prepare_continuous(self, action: Continuous, initial_std: float) -> None:
+        shape = (self.spec.n_agents, action.size)
+        low = -torch.ones(shape) if action.low is None else torch.tensor(action.low)
+        high = torch.ones(shape) if action.high is None else torch.tensor(action.high)
+        self.register_buffer("middle", (low + high) / 2, persistent=False)
+        reach = (high - low) / 2
+        # Padding has no range; a zero deviation there would put NaN into the gradient of a logarithm that is masked anyway.
+        self.register_buffer("half_range", torch.where(reach > 0, reach, torch.ones_like(reach)), persistent=False)
+        self.initial_log_deviation = math.log(initial_std)
+        if not self.predicts_deviation:
+            count = max(self.groups) + 1
+            self.log_deviation = nn.ParameterList(torch.full((action.size,), self.initial_log_deviation) for _ in range(count))
+
+    def distribution(self, batch: TensorDictBase, agents: Sequence[int] | None = None) -> TeamDistribution:
+        """``pi_i(. | o_i)`` of all agents, or of ``agents`` only."""
+        outputs, _ = self._outputs(batch, agents)
+        return self._distribution(outputs, batch, agents)
+
+    def forward(self, batch: TensorDictBase, deterministic: bool = False) -> TensorDictBase:
+        """Choose actions; a recurrent actor also writes the hidden state of the next step."""
+        outputs, hidden = self._outputs(batch, None)
+        policy = self._distribution(outputs, batch, None)
+        action = policy.mode() if deterministic else policy.sample()
+        batch.set(keys.ACTION, action).set(keys.LOG_PROB, policy.log_prob(action))
+        for key, value in policy.parameters().items():
+            batch.set(key, value)
+        return batch if hidden is None else batch.set(keys.following(keys.HIDDEN), hidden)
+
+    def initial_hidden(self, batch_size: int) -> Tensor | None:
+        """Zeros ``[B, N, H]`` for a `gru`."""
+        if not self.recurrent:
+            return None
+        weight = self.head.weights[0]
+        return weight.new_zeros(batch_size, self.spec.n_agents, weight.shape[1])
+
+    def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
+        """The leaf parameters of ``agents``, which nobody else uses when ``share`` is `none`."""
+        layers = [layer for layer in self.modules() if isinstance(layer, TeamLinear)]
+        own = [parameter for layer in layers for parameter in layer.agent_parameters(agents)]
+        if not self.spec.discrete and not self.predicts_deviation:
+            own += [self.log_deviation[group] for group in dict.fromkeys(self.groups[agent] for agent in agents)]
+        return own
+
+    def _outputs(self, batch: TensorDictBase, agents: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
+        features = self.network(_of(batch[keys.OBSERVATION], agents), agents)
+        if not self.recurrent:
+            return features, None
+        hidden = _of(batch[keys.HIDDEN], agents)
+        first = hidden if batch.batch_dims == 1 else hidden[:, 0]
+        states = self.memory(self.activation(features), first, batch[keys.IS_FIRST], agents)
+        return self.head(states, agents), states
+
+    def _distribution(self, outputs: Tensor, batch: TensorDictBase, agents: Sequence[int] | None) -> TeamDistribution:
+        if self.spec.discrete:
+            return CategoricalTeam(outputs, _of(batch[keys.ACTION_MASK], agents))
+        selected = list(range(self.spec.n_agents)) if agents is None else list(agents)
+        if self.predicts_deviation:
+            outputs, raw = outputs.chunk(2, -1)
+            log_deviation = raw + self.initial_log_deviation
+        else:
+            log_deviation = torch.stack([self.log_deviation[self.groups[agent]] for agent in selected])
+        middle, half = (self.middle, self.half_range) if agents is None else (self.middle[selected], self.half_range[selected])
+        scale = half * log_deviation.clamp(*LOG_DEVIATION_RANGE).exp()
+        return NormalTeam(middle + half * outputs, scale, _of(batch[keys.ACTION_DIMS], agents))
+
+
+def _of(tensor: Tensor, agents: Sequence[int] | None) -> Tensor:
+    """The rows of ``agents`` of a ``[*, N, F]`` tensor."""
+    return tensor if agents is None else tensor[..., list(agents), :]

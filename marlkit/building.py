@@ -1,0 +1,99 @@
+"""From a checked recipe to the components that it names. Here, and only here, a recipe's classes are imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from marlkit import rng
+from marlkit.catalogue import Entry, load_class
+from marlkit.component import Environment, Runtime, Trainer
+from marlkit.errors import OptionError, RecipeError
+from marlkit.learner import Learner
+from marlkit.recipe import Recipe
+from marlkit.spec import TeamSpec
+
+LEARNING_SECTIONS = ("actor", "opponents", "critic", "data", "estimator", "update", "optimizer")
+
+
+def build(recipe: Recipe, section: str, context: Any, **changes: Any) -> Any:
+    """The component of a section, its parts included.
+
+    Args:
+        recipe: a checked recipe.
+        section: which one.
+        context: the first argument of its constructor: the team spec, or the runtime for an environment.
+        changes: options to replace.
+
+    Raises:
+        RecipeError: the component refused an option; names file and line.
+    """
+    return _component(recipe, recipe.entries[section], section, context, recipe.options(section) | changes)
+
+
+def _component(recipe: Recipe, entry: Entry, path: str, context: Any, options: Mapping[str, Any]) -> Any:
+    arguments: dict[str, Any] = {}
+    for name, value in options.items():
+        part = f"{path}.{name}"
+        nested = part in recipe.entries
+        arguments[name] = _component(recipe, recipe.entries[part], part, context, recipe.options(part)) if nested else value
+    try:
+        return load_class(entry, recipe.folders)(context, **arguments)
+    except OptionError as error:
+        raise refusal(recipe, f"{path}.{error.option}", error.message) from error
+
+
+def build_environment(recipe: Recipe, device: torch.device, seed: int, **changes: Any) -> Environment:
+    """The recipe's environment on ``device``, its random choices decided by ``seed``."""
+    env = build(recipe, "env", Runtime(device, seed), **changes)
+    assert isinstance(env, Environment)
+    return env
+
+
+def build_learner(recipe: Recipe, env: Environment, **extras: Any) -> Learner:
+    """The learner of a recipe around ``env``, its parameters decided by the recipe's seed.
+
+    Args:
+        recipe: a checked recipe.
+        env: built from the same recipe.
+        extras: further arguments of :class:`marlkit.learner.Learner`.
+    """
+    rng.seed_all(recipe.seed)
+    components = {section: build(recipe, section, env.spec) for section in LEARNING_SECTIONS}
+    return Learner(env=env, iterations=recipe.config.trainer.iterations, recipe=recipe.to_yaml(), **components, **extras)
+
+
+def build_trainer_options(recipe: Recipe, spec: TeamSpec) -> Trainer:
+    """The options of the recipe's `trainer` section."""
+    trainer = build(recipe, "trainer", spec)
+    assert isinstance(trainer, Trainer)
+    return trainer
+
+
+def choose_device(recipe: Recipe) -> torch.device:
+    """The device that the recipe asks for.
+
+    Raises:
+        RecipeError: it is not there.
+    """
+    wanted, index = recipe.config.trainer.accelerator, recipe.config.trainer.device
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "auto":
+        wanted = "cuda" if cuda else "cpu"
+    if wanted == "cuda" and index >= cuda:
+        _refuse_device(recipe, f"GPU {index} is not there: this machine has {cuda} CUDA devices that torch can use.")
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        _refuse_device(recipe, "this machine has no MPS device that torch can use.")
+    return torch.device(wanted, index) if wanted == "cuda" else torch.device(wanted)
+
+
+def _refuse_device(recipe: Recipe, message: str) -> None:
+    remedy = "Set trainer.accelerator=cpu, or install a torch build for the device."
+    raise refusal(recipe, "trainer.accelerator", message, remedy)
+
+
+def refusal(recipe: Recipe, where: str, message: str, remedy: str = "") -> RecipeError:
+    """The error that says what is wrong with the value at ``where``, with the file and line that set it."""
+    return RecipeError([recipe.place(where).problem(where, message, remedy)])

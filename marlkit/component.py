@@ -1,0 +1,299 @@
+"""The base class of each kind of component: what it is given, what it must do, what it says of itself.
+
+A component reads and writes keys of :mod:`marlkit.keys` and knows others only by keys and traits, never by class or name.
+Its keyword-only constructor arguments are its options in a recipe; their defaults live there and nowhere else.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, get_type_hints
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+
+from marlkit.contract import Contract
+from marlkit.distributions import TeamDistribution
+from marlkit.errors import OptionError
+from marlkit.keys import Key
+from marlkit.normalisers import ValueNormaliser
+from marlkit.options import problem_with
+from marlkit.spec import TeamSpec
+
+Metrics = dict[str, Tensor]
+"""Scalars to log, detached, on the device; reading them is left to the end of the iteration."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and with which seed an environment runs; not part of a recipe's `env` section."""
+
+    device: torch.device
+    seed: int
+
+
+@functools.cache
+def option_parameters(component: type[Component]) -> dict[str, inspect.Parameter]:
+    """The options of a component class: its keyword-only constructor arguments, annotations resolved.
+
+    Where the constructor ends in ``**options``, it hands them to the one above it, whose options count too.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for constructor in (vars(cls)["__init__"] for cls in component.__mro__ if "__init__" in vars(cls)):
+        hints = get_type_hints(constructor, include_extras=True)
+        parameters = inspect.signature(constructor).parameters.values()
+        own = {p.name: p.replace(annotation=hints.get(p.name, Any)) for p in parameters if p.kind is p.KEYWORD_ONLY}
+        found = own | found
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return found
+
+
+class Component:
+    """Base of all kinds.
+
+    Attributes:
+        contract: what the class reads, writes, needs and has; literals only, so that it can be read without importing it.
+        options: the completed options of this instance, defaults included.
+        spec: the team that it was built for.
+
+    Raises:
+        OptionError: an option has a value outside what its annotation allows.
+    """
+
+    contract: ClassVar[Contract] = Contract()
+    options: dict[str, Any]
+    spec: TeamSpec
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Check the options against the constructor's annotations before the constructor runs."""
+        instance = super().__new__(cls)
+        completed: dict[str, Any] = {}
+        for name, parameter in option_parameters(cls).items():
+            if name in kwargs:
+                problem = problem_with(kwargs[name], parameter.annotation)
+                if problem:
+                    raise OptionError(name, problem)
+                completed[name] = kwargs[name]
+            elif parameter.default is not inspect.Parameter.empty:
+                completed[name] = parameter.default
+        object.__setattr__(instance, "options", completed)
+        return instance
+
+    @property
+    def reads(self) -> tuple[Key, ...]:
+        """Keys that must be present when this component runs, those of its parts included."""
+        return self._resolved("reads")
+
+    @property
+    def writes(self) -> tuple[Key, ...]:
+        """Keys that this component adds, those of its parts included."""
+        return self._resolved("writes")
+
+    @property
+    def traits(self) -> frozenset[str]:
+        """Facts about this component that others may ask for."""
+        return frozenset(self.contract.resolve("traits", self.options, self.spec.traits))
+
+    def _resolved(self, field_name: str) -> tuple[Any, ...]:
+        own = self.contract.resolve(field_name, self.options, self.spec.traits)
+        parts = [part for part in self.options.values() if isinstance(part, Component)]
+        return tuple(dict.fromkeys([*own, *(entry for part in parts for entry in getattr(part, field_name))]))
+
+
+class Environment(Component, ABC):
+    """A batch of environments that step together and reset themselves.
+
+    Its constructor takes a :class:`Runtime` first. ``num_envs`` B is an option of every environment.
+    """
+
+    num_envs: int
+    device: torch.device
+
+    @abstractmethod
+    def reset(self) -> TensorDict:
+        """Start every environment anew and return what the agents see: batch ``[B]``, all current keys of the contract."""
+
+    @abstractmethod
+    def step(self, action: Tensor) -> tuple[TensorDict, TensorDict]:
+        """Take one joint step.
+
+        Args:
+            action: ``[B, N]`` int64 or ``[B, N, D]`` float in the environment's units (clipped to its bounds here).
+
+        Returns:
+            ``(arrived, current)``, each of batch ``[B]``. ``arrived`` is what a rollout stores under ``"next"``: the state
+            before any reset, with reward, terminated, truncated and done. ``current`` is where the next step starts: equal
+            to ``arrived`` except in the environments that finished, which have been reset. Neither may be written to later.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the future of the simulation, as plain data and tensors."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+
+    def draw(self, index: int = 0) -> Any:
+        """Picture of environment ``index`` as an RGB array ``[height, width, 3]`` uint8; ``None`` where it has none."""
+        return None
+
+    def close(self) -> None:
+        """Give back what the environment holds."""
+
+
+class Actor(Component, nn.Module, ABC):
+    """Chooses the agents' actions.
+
+    A recurrent actor (trait ``recurrent``) reads ``HIDDEN`` and ``IS_FIRST``. With one batch dimension every row is one step
+    and starts from its own ``HIDDEN``; with two, ``[M, L]``, every row is a sequence that starts from ``HIDDEN[:, 0]`` and
+    returns to zero where ``IS_FIRST`` holds.
+    """
+
+    sequence_length: int | None = None
+    """Steps over which a recurrent actor is trained; ``None`` for actors without memory."""
+
+    @abstractmethod
+    def distribution(self, batch: TensorDictBase, agents: Sequence[int] | None = None) -> TeamDistribution:
+        """The distribution of the actions, of all agents or of ``agents`` only (trait ``separate_parameters``).
+
+        An autoregressive actor conditions agent i on the stored actions of the agents before it.
+        """
+
+    @abstractmethod
+    def forward(self, batch: TensorDictBase, deterministic: bool = False) -> TensorDictBase:
+        """Choose actions: writes ``ACTION``, ``LOG_PROB`` and the parameters of the distribution."""
+
+    def initial_hidden(self, batch_size: int) -> Tensor | None:
+        """Zero hidden state ``[B, N, H]`` of a recurrent actor; ``None`` for the others."""
+        return None
+
+    def agent_parameters(self, agents: Sequence[int]) -> Iterable[nn.Parameter]:
+        """Parameters of ``agents`` alone; for actors with the trait ``separate_parameters``."""
+        raise NotImplementedError(f"{type(self).__name__} does not keep separate parameters per agent")
+
+
+class Opponents(Component, nn.Module, ABC):
+    """Models what each agent believes of the others' policies."""
+
+    @abstractmethod
+    def forward(self, batch: TensorDictBase) -> TensorDictBase:
+        """Write the beliefs under ``"opponents"``."""
+
+
+class Critic(Component, nn.Module, ABC):
+    """Predicts values.
+
+    The network predicts in normalised units; :meth:`forward` writes real units. ``normaliser`` converts between them (the
+    identity unless value normalisation is on), and the update regresses in normalised units.
+    """
+
+    normaliser: ValueNormaliser
+
+    @abstractmethod
+    def predict(self, batch: TensorDictBase) -> Tensor:
+        """The prediction of ``contract.predicts`` in normalised units, with gradient."""
+
+    def forward(self, batch: TensorDictBase) -> TensorDictBase:
+        """Write the prediction in real units."""
+        assert self.contract.predicts is not None, f"{type(self).__name__} declares no `predicts`"
+        return batch.set(self.contract.predicts, self.normaliser.denormalise(self.predict(batch)))
+
+
+class Estimator(Component, nn.Module, ABC):
+    """Turns rewards and values into advantages and value targets."""
+
+    @abstractmethod
+    def forward(self, batch: TensorDictBase) -> TensorDictBase:
+        """Write ``ADVANTAGE`` and ``VALUE_TARGET`` on a rollout ``[B, T]``; no gradient."""
+
+
+class Optimizer(Component, ABC):
+    """Builds the optimiser of the parameters and changes its learning rates linearly over the training.
+
+    Every optimiser has the options ``lr``, ``critic_lr`` (``None``: the same) and ``lr_end`` (the share of the rates left at
+    the end).
+    """
+
+    lr: float
+    critic_lr: float | None
+    lr_end: float
+
+    @abstractmethod
+    def build(self, parameters: dict[str, list[nn.Parameter]]) -> torch.optim.Optimizer:
+        """One torch optimiser with a parameter group per entry of ``parameters`` (``"actor"``, ``"critic"``, …)."""
+
+    def groups(self, parameters: dict[str, list[nn.Parameter]]) -> list[dict[str, Any]]:
+        """Parameter groups for torch; each remembers its initial learning rate for :meth:`schedule`."""
+        rates = {"critic": self.lr if self.critic_lr is None else self.critic_lr}
+        chosen = {name: rates.get(name, self.lr) for name in parameters}
+        return [{"params": own, "lr": chosen[name], "initial_lr": chosen[name]} for name, own in parameters.items()]
+
+    def schedule(self, optimizer: torch.optim.Optimizer, progress: float) -> None:
+        """``lr(p) = lr (1 - (1 - lr_end) p)`` for the share ``p`` of the training that is done."""
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * (1 - (1 - self.lr_end) * progress)
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What an update works on.
+
+    Attributes:
+        actor, critic, opponents: the components whose parameters it may change.
+        minimise: ``minimise(loss, max_grad_norm)`` takes one optimiser step on every parameter that ``loss`` reaches, clipping
+            the gradient of each component to ``max_grad_norm`` (``None``: not), and returns the norms before clipping.
+        progress: share of the training that is done, in [0, 1].
+    """
+
+    actor: Actor
+    critic: Critic
+    opponents: Opponents | None
+    minimise: Callable[[Tensor, float | None], Metrics]
+    progress: float
+
+
+class Update(Component, nn.Module, ABC):
+    """Changes the parameters from an estimated batch."""
+
+    @abstractmethod
+    def update(self, batch: TensorDictBase, learning: Learning) -> Metrics:
+        """Losses, gradients, parameters. ``batch`` is ``[B, T]`` with every key that the update reads."""
+
+    def prepare(self, batch: TensorDictBase, learning: Learning) -> TensorDictBase:
+        """What is computed once per iteration, before any parameter moves (trait ``per_agent``)."""
+        raise NotImplementedError(f"{type(self).__name__} does not update agents one by one")
+
+    def fit_policy(self, batch: TensorDictBase, learning: Learning, agents: Sequence[int]) -> Metrics:
+        """Update the policies of ``agents`` alone from a prepared batch (trait ``per_agent``)."""
+        raise NotImplementedError(f"{type(self).__name__} does not update agents one by one")
+
+    def fit_critic(self, batch: TensorDictBase, learning: Learning) -> Metrics:
+        """Update the critic alone from a prepared batch (trait ``per_agent``)."""
+        raise NotImplementedError(f"{type(self).__name__} does not update agents one by one")
+
+
+class Data(Component, ABC):
+    """Produces the batches of training."""
+
+    @abstractmethod
+    def collect(self, env: Environment, actor: Actor) -> TensorDict:
+        """The data of one iteration, batch ``[B, T]``."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What the next :meth:`collect` starts from."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+
+
+class Trainer(Component, ABC):
+    """How long, where and how to train, evaluate, log and save."""

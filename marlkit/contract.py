@@ -1,0 +1,116 @@
+"""What a component says of itself, in words that can be read without running it.
+
+A contract is a class attribute made of literals, so that ``marlkit check`` reads it from the source in milliseconds, without
+importing torch and without executing a stranger's code. The contract test then holds every component to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from marlkit.keys import Key
+
+
+@dataclass(frozen=True)
+class When:
+    """Entries that hold under a condition only.
+
+    ``condition`` is ``"option=value"`` (an option of the component itself, written as YAML writes it) or a bare trait of the
+    environment (``"discrete"``); several are joined by ``" & "``.
+    """
+
+    condition: str
+    then: tuple[Any, ...]
+
+    def holds(self, options: Mapping[str, Any], environment: Collection[str]) -> bool:
+        """Whether every part of the condition is true of these options and of this environment's traits."""
+        return all(_holds(part.strip(), options, environment) for part in self.condition.split("&"))
+
+
+def _holds(part: str, options: Mapping[str, Any], environment: Collection[str]) -> bool:
+    option, equals, value = part.partition("=")
+    if not equals:
+        return part in environment
+    return as_yaml(options.get(option)) == value
+
+
+def as_yaml(value: Any) -> str:
+    """A scalar as a recipe would write it: ``true``, ``null``, ``0.5``."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Keys and traits of a component.
+
+    Attributes:
+        reads: keys that must have been written before it runs.
+        writes: keys that it adds.
+        traits: facts about it that others may need.
+        needs: for a section (``"actor"``) or an own option that holds a component (``"step"``), the traits it must have.
+        predicts: for a critic, the written key that is regressed on the value target.
+        at_most: for an own option, the options (``"env.num_envs"``) whose product it may not exceed.
+        check: ``"module:function"`` inside marlkit, called with the completed options; yields ``(option, message)`` pairs.
+    """
+
+    reads: tuple[Any, ...] = ()
+    writes: tuple[Any, ...] = ()
+    traits: tuple[Any, ...] = ()
+    needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    predicts: Key | None = None
+    at_most: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    check: str | None = None
+
+    def resolve(self, field_name: str, options: Mapping[str, Any], environment: Collection[str]) -> tuple[Any, ...]:
+        """``reads``, ``writes`` or ``traits`` with every condition decided."""
+        return tuple(_decided(getattr(self, field_name), options, environment))
+
+
+def _decided(entries: Iterable[Any], options: Mapping[str, Any], environment: Collection[str]) -> Iterable[Any]:
+    for entry in entries:
+        if not isinstance(entry, When):
+            yield entry
+        elif entry.holds(options, environment):
+            yield from entry.then
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A section of a recipe and the components that may fill it.
+
+    Attributes:
+        section: the section's name.
+        package: the package whose modules hold marlkit's own components of this kind.
+        base: dotted path of the class that every component of the kind extends.
+        suffix: what the class names end with (``CentralisedCritic``); the rest, in snake case, is the name in a recipe.
+        default: what an absent section means (``None``: the section must be there).
+    """
+
+    section: str
+    package: str
+    base: str
+    suffix: str
+    default: str | None = None
+
+
+KINDS: dict[str, Kind] = {
+    kind.section: kind
+    for kind in (
+        Kind("env", "marlkit.envs", "marlkit.component.Environment", "Environment"),
+        Kind("actor", "marlkit.actors", "marlkit.component.Actor", "Actor"),
+        Kind("opponents", "marlkit.opponents", "marlkit.component.Opponents", "Opponents", default="true_policy"),
+        Kind("critic", "marlkit.critics", "marlkit.component.Critic", "Critic"),
+        Kind("data", "marlkit.data", "marlkit.component.Data", "Data", default="rollout"),
+        Kind("estimator", "marlkit.estimators", "marlkit.component.Estimator", "Estimator"),
+        Kind("update", "marlkit.updates", "marlkit.component.Update", "Update"),
+        Kind("optimizer", "marlkit.optimizers", "marlkit.component.Optimizer", "Optimizer", default="adam"),
+        Kind("trainer", "marlkit.trainers", "marlkit.component.Trainer", "Trainer", default="lightning"),
+    )
+}
+"""The sections in the order in which they run; beside them a recipe may hold ``seed``, ``name`` and ``extends``."""

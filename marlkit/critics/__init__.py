@@ -1,0 +1,1 @@
+"""Critics: they predict values."""

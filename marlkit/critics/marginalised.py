@@ -1,0 +1,198 @@
+"""The marginalised critic: values averaged over what the other agents may do (PERLA, Mguni et al.)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from marlkit import keys
+from marlkit.component import Critic
+from marlkit.contract import Contract, When
+from marlkit.functional import marginal
+from marlkit.networks import TeamLinear, TeamNetwork, group_of_agents
+from marlkit.normalisers import ValueNormaliser
+from marlkit.options import Activation, Hidden, PositiveInt, Share
+from marlkit.spec import TeamSpec
+
+
+class MarginalisedCritic(Critic):
+    """``V_i = (1/K) sum_k V_i(x_i, a_-i^(k))`` with ``a_j^(k) ~ pi_j(. | o_j)``: Algorithm 1 of the paper, both terms marginalised.
+
+    ``x_i`` is the state (PERLA_MAPPO) or agent i's own observation (PERLA_IPPO). The value never depends on agent i's own action.
+    The first layer is split: ``W x`` is computed once per row and agent, the actions' share per sample. Work is cut into chunks of
+    ``chunk`` evaluations; with gradients each chunk is recomputed in the backward pass, so memory does not grow with ``samples``.
+    Repeated discrete samples are evaluated once and weighted.
+
+    Args:
+        spec: the team.
+        view: `state` or `own`: what the value depends on besides the others' actions.
+        samples: K; 10 to learn quickly, 100 in the paper.
+        exact: `auto` sums over all joint actions of the others where they are no more than `samples`; `always`, `never`.
+        chunk: evaluations of the network at a time.
+        hidden: widths of the hidden layers; at least one.
+        share: which agents use the same parameters: `all`, `none`, or groups such as `[[0, 1], [2]]`.
+        agent_id: whether agents that share parameters can be told apart.
+        activation: non-linearity of the hidden layers.
+        layer_norm: normalise the input and the hidden layers' outputs.
+        value_norm: regress on running-normalised targets (Yu et al. 2022).
+    """
+
+    contract = Contract(
+        reads=(
+            When("view=state", (keys.STATE,)),
+            When("view=own", (keys.OBSERVATION,)),
+            keys.SAMPLE_SEED,
+            When("discrete", (keys.OPPONENT_LOGITS,)),
+            When("continuous", (keys.OPPONENT_LOC, keys.OPPONENT_SCALE, keys.ACTION_DIMS)),
+        ),
+        writes=(keys.STATE_VALUE,),
+        predicts=keys.STATE_VALUE,
+    )
+
+    eye: Tensor
+    table: Tensor | None
+    others: Tensor
+
+    def __init__(
+        self,
+        spec: TeamSpec,
+        *,
+        view: Literal["state", "own"] = "state",
+        samples: PositiveInt = 10,
+        exact: Literal["auto", "always", "never"] = "auto",
+        chunk: PositiveInt = 16384,
+        hidden: Hidden = [64, 64],  # noqa: B006
+        share: Share = "all",
+        agent_id: bool = True,
+        activation: Activation = "tanh",
+        layer_norm: bool = False,
+        value_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.normaliser = ValueNormaliser(enabled=value_norm)
+        self.view = view
+        self.samples = samples
+        self.chunk = chunk
+        self.sampling_keys = [key for key in self.reads if key not in (keys.STATE, keys.OBSERVATION)]
+        groups = group_of_agents(share, spec.n_agents)
+        self.network = TeamNetwork(
+            spec.state_size if view == "state" else spec.observation,
+            1,
+            hidden=hidden,
+            groups=groups,
+            activation=activation,
+            output_gain=1.0,
+            agent_id=agent_id,
+            layer_norm=layer_norm,
+        )
+        width = hidden[0] if hidden else 1
+        self.action_layer = TeamLinear(spec.n_agents * spec.action_features, width, groups, gain=1.0, bias=False)
+        self.single_group = max(groups) == 0
+        self.register_buffer("eye", torch.eye(spec.n_agents, dtype=torch.bool), persistent=False)
+        enumerable = spec.discrete and spec.action_features ** (spec.n_agents - 1) <= (samples if exact == "auto" else 2**20)
+        self._prepare_enumeration(enumerable and exact != "never")
+
+    def _prepare_enumeration(self, enumerable: bool) -> None:
+        others = marginal.others_of(self.spec.n_agents)
+        table = marginal.joint_actions(self.spec.n_agents - 1, self.spec.action_features) if enumerable else None
+        self.register_buffer("others", others, persistent=False)
+        self.register_buffer("table", table, persistent=False)
+
+    def predict(self, batch: TensorDictBase) -> Tensor:
+        """The mean over the others' actions in normalised units, ``[*, N, 1]``."""
+        view = batch[keys.OBSERVATION] if self.view == "own" else batch[keys.STATE].unsqueeze(-2)
+        if not self.single_group:
+            view = view.expand(*view.shape[:-2], self.spec.n_agents, -1)
+        if self.spec.n_agents == 1:
+            return self.network(view)
+        rows = batch.batch_size.numel()
+        entered = self.network.enter(view).expand(*batch.batch_size, self.spec.n_agents, -1)
+        entered = entered.reshape(rows, self.spec.n_agents, -1)
+        flat = batch.select(*self.sampling_keys).reshape(rows)
+        blocks = [self._block(entered[rows_], flat[rows_]) for rows_ in self._row_blocks(rows)]
+        return torch.cat(blocks).reshape(*batch.batch_size, self.spec.n_agents, 1)
+
+    def _evaluations_per_row(self) -> int:
+        per_agent = self.samples if self.table is None else len(self.table)
+        return self.spec.n_agents * per_agent
+
+    def _row_blocks(self, rows: int) -> Iterator[slice]:
+        size = max(1, self.chunk // self._evaluations_per_row())
+        return (slice(start, start + size) for start in range(0, rows, size))
+
+    def _block(self, entered: Tensor, rows: TensorDictBase) -> Tensor:
+        """Mean values ``[R, N, 1]`` of a block of rows, a chunk of samples or joint actions at a time."""
+        per_agent = self._evaluations_per_row() // self.spec.n_agents
+        size = max(1, self.chunk // (self.spec.n_agents * len(entered)))
+        evaluate = self._sampled if self.table is None else self._enumerated
+        total = entered.new_zeros(*entered.shape[:-1], 1)
+        for first in range(0, per_agent, size):
+            last = min(first + size, per_agent)
+            if torch.is_grad_enabled():
+                total = total + checkpoint(
+                    evaluate, entered, rows, first, last, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                total = total + evaluate(entered, rows, first, last)
+        return total
+
+    def _enumerated(self, entered: Tensor, rows: TensorDictBase, first: int, last: int) -> Tensor:
+        """``sum_a_-i pi_-i(a_-i) V_i(x_i, a_-i)`` over joint actions ``first`` to ``last`` of the table."""
+        assert self.table is not None
+        table = self.table[first:last]
+        n_agents, joint = self.spec.n_agents, len(table)
+        log_probs = rows[keys.OPPONENT_LOGITS].log_softmax(-1).expand(-1, n_agents, -1, -1)
+        weight = entered.new_zeros(len(rows), joint, n_agents)
+        actions = torch.zeros(joint, n_agents, n_agents, dtype=torch.int64, device=entered.device)
+        for position in range(n_agents - 1):
+            other = self.others[:, position]
+            own_row = torch.arange(n_agents, device=other.device)
+            weight = weight + log_probs[:, own_row, other][..., table[:, position]].transpose(1, 2)
+            actions[:, own_row, other] = table[:, position].unsqueeze(-1)
+        features = self._without_own(F.one_hot(actions, self.spec.action_features).to(entered.dtype))
+        values = self.network.leave(entered.unsqueeze(1) + self.action_layer(features))
+        return (weight.exp().unsqueeze(-1) * values).sum(1)
+
+    def _sampled(self, entered: Tensor, rows: TensorDictBase, first: int, last: int) -> Tensor:
+        """``(1/K) sum_k V_i(x_i, a_-i^(k))`` over the samples ``first`` to ``last``."""
+        n_agents = self.spec.n_agents
+        draws = 1 if self.spec.discrete else self.spec.action_features
+        uniform = marginal.counter_uniform(rows[keys.SAMPLE_SEED], first * n_agents * draws, (last - first) * n_agents * draws)
+        uniform = uniform.view(len(rows), last - first, 1, n_agents, draws)
+        if self.spec.discrete:
+            actions = marginal.categorical_from_uniform(rows[keys.OPPONENT_LOGITS].unsqueeze(1), uniform.squeeze(-1))
+            return self._sampled_discrete(entered, actions.expand(-1, -1, n_agents, -1))
+        noise = marginal.normal_from_uniform(uniform)
+        sampled = rows[keys.OPPONENT_LOC].unsqueeze(1) + rows[keys.OPPONENT_SCALE].unsqueeze(1) * noise
+        sampled = sampled.masked_fill(~rows[keys.ACTION_DIMS][:, None, None], 0.0)
+        features = self._without_own(sampled.expand(-1, -1, n_agents, -1, -1))
+        values = self.network.leave(entered.unsqueeze(1) + self.action_layer(features))
+        return values.sum(1) / self.samples
+
+    def _sampled_discrete(self, entered: Tensor, actions: Tensor) -> Tensor:
+        """The share of samples ``actions`` ``[R, K, N, N]``, each distinct joint action of the others evaluated once."""
+        actions = actions.masked_fill(self.eye, 0)
+        order, count = marginal.repeats(marginal.action_code(actions))
+        # Unshared networks are evaluated agent by agent in one product, which wants as many rows for each agent.
+        slots = count > 0 if self.single_group else (count > 0).any(2, keepdim=True).expand_as(count)
+        row, slot, agent = slots.nonzero(as_tuple=True)
+        distinct = actions[row, order[row, slot, agent], agent]
+        features = F.one_hot(distinct, self.spec.action_features).to(entered.dtype)
+        features = features.masked_fill(self.eye[agent].unsqueeze(-1), 0.0).flatten(-2)
+        shape = (-1, 1) if self.single_group else (-1, self.spec.n_agents)
+        entering = entered[row, agent] + self.action_layer(features.view(*shape, features.shape[-1])).flatten(0, 1)
+        values = self.network.leave(entering.view(*shape, entering.shape[-1])).reshape(-1)
+        weighted = values * count[row, slot, agent] / self.samples
+        total = entered.new_zeros(len(entered) * self.spec.n_agents)
+        return total.index_add(0, row * self.spec.n_agents + agent, weighted).view(len(entered), self.spec.n_agents, 1)
+
+    def _without_own(self, actions: Tensor) -> Tensor:
+        """``[..., N, N, F]`` with agent i's own action (axis -2) zeroed, flattened to ``[..., N, N F]``."""
+        return actions.masked_fill(self.eye.unsqueeze(-1), 0.0).flatten(-2)

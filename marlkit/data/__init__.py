@@ -1,0 +1,1 @@
+"""Data: they produce the batches of training."""

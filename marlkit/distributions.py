@@ -1,0 +1,139 @@
+"""Distributions of a team's actions: one independent distribution per agent, never a product over agents.
+
+Every quantity keeps the agent axis: log-probabilities, entropies and divergences are ``[*, N, 1]``, summed over an agent's own
+action dimensions only. The parameters travel in a TensorDict under ``LOGITS`` or ``LOC`` and ``SCALE``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from marlkit import keys
+from marlkit.keys import Key
+
+UNAVAILABLE = -1e10
+"""Logit of an unavailable action: finite, because minus infinity turns entropies and divergences into NaN."""
+
+
+class TeamDistribution(ABC):
+    """What an update asks of the distribution of a team's actions."""
+
+    @abstractmethod
+    def sample(self) -> Tensor:
+        """A random action, without gradient."""
+
+    @abstractmethod
+    def mode(self) -> Tensor:
+        """The most likely action."""
+
+    @abstractmethod
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-probability (density) of ``action``, ``[*, N, 1]``."""
+
+    @abstractmethod
+    def entropy(self) -> Tensor:
+        """Entropy, ``[*, N, 1]``."""
+
+    @abstractmethod
+    def kl(self, other: TeamDistribution) -> Tensor:
+        """Exact divergence ``KL(self || other)`` from a distribution of the same family, ``[*, N, 1]``."""
+
+    @abstractmethod
+    def parameters(self) -> dict[Key, Tensor]:
+        """The parameters by key."""
+
+
+class CategoricalTeam(TeamDistribution):
+    """Softmax over discrete actions.
+
+    Args:
+        logits: ``[*, N, A]``.
+        mask: ``[*, N, A]`` bool, true where an action is available; ``None`` if ``logits`` are masked already.
+    """
+
+    def __init__(self, logits: Tensor, mask: Tensor | None = None) -> None:
+        masked = logits if mask is None else logits.masked_fill(~mask, UNAVAILABLE)
+        self.log_probs = masked.log_softmax(-1)
+
+    def sample(self) -> Tensor:
+        """Gumbel-max in its exponential form: the largest ``p / E`` with ``E ~ Exp(1)``; a zero probability never wins."""
+        probabilities = self.log_probs.detach().exp()
+        return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(-1)
+
+    def mode(self) -> Tensor:
+        """The most likely action of each agent."""
+        return self.log_probs.argmax(-1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """``log softmax(logits)[action]``, ``[*, N, 1]``."""
+        return self.log_probs.gather(-1, action.unsqueeze(-1))
+
+    def entropy(self) -> Tensor:
+        """``-sum_a p_a log p_a``, ``[*, N, 1]``."""
+        return -(self.log_probs.exp() * self.log_probs).sum(-1, keepdim=True)
+
+    def kl(self, other: TeamDistribution) -> Tensor:
+        """``sum_a p_a (log p_a - log q_a)``, ``[*, N, 1]``."""
+        assert isinstance(other, CategoricalTeam)
+        return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(-1, keepdim=True)
+
+    def parameters(self) -> dict[Key, Tensor]:
+        """``LOGITS``: the log-probabilities, which are logits of the same distribution."""
+        return {keys.LOGITS: self.log_probs}
+
+
+class NormalTeam(TeamDistribution):
+    """Independent normal distributions per action dimension.
+
+    Args:
+        loc: means, ``[*, N, D]``.
+        scale: standard deviations, ``[*, N, D]``.
+        dims: ``[*, N, D]`` bool, true for the dimensions that the agent has; padding adds nothing to any sum.
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, dims: Tensor | None = None) -> None:
+        self.loc, self.scale, self.dims = loc, scale, dims
+
+    def sample(self) -> Tensor:
+        """``loc + scale * noise``."""
+        return (self.loc + self.scale * torch.randn_like(self.loc)).detach()
+
+    def mode(self) -> Tensor:
+        """``loc``."""
+        return self.loc
+
+    def _sum(self, per_dimension: Tensor) -> Tensor:
+        masked = per_dimension if self.dims is None else per_dimension.masked_fill(~self.dims, 0.0)
+        return masked.sum(-1, keepdim=True)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """``sum_d -((a - loc) / scale)^2 / 2 - log scale - log(2 pi) / 2``, ``[*, N, 1]``."""
+        standard = (action - self.loc) / self.scale
+        return self._sum(-0.5 * standard.square() - self.scale.log() - 0.5 * math.log(2 * math.pi))
+
+    def entropy(self) -> Tensor:
+        """``sum_d log scale + (1 + log(2 pi)) / 2``, ``[*, N, 1]``."""
+        return self._sum((self.scale.log() + 0.5 * (1 + math.log(2 * math.pi))).expand_as(self.loc))
+
+    def kl(self, other: TeamDistribution) -> Tensor:
+        """``sum_d log(s' / s) + (s^2 + (m - m')^2) / (2 s'^2) - 1/2``, ``[*, N, 1]``."""
+        assert isinstance(other, NormalTeam)
+        ratio = (self.scale / other.scale).square()
+        distance = ((self.loc - other.loc) / other.scale).square()
+        return self._sum(0.5 * (ratio + distance - 1 - ratio.log()))
+
+    def parameters(self) -> dict[Key, Tensor]:
+        """``LOC`` and ``SCALE``."""
+        return {keys.LOC: self.loc, keys.SCALE: self.scale.expand_as(self.loc)}
+
+
+def stored_distribution(batch: TensorDictBase, *, discrete: bool) -> TeamDistribution:
+    """The distribution whose parameters were stored with the batch: the policy that collected it."""
+    if discrete:
+        return CategoricalTeam(batch[keys.LOGITS])
+    return NormalTeam(batch[keys.LOC], batch[keys.SCALE], batch[keys.ACTION_DIMS])

@@ -1,0 +1,89 @@
+"""A recipe tried out on two environments for a few steps, before a training that may take hours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from marlkit import keys, rng
+from marlkit.building import build, build_environment, build_learner
+from marlkit.component import Learning, Metrics
+from marlkit.errors import MarlkitError
+from marlkit.learner import Learner
+from marlkit.recipe import Recipe
+from marlkit.spec import TeamSpec
+
+STEPS = 3
+
+
+def dry_run(recipe: Recipe) -> None:
+    """Build the recipe small, collect, annotate, estimate and update once, and hold every written tensor to the key table.
+
+    Leaves the random generators as they were.
+
+    Raises:
+        MarlkitError: a component failed or wrote something else than it declares; names the component.
+    """
+    with rng.isolated(recipe.seed):
+        env = build_environment(recipe, torch.device("cpu"), recipe.seed, num_envs=2)
+        learner = build_learner(recipe, env)
+        learner.data = build(recipe, "data", env.spec, steps=learner.actor.sequence_length or STEPS)
+        with _named("data", learner):
+            batch = learner.data.collect(env, learner.actor)
+        for section, step in (("critic", learner.annotate), ("estimator", learner.estimator)):
+            with _named(section, learner):
+                step(batch)
+        for section in ("env", "actor", "critic", "estimator"):
+            check_shapes(batch, getattr(learner, section).writes, env.spec, section)
+        with _named("update", learner):
+            learner.update.update(batch, Learning(learner.actor, learner.critic, learner.opponents, _without_step, progress=0.0))
+        env.close()
+
+
+def _without_step(loss: Tensor, max_grad_norm: float | None) -> Metrics:
+    loss.backward()
+    return {}
+
+
+@contextmanager
+def _named(section: str, learner: Learner) -> Iterator[None]:
+    """Name the component in any error that it did not foresee."""
+    try:
+        yield
+    except MarlkitError:
+        raise
+    except Exception as error:
+        component = type(getattr(learner, section)).__name__
+        raise MarlkitError(f"dry run: {section} ({component}) failed: {type(error).__name__}: {error}") from error
+
+
+def check_shapes(batch: TensorDictBase, written: tuple[keys.Key, ...], spec: TeamSpec, who: str) -> None:
+    """Hold the tensors under ``written`` to the key table.
+
+    Raises:
+        MarlkitError: one is missing, or of another shape or type than the table says.
+    """
+    for key in written:
+        tensor = batch.get(key, None)
+        if tensor is None:
+            raise MarlkitError(f"dry run: {who} declares that it writes `{keys.name(key)}`, but did not")
+        info = keys.describe(key)
+        dimensions = info.dimensions(discrete=spec.discrete)
+        sizes = spec.sizes()
+        wanted = [1 if d == "1" else sizes.get(d) for d in dimensions]
+        shape = list(tensor.shape[batch.batch_dims :])
+        fits = len(shape) == len(wanted) and all(w is None or w == s for w, s in zip(wanted, shape, strict=True))
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        allowed = {"float32", "float64"} if info.dtype == "float32" else {info.dtype}
+        if key == keys.ACTION and not spec.discrete:
+            allowed = {"float32", "float64"}
+        if not fits or dtype not in allowed:
+            named = " ".join(dimensions)
+            raise MarlkitError(
+                f"dry run: {who} wrote `{keys.name(key)}` as {dtype} {shape} behind the batch; the key table says "
+                f"{' or '.join(sorted(allowed))} [{named}] = {wanted}"
+            )

@@ -1,0 +1,65 @@
+"""The errors that marlkit raises on purpose. Each says what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class MarlkitError(Exception):
+    """Base of every error that a user can mend; the command line prints it without a traceback."""
+
+
+class OptionError(MarlkitError, ValueError):
+    """A component got an option value that it cannot work with.
+
+    Args:
+        option: name of the constructor argument at fault, such as ``"num_envs"``.
+        message: what is wrong with it and what would be right.
+    """
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(f"option `{option}`: {message}")
+        self.option = option
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a recipe: where it stands and how to mend it."""
+
+    source: str
+    line: int | None
+    where: str
+    message: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        place = self.source if self.line is None else f"{self.source}:{self.line}"
+        remedy = f" {self.remedy}" if self.remedy else ""
+        where = f"{self.where}: " if self.where else ""
+        return f"{place}: {where}{self.message}{remedy}"
+
+
+class RecipeError(MarlkitError):
+    """A recipe that cannot be run; carries all its problems, not only the first."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class RunError(MarlkitError):
+    """A folder that is not a run, or a run that cannot be resumed."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint that is damaged, foreign, or holds more than plain data."""
+
+
+class NonFiniteError(MarlkitError):
+    """A loss, gradient or prediction became NaN or infinite; training stopped before it spread."""
+
+
+class ComponentError(MarlkitError):
+    """A name that stands for no component, or a component whose source cannot be read."""

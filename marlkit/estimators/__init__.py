@@ -1,0 +1,1 @@
+"""Estimators: they turn rewards and values into advantages and value targets."""

@@ -1,0 +1,50 @@
+"""Generalised advantage estimation (Schulman et al. 2016), over any critic that writes a state value."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+
+from marlkit import keys
+from marlkit.component import Estimator
+from marlkit.contract import Contract
+from marlkit.functional.returns import generalised_advantage
+from marlkit.options import Discount, Probability
+from marlkit.spec import TeamSpec
+
+
+class GaeEstimator(Estimator):
+    """``A_t = delta_t + gamma lmbda (1 - done_t) A_{t+1}``, ``delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t)``.
+
+    ``s'_t`` is the state before any reset, so that a time limit is bootstrapped and a true end is not.
+
+    Args:
+        spec: the team.
+        gamma: discount factor; 0.9 to 0.999.
+        lmbda: 0 for one-step errors (biased, quiet), 1 for whole returns (unbiased, noisy); usually 0.9 to 0.97.
+    """
+
+    contract = Contract(
+        reads=(keys.REWARD, keys.TERMINATED, keys.DONE, keys.STATE_VALUE, keys.following(keys.STATE_VALUE)),
+        writes=(keys.ADVANTAGE, keys.VALUE_TARGET),
+    )
+
+    def __init__(self, spec: TeamSpec, *, gamma: Discount = 0.99, lmbda: Probability = 0.95) -> None:
+        super().__init__()
+        self.spec = spec
+        self.gamma = gamma
+        self.lmbda = lmbda
+
+    @torch.no_grad()
+    def forward(self, batch: TensorDictBase) -> TensorDictBase:
+        """Write ``ADVANTAGE`` and ``VALUE_TARGET`` (``A_t + V(s_t)``) on a rollout ``[B, T]``."""
+        advantage, target = generalised_advantage(
+            batch[keys.REWARD],
+            batch[keys.STATE_VALUE],
+            batch[keys.following(keys.STATE_VALUE)],
+            batch[keys.TERMINATED],
+            batch[keys.DONE],
+            gamma=self.gamma,
+            lmbda=self.lmbda,
+        )
+        return batch.set(keys.ADVANTAGE, advantage).set(keys.VALUE_TARGET, target)

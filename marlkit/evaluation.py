@@ -1,0 +1,90 @@
+"""Episodes played with the most likely actions, on environments of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from marlkit import keys, rng
+from marlkit.component import Actor, Environment
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Results of one episode per environment.
+
+    Attributes:
+        returns: undiscounted sum of rewards, averaged over the agents, ``[B]``.
+        lengths: number of steps, ``[B]``.
+        terminated: whether the episode truly ended rather than was cut, ``[B]`` bool.
+    """
+
+    returns: Tensor
+    lengths: Tensor
+    terminated: Tensor
+
+    def summary(self) -> dict[str, float]:
+        """Mean and deviation of the return, mean length and share of terminated episodes, as metrics."""
+        return {
+            "evaluation/return": self.returns.mean().item(),
+            "evaluation/return_std": self.returns.std(correction=0).item(),
+            "evaluation/length": self.lengths.float().mean().item(),
+            "evaluation/terminated": self.terminated.float().mean().item(),
+        }
+
+
+@torch.no_grad()
+def play_episodes(
+    env: Environment,
+    actor: Actor,
+    *,
+    seed: int,
+    steps: int,
+    deterministic: bool = True,
+    watch: Callable[[Environment], None] | None = None,
+) -> Episodes:
+    """Play the first episode of every environment to its end.
+
+    The random generators are seeded for the episodes and put back afterwards, so that evaluating never changes training and
+    every evaluation sees the same episodes.
+
+    Args:
+        env: reset first.
+        actor: whoever acts.
+        seed: of the episodes.
+        steps: where an episode is cut if the environment does not end it.
+        deterministic: the most likely actions rather than samples.
+        watch: called before every step while environment 0 plays its first episode.
+    """
+    with rng.isolated(seed):
+        current, hidden = env.reset(), actor.initial_hidden(env.num_envs)
+        running = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+        returns = torch.zeros(env.num_envs, device=env.device)
+        lengths = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device)
+        terminated = torch.zeros_like(running)
+        for _ in range(steps):
+            if watch is not None and running[0]:
+                watch(env)
+            arrived, current, hidden = _step(env, actor, current, hidden, deterministic)
+            returns += arrived[keys.REWARD[1:]].mean(-2).squeeze(-1) * running
+            lengths += running
+            terminated |= running & arrived[keys.TERMINATED[1]].squeeze(-1)
+            running &= ~arrived[keys.DONE[1]].squeeze(-1)
+            if not running.any():
+                break
+    return Episodes(returns, lengths, terminated)
+
+
+def _step(
+    env: Environment, actor: Actor, current: TensorDict, hidden: Tensor | None, deterministic: bool
+) -> tuple[TensorDict, TensorDict, Tensor | None]:
+    taken = current.copy()
+    if hidden is not None:
+        taken.set(keys.HIDDEN, hidden)
+    actor(taken, deterministic=deterministic)
+    arrived, following = env.step(taken[keys.ACTION])
+    return arrived, following, taken.get(keys.following(keys.HIDDEN), None)

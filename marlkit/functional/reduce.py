@@ -1,0 +1,72 @@
+"""Weighted reductions: the one place where entries that do not count are left out.
+
+A weight of zero (a padded step, a dead agent) removes an entry entirely: whatever stands there, infinities and NaN included,
+changes neither the result nor any gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def masked_mean(x: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean ``sum(w * x) / max(sum(w), 1)``.
+
+    Zero if nothing counts. Entries of weight zero receive a gradient of exactly zero.
+
+    Args:
+        x: any shape.
+        weight: bool or non-negative float, of as many dimensions as ``x`` and broadcastable to it (and summed so).
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: ``weight`` does not broadcast to ``x``.
+    """
+    weight = broadcast("weight", weight, "x", x)
+    counted = x.masked_fill(weight == 0, 0.0)
+    weight = weight.to(x.dtype)
+    return (counted * weight).sum() / weight.sum().clamp(min=1.0)
+
+
+@torch.no_grad()
+def standardise(x: Tensor, weight: Tensor, epsilon: float = 1e-5) -> Tensor:
+    """Shift and scale to zero mean and unit deviation: ``(x - mean) / (std + epsilon)``, without gradient.
+
+    Mean and deviation are over all entries of ``x`` together, weighted. The deviation is the population's (divided by the sum of
+    weights, not by one less), as in the reference implementations of MAPPO and HAPPO (``numpy.nanstd``).
+
+    Args:
+        x: any shape, for advantages ``[B, T, N, 1]``.
+        weight: bool or non-negative float, of as many dimensions as ``x`` and broadcastable to it.
+        epsilon: added to the deviation, so that equal entries become zero.
+
+    Returns:
+        Shape of ``x``; zero where the weight is zero.
+
+    Raises:
+        ValueError: ``weight`` does not broadcast to ``x``.
+    """
+    weight = broadcast("weight", weight, "x", x)
+    centred = x - masked_mean(x, weight)
+    deviation = masked_mean(centred.square(), weight).sqrt()
+    return (centred / (deviation + epsilon)).masked_fill(weight == 0, 0.0)
+
+
+def broadcast(name: str, tensor: Tensor, other_name: str, other: Tensor) -> Tensor:
+    """``tensor`` expanded to the shape of ``other``, which may not grow by it.
+
+    Tensors of unequal numbers of dimensions are refused, because ``[B, 1]`` against ``[B]`` would silently become ``[B, B]``.
+
+    Raises:
+        ValueError: the shapes do not fit; names both.
+    """
+    fits = tensor.ndim == other.ndim and all(a in (1, b) for a, b in zip(tensor.shape, other.shape, strict=True))
+    if not fits:
+        raise ValueError(
+            f"{name} of shape {list(tensor.shape)} does not broadcast to {other_name} of shape {list(other.shape)}; "
+            "it needs as many dimensions, each equal or 1"
+        )
+    return tensor.expand_as(other)

@@ -1,0 +1,116 @@
+"""Every TensorDict key of marlkit: one key, one shape, one meaning.
+
+Agents are stacked on one axis ``N`` and nested under ``"agents"`` (TorchRL's convention). A shape names the dimensions that
+follow the batch dimensions (``[B, T]`` for a rollout): ``N`` agents, ``O`` observation features, ``S`` state features, ``A``
+discrete actions, ``D`` action dimensions, ``H`` hidden features of a recurrent actor, ``V`` believing agents: N, or 1 where all
+believe the same. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Key = str | tuple[str, ...]
+
+
+def following(key: Key) -> Key:
+    """The same quantity at the next step, before any reset: ``("next", *key)``."""
+    return ("next", key) if isinstance(key, str) else ("next", *key)
+
+
+OBSERVATION = ("agents", "observation")
+STATE = "state"
+ACTION_MASK = ("agents", "action_mask")
+ACTION_DIMS = ("agents", "action_dims")
+ALIVE = ("agents", "alive")
+IS_FIRST = "is_first"
+
+ACTION = ("agents", "action")
+LOG_PROB = ("agents", "log_prob")
+LOGITS = ("agents", "logits")
+LOC = ("agents", "loc")
+SCALE = ("agents", "scale")
+HIDDEN = ("agents", "hidden")
+
+REWARD = ("next", "agents", "reward")
+TERMINATED = ("next", "terminated")
+TRUNCATED = ("next", "truncated")
+DONE = ("next", "done")
+
+STATE_VALUE = ("agents", "state_value")
+ACTION_VALUE = ("agents", "action_value")
+ACTION_VALUES = ("agents", "action_values")
+ADVANTAGE = ("agents", "advantage")
+VALUE_TARGET = ("agents", "value_target")
+
+OPPONENT_LOGITS = ("opponents", "logits")
+OPPONENT_LOC = ("opponents", "loc")
+OPPONENT_SCALE = ("opponents", "scale")
+SAMPLE_SEED = ("opponents", "sample_seed")
+
+
+@dataclass(frozen=True)
+class KeyInfo:
+    """Shape behind the batch dimensions, element type and meaning of a key.
+
+    ``continuous`` is the shape where actions are continuous and it differs (``None``: the same shape).
+    """
+
+    shape: str
+    dtype: str
+    meaning: str
+    continuous: str | None = None
+
+    def dimensions(self, *, discrete: bool) -> tuple[str, ...]:
+        """The named dimensions, such as ``("N", "A")``; a literal ``"1"`` stands for a size of one."""
+        shape = self.shape if discrete or self.continuous is None else self.continuous
+        return tuple(shape.split())
+
+
+TABLE: dict[Key, KeyInfo] = {
+    OBSERVATION: KeyInfo("N O", "float32", "what each agent sees, padded with zeros to the longest"),
+    STATE: KeyInfo("S", "float32", "global state; the joint observation where the environment has none"),
+    ACTION_MASK: KeyInfo("N A", "bool", "discrete actions that are available"),
+    ACTION_DIMS: KeyInfo("N D", "bool", "continuous action dimensions that the agent has (not padding)"),
+    ALIVE: KeyInfo("N 1", "bool", "agents that take part; the losses of the others weigh nothing"),
+    IS_FIRST: KeyInfo("1", "bool", "first step of an episode: recurrent actors start from a zero hidden state"),
+    ACTION: KeyInfo("N", "int64", "action taken, in the units of the environment", continuous="N D"),
+    LOG_PROB: KeyInfo("N 1", "float32", "log-probability of the action per agent, summed over action dimensions only"),
+    LOGITS: KeyInfo("N A", "float32", "unnormalised log-probabilities; unavailable actions hold -1e10"),
+    LOC: KeyInfo("N D", "float32", "mean of the normal distribution of the action"),
+    SCALE: KeyInfo("N D", "float32", "standard deviation of the normal distribution of the action"),
+    HIDDEN: KeyInfo("N H", "float32", "hidden state of a recurrent actor before this step"),
+    REWARD: KeyInfo("N 1", "float32", "reward of the step; the team's where the environment pools it"),
+    TERMINATED: KeyInfo("1", "bool", "the episode truly ended: nothing follows"),
+    TRUNCATED: KeyInfo("1", "bool", "the episode was cut, by a time limit for instance: the value of `next` is bootstrapped"),
+    DONE: KeyInfo("1", "bool", "terminated or truncated"),
+    STATE_VALUE: KeyInfo("N 1", "float32", "baseline of agent i; may depend on others' actions, never on its own"),
+    ACTION_VALUE: KeyInfo("N 1", "float32", "Q of the action taken"),
+    ACTION_VALUES: KeyInfo("N A", "float32", "Q of each own action, others' actions held"),
+    ADVANTAGE: KeyInfo("N 1", "float32", "how much better the action was than the baseline; no gradient"),
+    VALUE_TARGET: KeyInfo("N 1", "float32", "what the critic is regressed on; no gradient"),
+    OPPONENT_LOGITS: KeyInfo("V N A", "float32", "what agent i (axis -3) believes of the logits of agent j (axis -2)"),
+    OPPONENT_LOC: KeyInfo("V N D", "float32", "what agent i believes of the action mean of agent j"),
+    OPPONENT_SCALE: KeyInfo("V N D", "float32", "what agent i believes of the action deviation of agent j"),
+    SAMPLE_SEED: KeyInfo("1", "int64", "seed of the opponents' action samples here; fixed for one iteration"),
+}
+"""All keys at the current step. ``following(key)`` of any of them has the same shape and meaning at the next step."""
+
+
+def describe(key: Key) -> KeyInfo:
+    """Shape and meaning of ``key``, or of the key that it follows.
+
+    Raises:
+        KeyError: the key is not in the table.
+    """
+    if key in TABLE:
+        return TABLE[key]
+    if isinstance(key, tuple) and key[0] == "next":
+        rest = key[1:]
+        return TABLE[rest[0] if len(rest) == 1 else rest]
+    raise KeyError(f"{key!r} is not a key of marlkit; the table stands in marlkit/keys.py")
+
+
+def name(key: Key) -> str:
+    """A key for people: ``agents.observation``."""
+    return key if isinstance(key, str) else ".".join(key)

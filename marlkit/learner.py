@@ -1,0 +1,306 @@
+"""One iteration of every system: collect, annotate, estimate, update.
+
+Optimisation is manual (Lightning counts and saves, the update decides when to step). The batch is collected inside the training
+step and not by a data loader, because a loader that reads ahead would collect with the parameters of the iteration before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from marlkit import keys, rng
+from marlkit.component import Actor, Critic, Data, Environment, Estimator, Learning, Metrics, Opponents, Optimizer, Update
+from marlkit.errors import NonFiniteError
+from marlkit.keys import Key
+
+ANNOTATED_ROWS = 16384
+"""Rows that a component annotates at a time: bounds memory, and keeps a layer's output within a processor's cache."""
+
+
+class Learner(lightning.LightningModule):
+    """Holds the components of a recipe and runs its iterations.
+
+    Args:
+        env, actor, opponents, critic, data, estimator, update, optimizer: the components.
+        iterations: length of the whole training; schedules end there.
+        recipe: text of the completed recipe, kept in every checkpoint.
+        evaluate: called every ``evaluation_interval`` iterations and after the last; what it returns is logged.
+        evaluation_interval: 0 means after the last only.
+    """
+
+    def __init__(
+        self,
+        *,
+        env: Environment,
+        actor: Actor,
+        opponents: Opponents,
+        critic: Critic,
+        data: Data,
+        estimator: Estimator,
+        update: Update,
+        optimizer: Optimizer,
+        iterations: int,
+        recipe: str = "",
+        evaluate: Callable[[Actor], dict[str, float]] | None = None,
+        evaluation_interval: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.env = env
+        self.data = data
+        self.optimizer = optimizer
+        self.actor = actor
+        self.critic = critic
+        self.opponents = opponents
+        self.estimator = estimator
+        self.update = update
+        self.iterations = iterations
+        self.recipe = recipe
+        self.evaluate = evaluate
+        self.evaluation_interval = evaluation_interval
+        self.iteration = 0
+        self.frames = 0
+        self.returns = EpisodeReturns()
+        self._generators: dict[str, Any] | None = None
+        self._opponents_are_read = bool(set(opponents.writes) & {*critic.reads, *estimator.reads, *update.reads})
+        self._policy_is_read = bool(
+            set(actor.writes) & {*critic.reads, *(opponents.reads if self._opponents_are_read else ())}
+        )
+
+    # --- the four steps -------------------------------------------------------------------------------------------------
+
+    def training_step(self, *_: Any) -> None:
+        """One iteration."""
+        seconds: dict[str, float] = {}
+        self.actor.eval()
+        with self._timed("collect", seconds):
+            batch = self.data.collect(self.env, self.actor)
+        with self._timed("annotate", seconds):
+            self.annotate(batch)
+        with self._timed("estimate", seconds):
+            self.estimator(batch)
+        self.actor.train()
+        with self._timed("update", seconds):
+            metrics = self.update.update(batch, self.learning())
+        self._finish(batch, metrics, seconds)
+
+    @torch.no_grad()
+    def annotate(self, batch: TensorDictBase) -> None:
+        """Write what opponents and critic say of a rollout ``[B, T]`` and of its ``next``.
+
+        The next state of a step is the state of the step after it, so only the steps after which an episode was cut or the
+        rollout ended are evaluated again. After a true end nothing is worth anything, and nothing is evaluated.
+        """
+        rows = batch.transpose(0, 1).flatten(0, 1)
+        self._annotate_rows(rows)
+        cut = batch[keys.TRUNCATED].clone()
+        cut[:, -1] = True
+        cut &= ~batch[keys.TERMINATED]
+        index = cut.transpose(0, 1).flatten().nonzero().squeeze(-1)
+        following = rows["next"][index] if len(index) else None
+        if following is not None:
+            self._annotate_rows(following, choose=self._policy_is_read)
+        for key in self.critic.writes:
+            values = rows[key].unflatten(0, batch.batch_size[::-1])
+            shifted = torch.zeros_like(values)
+            shifted[:-1] = values[1:]
+            flat = shifted.flatten(0, 1)
+            if following is not None:
+                flat[index] = following[key]
+            batch.set(key, values.transpose(0, 1))
+            batch.set(keys.following(key), flat.unflatten(0, batch.batch_size[::-1]).transpose(0, 1))
+        for key in self.opponents.writes if self._opponents_are_read else ():
+            batch.set(key, rows[key].unflatten(0, batch.batch_size[::-1]).transpose(0, 1))
+
+    def _annotate_rows(self, rows: TensorDictBase, choose: bool = False) -> None:
+        wanted = [*self.critic.writes, *(self.opponents.writes if self._opponents_are_read else ())]
+        blocks = []
+        for start in range(0, len(rows), ANNOTATED_ROWS):
+            block = rows[start : start + ANNOTATED_ROWS]
+            if choose:
+                self.actor(block)
+            if self._opponents_are_read:
+                self.opponents(block)
+            blocks.append(self.critic(block).select(*wanted))
+        for key in wanted:
+            rows.set(key, torch.cat([block[key] for block in blocks]))
+
+    def learning(self) -> Learning:
+        """What the update works on."""
+        progress = min(1.0, self.iteration / max(1, self.iterations))
+        optimizer = self._torch_optimizer()
+        self.optimizer.schedule(optimizer, progress)
+        return Learning(self.actor, self.critic, self.opponents, self.minimise, progress)
+
+    def minimise(self, loss: Tensor, max_grad_norm: float | None) -> Metrics:
+        """One optimiser step on what ``loss`` reaches; see :class:`marlkit.component.Learning`."""
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        optimizer.zero_grad(set_to_none=True)
+        self.manual_backward(loss)
+        norms = {}
+        for name, parameters in self.parameter_groups().items():
+            reached = [parameter for parameter in parameters if parameter.grad is not None]
+            if reached:
+                limit = float("inf") if max_grad_norm is None else max_grad_norm
+                norms[f"{name}/grad_norm"] = nn.utils.clip_grad_norm_(reached, limit, foreach=True)
+        optimizer.step()
+        return norms
+
+    # --- around them ----------------------------------------------------------------------------------------------------
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by component; one that several components use belongs to the first."""
+        groups: dict[str, list[nn.Parameter]] = {}
+        taken: set[int] = set()
+        for name in ("actor", "critic", "opponents", "update"):
+            own = [parameter for parameter in getattr(self, name).parameters() if id(parameter) not in taken]
+            taken.update(id(parameter) for parameter in own)
+            if own:
+                groups[name] = own
+        return groups
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The recipe's optimiser over all components."""
+        return self.optimizer.build(self.parameter_groups())
+
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer
+
+    def _finish(self, batch: TensorDictBase, metrics: Metrics, seconds: dict[str, float]) -> None:
+        refuse_non_finite(batch, metrics, self)
+        self.iteration += 1
+        frames = batch.batch_size.numel()
+        self.frames += frames
+        logged = {name: float(value) for name, value in metrics.items()}
+        logged |= self.returns.take(batch)
+        logged |= {f"time/{name}": value for name, value in seconds.items()}
+        logged["time/frames_per_second"] = frames / sum(seconds.values())
+        logged["optimizer/lr"] = self._torch_optimizer().param_groups[0]["lr"]
+        logged["frames"] = float(self.frames)
+        if self.evaluate is not None and self._is_evaluated():
+            self.actor.eval()
+            logged |= self.evaluate(self.actor)
+        # Lightning would count optimiser steps; every logger shall count iterations.
+        logged["step"] = float(self.iteration - 1)
+        self.log_dict(logged)
+
+    def _is_evaluated(self) -> bool:
+        last = self.iteration == self.iterations
+        return last or (self.evaluation_interval > 0 and self.iteration % self.evaluation_interval == 0)
+
+    @contextmanager
+    def _timed(self, name: str, seconds: dict[str, float]) -> Iterator[None]:
+        start = self._now()
+        yield
+        seconds[name] = self._now() - start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def train_dataloader(self) -> Sequence[int]:
+        """One token per epoch: an epoch of Lightning is one iteration."""
+        return [0]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what decides the future beside the parameters."""
+        checkpoint["marlkit"] = {
+            "recipe": self.recipe,
+            "spec": self.env.spec.as_dict(),
+            "iteration": self.iteration,
+            "frames": self.frames,
+            "returns": self.returns.state_dict(),
+            "env": self.env.state_dict(),
+            "data": self.data.state_dict(),
+            "rng": rng.state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue from :meth:`on_save_checkpoint`; the generators' state is restored when training starts."""
+        state = checkpoint["marlkit"]
+        self.iteration = state["iteration"]
+        self.frames = state["frames"]
+        self.returns.load_state_dict(state["returns"])
+        self.env.load_state_dict(state["env"])
+        self.data.load_state_dict(state["data"])
+        self._generators = state["rng"]
+
+    def on_train_start(self) -> None:
+        """Restore the random generators last, after everything that may have drawn from them."""
+        if self._generators is not None:
+            rng.restore(self._generators)
+            self._generators = None
+
+
+class EpisodeReturns:
+    """Undiscounted returns of the episodes that ended during a rollout, averaged over the team's agents."""
+
+    def __init__(self) -> None:
+        self.running: Tensor | None = None
+        self.steps: Tensor | None = None
+
+    @torch.no_grad()
+    def take(self, batch: TensorDictBase) -> dict[str, float]:
+        """Add a rollout ``[B, T]``; mean return and length of the episodes that ended in it (nothing if none did)."""
+        reward = batch[keys.REWARD].mean(-2).squeeze(-1)
+        done = batch[keys.DONE].squeeze(-1)
+        running = torch.zeros_like(reward[:, 0]) if self.running is None else self.running
+        steps = torch.zeros_like(running) if self.steps is None else self.steps
+        total, length, count = (torch.zeros((), device=reward.device) for _ in range(3))
+        for now, ended in zip(reward.unbind(1), done.unbind(1), strict=True):
+            running, steps = running + now, steps + 1
+            total += running.masked_fill(~ended, 0).sum()
+            length += steps.masked_fill(~ended, 0).sum()
+            count += ended.sum()
+            running, steps = running.masked_fill(ended, 0), steps.masked_fill(ended, 0)
+        self.running, self.steps = running, steps
+        logged = {"episode/count": count.item(), "episode/reward": reward.mean().item()}
+        if count > 0:
+            logged |= {"episode/return": (total / count).item(), "episode/length": (length / count).item()}
+        return logged
+
+    def state_dict(self) -> dict[str, Tensor | None]:
+        """Sums of the running episodes."""
+        return {"running": self.running, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
+        """Continue from :meth:`state_dict`."""
+        self.running, self.steps = state["running"], state["steps"]
+
+
+def refuse_non_finite(batch: TensorDictBase, metrics: Metrics, learner: Learner) -> None:
+    """Stop at the first NaN or infinity, in the order in which tensors are made.
+
+    Raises:
+        NonFiniteError: names the tensor, the component that wrote it and what to try.
+    """
+    suspects: list[tuple[str, nn.Module | Environment | Actor, Key]] = [("env", learner.env, keys.REWARD)]
+    for section in ("env", "actor", "opponents", "critic", "estimator"):
+        component = getattr(learner, section)
+        suspects += [(section, component, key) for key in component.writes if key in batch.keys(include_nested=True)]
+    checks: list[tuple[str, str, Tensor]] = [
+        (section, keys.name(key), batch[key]) for section, _, key in suspects if batch[key].is_floating_point()
+    ]
+    checks += [("update", name, value) for name, value in metrics.items()]
+    finite = torch.stack([torch.isfinite(value).all() for _, _, value in checks])
+    if finite.all():
+        return
+    section, name, _ = checks[int((~finite).nonzero()[0])]
+    component = type(getattr(learner, section)).__name__
+    raise NonFiniteError(
+        f"iteration {learner.iteration}: `{name}`, written by {section} ({component}), is not finite. Training stopped; the "
+        "checkpoints of the run are from before it. Usual causes: a learning rate that is too high, unclipped gradients, "
+        "rewards that are very large."
+    )

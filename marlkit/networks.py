@@ -1,0 +1,189 @@
+"""Networks of a team: one per agent, one for all, or one per group, evaluated in one batched product.
+
+Unshared parameters are separate leaf parameters (so that an optimiser can step one agent alone) that are stacked for the
+product; no Python loop runs over agents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from marlkit.errors import OptionError
+from marlkit.options import Share
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "leaky_relu": F.leaky_relu,
+    "gelu": F.gelu,
+    "elu": F.elu,
+}
+
+
+def group_of_agents(share: Share, n_agents: int) -> tuple[int, ...]:
+    """The parameter group of each agent.
+
+    Raises:
+        OptionError: groups that do not name every agent exactly once.
+    """
+    if share == "all":
+        return (0,) * n_agents
+    if share == "none":
+        return tuple(range(n_agents))
+    assert not isinstance(share, str)
+    named = sorted(agent for group in share for agent in group)
+    if named != list(range(n_agents)):
+        raise OptionError("share", f"groups must name each of the {n_agents} agents (0 to {n_agents - 1}) once, got {share}")
+    return tuple(next(g for g, group in enumerate(share) if agent in group) for agent in range(n_agents))
+
+
+class TeamLinear(nn.Module):
+    """An affine map per group of agents.
+
+    Args:
+        inputs, outputs: numbers of features.
+        groups: the group of each agent; its length is the size of the agent axis.
+        gain: of the orthogonal initialisation of each group's weight; biases start at zero.
+        bias: whether there is one.
+    """
+
+    def __init__(self, inputs: int, outputs: int, groups: Sequence[int], *, gain: float, bias: bool = True) -> None:
+        super().__init__()
+        self.groups = tuple(groups)
+        count = max(self.groups) + 1
+        self.weights = nn.ParameterList(nn.init.orthogonal_(torch.empty(outputs, inputs), gain) for _ in range(count))
+        self.biases = nn.ParameterList(torch.zeros(outputs) for _ in range(count if bias else 0))
+
+    def forward(self, features: Tensor, agents: Sequence[int] | None = None) -> Tensor:
+        """``[*, n, inputs] -> [*, n, outputs]``, where ``n`` counts ``agents`` (``None``: all, in order)."""
+        if len(self.weights) == 1:
+            return F.linear(features, self.weights[0], self.biases[0] if len(self.biases) else None)
+        groups = self.groups if agents is None else [self.groups[agent] for agent in agents]
+        weight = torch.stack([self.weights[group] for group in groups])
+        flat = features.reshape(-1, len(groups), features.shape[-1]).transpose(0, 1)
+        if len(self.biases):
+            bias = torch.stack([self.biases[group] for group in groups]).unsqueeze(1)
+            product = torch.baddbmm(bias, flat, weight.transpose(1, 2))
+        else:
+            product = torch.bmm(flat, weight.transpose(1, 2))
+        return product.transpose(0, 1).reshape(*features.shape[:-1], weight.shape[1])
+
+    def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
+        """The leaf parameters of the groups of ``agents``."""
+        groups = dict.fromkeys(self.groups[agent] for agent in agents)
+        return [parameters[group] for group in groups for parameters in (self.weights, self.biases) if len(parameters)]
+
+
+class TeamNetwork(nn.Module):
+    """A multilayer perceptron per group of agents.
+
+    Where agents share a network, an agent's identity enters the first layer as a learnt bias, which is what appending a
+    one-hot identity to the input computes, without building it.
+
+    Args:
+        inputs, outputs: numbers of features.
+        hidden: widths of the hidden layers.
+        groups: the group of each agent.
+        activation: name of the non-linearity.
+        output_gain: gain of the last layer's initialisation.
+        agent_id: whether agents that share a network can be told apart.
+        layer_norm: normalise the input and every hidden layer's output; without affine part, which the next layer absorbs.
+    """
+
+    identity: nn.Parameter | None
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        hidden: Sequence[int],
+        groups: Sequence[int],
+        activation: str,
+        output_gain: float,
+        agent_id: bool,
+        layer_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.layer_norm = layer_norm
+        gain = nn.init.calculate_gain(activation) if activation in ("tanh", "relu", "leaky_relu") else math.sqrt(2)
+        widths = [inputs, *hidden, outputs]
+        gains = [gain] * len(hidden) + [output_gain]
+        self.layers = nn.ModuleList(
+            TeamLinear(before, after, groups, gain=g) for before, after, g in zip(widths, widths[1:], gains, strict=False)
+        )
+        told_apart = agent_id and len(groups) > len(set(groups))
+        scale = gain / math.sqrt(inputs + len(groups))
+        self.register_parameter(
+            "identity", nn.Parameter(torch.empty(len(groups), widths[1]).normal_(0, scale)) if told_apart else None
+        )
+
+    def enter(self, features: Tensor, agents: Sequence[int] | None = None) -> Tensor:
+        """The first layer before its non-linearity: ``[*, n, inputs] -> [*, n, hidden[0]]``."""
+        entered = self.layers[0](self._normalised(features), agents)
+        if self.identity is None:
+            return entered
+        return entered + (self.identity if agents is None else self.identity[list(agents)])
+
+    def leave(self, entered: Tensor, agents: Sequence[int] | None = None) -> Tensor:
+        """All that follows :meth:`enter`: ``[*, n, hidden[0]] -> [*, n, outputs]``."""
+        for layer in self.layers[1:]:
+            entered = layer(self._normalised(self.activation(entered)), agents)
+        return entered
+
+    def forward(self, features: Tensor, agents: Sequence[int] | None = None) -> Tensor:
+        """``[*, n, inputs] -> [*, n, outputs]``, where ``n`` counts ``agents`` (``None``: all, in order)."""
+        return self.leave(self.enter(features, agents), agents)
+
+    def _normalised(self, features: Tensor) -> Tensor:
+        return F.layer_norm(features, features.shape[-1:]) if self.layer_norm else features
+
+
+class TeamGRU(nn.Module):
+    """A gated recurrent unit per group of agents (Cho et al. 2014), with hidden states set to zero where episodes start.
+
+    ``r, z = sigmoid(W x + U h)``, ``n = tanh(W_n x + r * (U_n h))``, ``h' = (1 - z) n + z h``.
+
+    Args:
+        features: size of the input and of the hidden state.
+        groups: the group of each agent.
+    """
+
+    def __init__(self, features: int, groups: Sequence[int]) -> None:
+        super().__init__()
+        self.from_input = TeamLinear(features, 3 * features, groups, gain=1.0)
+        self.from_hidden = TeamLinear(features, 3 * features, groups, gain=1.0)
+
+    def step(self, gates: Tensor, hidden: Tensor, agents: Sequence[int] | None) -> Tensor:
+        """One step from the input's share of the gates ``[*, n, 3 H]`` and ``hidden`` ``[*, n, H]``."""
+        reset_in, update_in, new_in = gates.chunk(3, -1)
+        reset_hidden, update_hidden, new_hidden = self.from_hidden(hidden, agents).chunk(3, -1)
+        reset = torch.sigmoid(reset_in + reset_hidden)
+        update = torch.sigmoid(update_in + update_hidden)
+        new = torch.tanh(new_in + reset * new_hidden)
+        return new + update * (hidden - new)
+
+    def forward(self, features: Tensor, hidden: Tensor, is_first: Tensor, agents: Sequence[int] | None = None) -> Tensor:
+        """Hidden states after each step.
+
+        Args:
+            features: ``[M, n, H]`` for single steps or ``[M, L, n, H]`` for sequences.
+            hidden: ``[M, n, H]``, before the first step.
+            is_first: ``[M, 1]`` or ``[M, L, 1]`` bool.
+            agents: which agents ``n`` counts; ``None``: all.
+        """
+        gates = self.from_input(features, agents)
+        keep = (~is_first).unsqueeze(-1)
+        if features.dim() == 3:
+            return self.step(gates, hidden * keep, agents)
+        states = []
+        for gate, kept in zip(gates.unbind(1), keep.unbind(1), strict=True):
+            hidden = self.step(gate, hidden * kept, agents)
+            states.append(hidden)
+        return torch.stack(states, 1)

@@ -1,0 +1,64 @@
+"""Running normalisation of value targets.
+
+Source: the ``ValueNorm`` of the MAPPO reference implementation (Yu et al. 2022): exponential averages with debiasing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+VARIANCE_FLOOR = 1e-2
+DEBIAS_FLOOR = 1e-5
+
+
+class ValueNormaliser(nn.Module):
+    """Converts values between real and normalised units.
+
+    ``m <- beta m + (1 - beta) mean(G)`` and likewise for the mean square and for the debiasing weight ``w`` (all start at 0);
+    ``mean = m / w``, ``variance = max(s / w - mean^2, 0.01)``, ``normalise(x) = (x - mean) / sqrt(variance)``.
+
+    Args:
+        enabled: without it both conversions are the identity and nothing is tracked.
+        beta: decay of the averages.
+    """
+
+    mean: Tensor
+    mean_square: Tensor
+    weight: Tensor
+
+    def __init__(self, *, enabled: bool, beta: float = 0.99999) -> None:
+        super().__init__()
+        self.enabled = enabled
+        self.beta = beta
+        for name in ("mean", "mean_square", "weight"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float32))
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        weight = self.weight.clamp(min=DEBIAS_FLOOR)
+        mean = self.mean / weight
+        variance = (self.mean_square / weight - mean.square()).clamp(min=VARIANCE_FLOOR)
+        return mean, variance.sqrt()
+
+    @torch.no_grad()
+    def update(self, target: Tensor) -> None:
+        """Take ``target`` (any shape, real units) into the averages."""
+        if not self.enabled:
+            return
+        for average, value in ((self.mean, target.mean()), (self.mean_square, target.square().mean())):
+            average.mul_(self.beta).add_(value, alpha=1 - self.beta)
+        self.weight.mul_(self.beta).add_(1 - self.beta)
+
+    def normalise(self, value: Tensor) -> Tensor:
+        """Real units to normalised units."""
+        if not self.enabled:
+            return value
+        mean, deviation = self._statistics()
+        return (value - mean) / deviation
+
+    def denormalise(self, value: Tensor) -> Tensor:
+        """Normalised units to real units."""
+        if not self.enabled:
+            return value
+        mean, deviation = self._statistics()
+        return value * deviation + mean

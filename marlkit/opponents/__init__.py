@@ -1,0 +1,1 @@
+"""Opponent models: what each agent believes of the others' policies."""

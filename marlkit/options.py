@@ -1,0 +1,160 @@
+"""Types of component options: what a value in a recipe may be.
+
+A constructor annotates its keyword-only arguments with these (or with ``int``, ``float``, ``bool``, ``str``, ``Literal``,
+``list[...]``, ``dict[str, Any]``, a union of them, or a kind of component), and the same annotation is read from the source
+for ``marlkit check`` and enforced when the component is built. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from marlkit.contract import as_yaml
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number; ``above`` and ``below`` exclude the bound itself."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    @property
+    def words(self) -> str:
+        """The bounds for people: ``"from 0 to 1"``, ``"above 0"``."""
+        if self.at_least is not None and self.at_most is not None:
+            return f"from {self.at_least} to {self.at_most}"
+        bounds = {"of at least": self.at_least, "of at most": self.at_most, "above": self.above, "below": self.below}
+        return " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+
+    def problem(self, value: float) -> str | None:
+        """What is wrong with ``value``, or ``None``."""
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"must be finite, got {value}"
+        if self.at_least is not None and value < self.at_least:
+            return f"must be at least {self.at_least:g}, got {value}"
+        if self.at_most is not None and value > self.at_most:
+            return f"must be at most {self.at_most:g}, got {value}"
+        if self.above is not None and value <= self.above:
+            return f"must be above {self.above:g}, got {value}"
+        if self.below is not None and value >= self.below:
+            return f"must be below {self.below:g}, got {value}"
+        return None
+
+
+PositiveInt = Annotated[int, Range(at_least=1)]
+NonNegativeInt = Annotated[int, Range(at_least=0)]
+PositiveFloat = Annotated[float, Range(above=0)]
+NonNegativeFloat = Annotated[float, Range(at_least=0)]
+Probability = Annotated[float, Range(at_least=0, at_most=1)]
+Discount = Annotated[float, Range(at_least=0, at_most=1)]
+
+Hidden = list[PositiveInt]
+"""Widths of the hidden layers."""
+
+Activation = Literal["tanh", "relu", "leaky_relu", "gelu", "elu"]
+
+Share = Literal["all", "none"] | list[list[NonNegativeInt]]
+"""Which agents use the same parameters: all, none, or groups such as ``[[0, 1], [2, 3]]``."""
+
+
+_LISTS = (list, Sequence)
+_MAPPINGS = (dict, Mapping)
+_WORDS: dict[Any, tuple[str, str]] = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", "true or false"),
+    str: ("a word", "words"),
+    list: ("a list", "lists"),
+    dict: ("a mapping", "mappings"),
+    type(None): ("null", "null"),
+    Any: ("anything", "anything"),
+}
+
+
+def describe_type(annotation: Any, *, several: bool = False) -> str:
+    """An annotation for people: ``"a list of whole numbers"``, ``"own or state"``."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        words = [constraint.words for constraint in arguments[1:] if isinstance(constraint, Range)]
+        return " ".join([describe_type(arguments[0], several=several), *words])
+    if origin is Literal:
+        return " or ".join(map(as_yaml, arguments))
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe_type(part, several=several) for part in arguments)
+    if origin in _LISTS:
+        return f"{'lists' if several else 'a list'} of {describe_type(arguments[0], several=True)}"
+    if origin is tuple:
+        return f"a list [{', '.join('…' if part is ... else describe_type(part) for part in arguments)}]"
+    annotation = dict if origin in _MAPPINGS or annotation in _MAPPINGS else annotation
+    name = getattr(annotation, "__name__", str(annotation))
+    return _WORDS.get(annotation, (name, name))[several]
+
+
+def problem_with(value: Any, annotation: Any) -> str | None:
+    """What is wrong with ``value`` where ``annotation`` is asked for, or ``None`` if it fits."""
+    origin = get_origin(annotation)
+    if annotation is Any:
+        return None
+    if origin is Annotated:
+        base, *constraints = get_args(annotation)
+        wrong = problem_with(value, base)
+        for constraint in constraints if wrong is None else ():
+            wrong = wrong or constraint.problem(value)
+        return wrong
+    if origin in (Union, types.UnionType):
+        return _problem_with_union(value, get_args(annotation))
+    if origin is Literal:
+        if any(value == choice and type(value) is type(choice) for choice in get_args(annotation)):
+            return None
+    elif isinstance(value, (list, tuple)) and (origin in _LISTS or origin is tuple):
+        wanted = _entries(get_args(annotation), len(value), origin)
+        if len(wanted) == len(value):
+            problems = (problem_with(item, part) for item, part in zip(value, wanted, strict=True))
+            return next((f"entry {index}: {problem}" for index, problem in enumerate(problems) if problem), None)
+    elif origin in _MAPPINGS or annotation in _MAPPINGS:
+        if isinstance(value, Mapping):
+            return None
+    elif origin is None and _is_instance(value, annotation):
+        return None
+    return f"must be {describe_type(annotation)}, got {value!r}"
+
+
+def _entries(parts: tuple[Any, ...], length: int, origin: Any) -> list[Any]:
+    """The annotation of each entry of a list that may have `length` of them."""
+    return [parts[0]] * length if origin is not tuple or parts[-1] is ... else list(parts)
+
+
+def _problem_with_union(value: Any, parts: tuple[Any, ...]) -> str | None:
+    problems = [problem_with(value, part) for part in parts]
+    if None in problems:
+        return None
+    # The part whose type fits explains best: 0 for `int >= 1 or null` is out of range, not of a wrong type.
+    specific = [problem for problem, part in zip(problems, parts, strict=True) if _same_shape(value, part)]
+    wanted = " or ".join(describe_type(part) for part in parts)
+    return specific[0] if specific else f"must be {wanted}, got {value!r}"
+
+
+def _same_shape(value: Any, annotation: Any) -> bool:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _same_shape(value, get_args(annotation)[0])
+    if origin in _LISTS or origin is tuple:
+        return isinstance(value, (list, tuple))
+    return origin is None and _is_instance(value, annotation)
+
+
+def _is_instance(value: Any, annotation: Any) -> bool:
+    if annotation is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation is type(None):
+        return value is None
+    return isinstance(annotation, type) and isinstance(value, annotation)

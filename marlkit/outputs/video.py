@@ -1,0 +1,70 @@
+"""Pictures of a trained team as a small animated GIF."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Frame = NDArray[np.uint8]
+PALETTE_FRAMES = 8
+COLOURS = 64
+
+
+def write_gif(frames: Sequence[Frame], path: str | os.PathLike[str], fps: float, *, longest_side: int = 400) -> None:
+    """Write ``frames`` as a GIF that repeats for ever.
+
+    All frames share one palette of 64 colours without dithering, so that what does not move costs next to nothing.
+
+    Args:
+        frames: RGB pictures of one size, each ``[height, width, 3]`` uint8.
+        path: the file to write; its folder is made if need be.
+        fps: frames per second; a GIF counts in hundredths of a second, so the nearest of 100, 50, 33.3, 25, 20, … is kept.
+        longest_side: larger pictures are shrunk to this many pixels.
+
+    Raises:
+        ValueError: there are no frames, or one of them is not such a picture.
+    """
+    pictures = [_picture(frame, index, longest_side) for index, frame in enumerate(frames)]
+    if not pictures:
+        raise ValueError("a video needs at least one frame")
+    if any(picture.size != pictures[0].size for picture in pictures):
+        raise ValueError(f"frames differ in size: {sorted({picture.size for picture in pictures})}")
+    palette = _common_palette(pictures)
+    indexed = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    centiseconds = max(1, round(100 / fps))
+    indexed[0].save(
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=indexed[1:],
+        duration=10 * centiseconds,
+        loop=0,
+        optimize=True,
+        disposal=1,
+    )
+
+
+def _picture(frame: Frame, index: int, longest_side: int) -> Image.Image:
+    if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8:
+        raise ValueError(f"frame {index} must be [height, width, 3] uint8, got {list(frame.shape)} {frame.dtype}")
+    picture = Image.fromarray(frame)
+    scale = longest_side / max(picture.size)
+    if scale >= 1:
+        return picture
+    return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+
+
+def _common_palette(pictures: Sequence[Image.Image]) -> Image.Image:
+    """A palette from a few frames side by side, spread over the whole video."""
+    chosen = pictures[:: max(1, len(pictures) // PALETTE_FRAMES)]
+    width, height = pictures[0].size
+    strip = Image.new("RGB", (width, height * len(chosen)))
+    for row, picture in enumerate(chosen):
+        strip.paste(picture, (0, row * height))
+    return strip.quantize(COLOURS, method=Image.Quantize.MEDIANCUT)

@@ -1,0 +1,91 @@
+"""A trained policy outside training: observations in, actions out, each agent's from its own observation only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from marlkit import keys
+from marlkit.component import Actor
+from marlkit.errors import MarlkitError
+from marlkit.spec import Continuous, TeamSpec
+
+Observations = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+
+
+class Policy:
+    """Acts for a team.
+
+    Args:
+        actor: the trained actor.
+        spec: the team that it was trained for.
+    """
+
+    def __init__(self, actor: Actor, spec: TeamSpec) -> None:
+        self.actor = actor.eval()
+        self.spec = spec
+        self._hidden: Tensor | None = None
+        self._is_first = True
+
+    def reset(self) -> None:
+        """Forget the episode; a policy without memory has nothing to forget."""
+        self._hidden, self._is_first = None, True
+
+    @torch.no_grad()
+    def __call__(self, observations: Observations, *, deterministic: bool = True, action_mask: Tensor | None = None) -> Tensor:
+        """Choose actions.
+
+        Args:
+            observations: ``[*, N, O]``; or one tensor ``[*, o_i]`` per agent in order, or by agent name.
+            deterministic: the most likely action rather than a sample.
+            action_mask: ``[*, N, A]`` bool, discrete actions that are available; ``None``: all that each agent has.
+
+        Returns:
+            ``[*, N]`` int64 or ``[*, N, D]`` float in the environment's units, within its bounds.
+
+        Raises:
+            MarlkitError: the observations do not fit the team.
+        """
+        stacked = self._stacked(observations)
+        leading = stacked.shape[:-2]
+        rows = stacked.reshape(-1, *stacked.shape[-2:])
+        batch = TensorDict({}, batch_size=[len(rows)], device=rows.device)
+        batch.set(keys.OBSERVATION, rows)
+        own = self._own_actions(rows) if action_mask is None else action_mask.reshape(len(rows), self.spec.n_agents, -1)
+        batch.set(keys.ACTION_MASK if self.spec.discrete else keys.ACTION_DIMS, own)
+        batch.set(keys.IS_FIRST, torch.full((len(rows), 1), self._is_first, device=rows.device))
+        hidden = self.actor.initial_hidden(len(rows)) if self._hidden is None else self._hidden
+        if hidden is not None:
+            batch.set(keys.HIDDEN, hidden)
+        self.actor(batch, deterministic=deterministic)
+        self._hidden, self._is_first = batch.get(keys.following(keys.HIDDEN), None), False
+        action = self._bounded(batch[keys.ACTION])
+        return action.reshape(*leading, *action.shape[1:])
+
+    def _stacked(self, observations: Observations) -> Tensor:
+        if isinstance(observations, Mapping):
+            missing = set(self.spec.agent_names) ^ set(observations)
+            if missing:
+                raise MarlkitError(f"observations are needed for {', '.join(self.spec.agent_names)}; at odds: {sorted(missing)}")
+            observations = [observations[name] for name in self.spec.agent_names]
+        if not isinstance(observations, Tensor):
+            padded = [torch.nn.functional.pad(own, (0, self.spec.observation - own.shape[-1])) for own in observations]
+            observations = torch.stack(padded, -2)
+        wanted = (self.spec.n_agents, self.spec.observation)
+        if observations.shape[-2:] != wanted:
+            raise MarlkitError(f"observations must end in [N, O] = {list(wanted)}, got {list(observations.shape)}")
+        return observations.to(torch.float32)
+
+    def _own_actions(self, rows: Tensor) -> Tensor:
+        sizes = torch.tensor(self.spec.own_action_sizes, device=rows.device).unsqueeze(-1)
+        own = torch.arange(self.spec.action_features, device=rows.device) < sizes
+        return own.expand(len(rows), *own.shape)
+
+    def _bounded(self, action: Tensor) -> Tensor:
+        space = self.spec.action
+        if not isinstance(space, Continuous) or space.low is None or space.high is None:
+            return action
+        return torch.maximum(torch.minimum(action, action.new_tensor(space.high)), action.new_tensor(space.low))

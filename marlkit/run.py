@@ -1,0 +1,311 @@
+"""A run: one training of one recipe, in a folder of its own.
+
+``runs/<recipe>/<time>-seed<k>/`` holds ``recipe.yaml`` (completed), ``versions.json``, ``metrics.csv``, ``tensorboard/``,
+``checkpoints/last.ckpt`` and ``best.ckpt``, and at the end ``curve.png`` and ``team.gif``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+
+from marlkit.building import build, build_environment, build_learner, choose_device, refusal
+from marlkit.checkpoints import BEST, LAST, Checkpoints
+from marlkit.component import Actor, Environment
+from marlkit.dry_run import dry_run
+from marlkit.errors import CheckpointError, MarlkitError, RecipeError, RunError
+from marlkit.evaluation import play_episodes
+from marlkit.learner import Learner
+from marlkit.outputs.checkpoint_io import AtomicCheckpointIO, load_checkpoint
+from marlkit.outputs.curve import draw_curve
+from marlkit.outputs.metrics_file import MetricsFile
+from marlkit.outputs.progress import IterationProgress
+from marlkit.outputs.versions import versions
+from marlkit.outputs.video import write_gif
+from marlkit.policy import Policy
+from marlkit.recipe import Recipe, load_recipe
+from marlkit.spec import TeamSpec
+
+RECIPE = "recipe.yaml"
+METRICS = "metrics.csv"
+CHECKPOINTS = "checkpoints"
+REQUIRED = ("state_dict", "marlkit")
+EVALUATION_SEED = 1_000_000
+"""Added to a recipe's seed for evaluations, so that they never replay the episodes of training."""
+
+LOGGERS = {
+    "wandb": ("WandbLogger", "wandb"),
+    "mlflow": ("MLFlowLogger", "mlflow"),
+    "comet": ("CometLogger", "comet-ml"),
+    "neptune": ("NeptuneLogger", "neptune"),
+}
+
+
+def train(recipe: Recipe, root: str | Path = "runs", *, progress: bool = True) -> Path:
+    """Train a recipe from the start.
+
+    Args:
+        recipe: what to train.
+        root: where run folders go.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        MarlkitError: the recipe cannot be trained; found before anything is written wherever possible.
+    """
+    choose_device(recipe)
+    dry_run(recipe)
+    folder = _new_folder(Path(root) / recipe.name, recipe.seed)
+    (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+    (folder / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+    _fit(recipe, folder, checkpoint=None, progress=progress)
+    return folder
+
+
+def resume(folder: str | Path, *, progress: bool = True) -> Path:
+    """Go on with a run that was stopped, exactly as if it had not been.
+
+    Raises:
+        RunError: the folder is not a run, or has no checkpoint yet.
+        CheckpointError: the checkpoint is damaged or belongs to another recipe.
+    """
+    folder = Path(folder)
+    recipe = run_recipe(folder)
+    path = folder / CHECKPOINTS / LAST
+    if not path.exists():
+        raise RunError(f"{folder}: has no checkpoint yet ({CHECKPOINTS}/{LAST}); train it again with `marlkit train {folder / RECIPE}`.")
+    checkpoint = _own_checkpoint(path, recipe)
+    if checkpoint["marlkit"]["iteration"] >= recipe.config.trainer.iterations:
+        _finish(recipe, folder)
+        return folder
+    _fit(recipe, folder, checkpoint=path, first_iteration=checkpoint["marlkit"]["iteration"], progress=progress)
+    return folder
+
+
+def evaluate(
+    folder: str | Path, *, episodes: int | None = None, seed: int | None = None, checkpoint: str = "best"
+) -> dict[str, float]:
+    """Play a trained team with its most likely actions.
+
+    Args:
+        folder: a run.
+        episodes: how many; ``None``: as many as an evaluation during training.
+        seed: of the episodes; ``None``: as in training.
+        checkpoint: ``"best"`` or ``"last"``.
+    """
+    recipe, env, actor, _ = _team(Path(folder), checkpoint, episodes)
+    seed = recipe.seed + EVALUATION_SEED if seed is None else seed
+    return play_episodes(env, actor, seed=seed, steps=recipe.config.trainer.evaluation_steps).summary()
+
+
+def play(
+    folder: str | Path, *, path: str | Path | None = None, seed: int | None = None, checkpoint: str = "best", fps: float = 15
+) -> Path:
+    """Draw one episode of a trained team as an animation, without a display.
+
+    Raises:
+        RunError: the environment cannot be drawn.
+    """
+    folder = Path(folder)
+    recipe, env, actor, _ = _team(folder, checkpoint, 1)
+    frames: list[Any] = []
+
+    def watch(env: Environment) -> None:
+        frames.append(env.draw(0))
+
+    seed = recipe.seed + EVALUATION_SEED if seed is None else seed
+    play_episodes(env, actor, seed=seed, steps=recipe.config.trainer.evaluation_steps, watch=watch)
+    if not frames or frames[0] is None:
+        raise RunError(f"{folder}: this environment has no picture to draw.")
+    path = folder / "team.gif" if path is None else Path(path)
+    write_gif(frames, path, fps)
+    return path
+
+
+def load_policy(folder: str | Path, checkpoint: str = "best") -> Policy:
+    """The trained policy of a run; needs neither its environment nor its critic.
+
+    Raises:
+        RunError: the folder is not a run, or holds no such checkpoint.
+    """
+    folder = Path(folder)
+    recipe = run_recipe(folder)
+    saved = _own_checkpoint(_checkpoint_path(folder, checkpoint), recipe)
+    spec = TeamSpec.from_dict(saved["marlkit"]["spec"])
+    return Policy(_trained_actor(recipe, spec, saved), spec)
+
+
+def run_recipe(folder: Path) -> Recipe:
+    """The completed recipe of a run.
+
+    Raises:
+        RunError: the folder is not a run.
+    """
+    path = folder / RECIPE
+    if not path.is_file():
+        raise RunError(f"{folder}: is not a run; it holds no {RECIPE}. Runs stand under runs/<recipe>/<time>-seed<k>/.")
+    return load_recipe(path)
+
+
+def sizes(recipe: Recipe) -> tuple[dict[str, int], dict[str, int]]:
+    """Sizes of the named dimensions of a recipe, and the number of parameters of each section."""
+    device = torch.device("cpu")
+    env = build_environment(recipe, device, recipe.seed, num_envs=2)
+    learner = build_learner(recipe, env)
+    sections = ("actor", "opponents", "critic", "update")
+    counts = {name: sum(p.numel() for p in getattr(learner, name).parameters()) for name in sections}
+    return env.spec.sizes(), {name: count for name, count in counts.items() if count}
+
+
+# --- what these are made of ---------------------------------------------------------------------------------------------------
+
+
+def _new_folder(parent: Path, seed: int) -> Path:
+    stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    for attempt in range(1, 1000):
+        folder = parent / f"{stamp}-seed{seed}{'' if attempt == 1 else f'-{attempt}'}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(f"{folder}: cannot be made ({error}).") from error
+        (folder / CHECKPOINTS).mkdir()
+        return folder
+    raise RunError(f"{parent}: a thousand runs started within this second")
+
+
+def _fit(recipe: Recipe, folder: Path, *, checkpoint: Path | None, first_iteration: int = 0, progress: bool) -> None:
+    device = choose_device(recipe)
+    options = recipe.config.trainer
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    env = build_environment(recipe, device, recipe.seed)
+    watched = _evaluation_environment(recipe, device)
+    learner = build_learner(
+        recipe,
+        env,
+        evaluate=lambda actor: play_episodes(
+            watched, actor, seed=recipe.seed + EVALUATION_SEED, steps=options.evaluation_steps
+        ).summary(),
+        evaluation_interval=options.evaluation_interval,
+    )
+    callbacks = [Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds)]
+    trainer = lightning.Trainer(
+        accelerator=device.type if device.type != "cuda" else "gpu",
+        devices=[options.device] if device.type == "cuda" else 1,
+        max_epochs=options.iterations,
+        logger=_loggers(recipe, folder, first_iteration),
+        callbacks=[*callbacks, *([IterationProgress()] if progress else [])],
+        plugins=[AtomicCheckpointIO(REQUIRED)],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=progress,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    )
+    trainer.fit(learner, ckpt_path=checkpoint, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    env.close()
+    watched.close()
+    _finish(recipe, folder)
+
+
+def _finish(recipe: Recipe, folder: Path) -> None:
+    draw_curve(folder / METRICS, folder / "curve.png", f"{recipe.name}, seed {recipe.seed}")
+    if recipe.config.trainer.video:
+        try:
+            play(folder)
+        except RunError:
+            # An environment without a picture is no reason to fail a finished training.
+            return
+
+
+def _evaluation_environment(recipe: Recipe, device: torch.device, episodes: int | None = None) -> Environment:
+    count = recipe.config.trainer.evaluation_episodes if episodes is None else episodes
+    return build_environment(recipe, device, recipe.seed + EVALUATION_SEED, num_envs=count)
+
+
+def _loggers(recipe: Recipe, folder: Path, first_iteration: int) -> list[Logger]:
+    loggers: list[Logger] = [MetricsFile(folder / METRICS, first_iteration), TensorBoardLogger(folder, name="tensorboard", version="")]
+    chosen = recipe.config.trainer.logger
+    if chosen is not None:
+        loggers.append(_chosen_logger(recipe, chosen))
+    return loggers
+
+
+def _chosen_logger(recipe: Recipe, chosen: str) -> Logger:
+    class_name, package = LOGGERS[chosen]
+    try:
+        logger_class = getattr(importlib.import_module("lightning.pytorch.loggers"), class_name)
+        logger = logger_class(**recipe.options("trainer")["logger_options"] or {})
+    except ModuleNotFoundError as error:
+        raise refusal(recipe, "trainer.logger", f"{chosen} is not installed.", f"`pip install {package}`") from error
+    except TypeError as error:
+        raise refusal(recipe, "trainer.logger_options", f"{class_name} refused them: {error}") from error
+    assert isinstance(logger, Logger)
+    return logger
+
+
+def _checkpoint_path(folder: Path, checkpoint: str) -> Path:
+    names = {"best": BEST, "last": LAST}
+    if checkpoint not in names:
+        raise RunError(f"there is no checkpoint `{checkpoint}`; choose best or last")
+    path = folder / CHECKPOINTS / names[checkpoint]
+    if not path.exists():
+        raise RunError(f"{path}: there is no such checkpoint yet.")
+    return path
+
+
+def _own_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
+    """A checkpoint of this very recipe.
+
+    Raises:
+        CheckpointError: it is damaged, holds more than data, or was made by another recipe.
+    """
+    saved = load_checkpoint(path, required=REQUIRED)
+    here, there = (_decisive(text) for text in (recipe.to_yaml(), saved["marlkit"]["recipe"]))
+    if here != there:
+        lines = zip(OmegaConf.to_yaml(here).splitlines(), OmegaConf.to_yaml(there).splitlines(), strict=False)
+        ours, theirs = next(((a, b) for a, b in lines if a != b), ("", ""))
+        raise CheckpointError(
+            f"{path}: was made by another recipe than the {RECIPE} of the run. First difference: `{ours.strip()}` in the run, "
+            f"`{theirs.strip()}` in the checkpoint. Restore the recipe, or train it anew."
+        )
+    return saved
+
+
+def _decisive(text: str) -> DictConfig:
+    """A recipe without its `trainer` section: how long and where it trains may change between stop and resume."""
+    config = OmegaConf.create(text)
+    assert isinstance(config, DictConfig)
+    return OmegaConf.masked_copy(config, [key for key in config if key != "trainer"])
+
+
+def _trained_actor(recipe: Recipe, spec: TeamSpec, saved: dict[str, Any]) -> Actor:
+    actor = build(recipe, "actor", spec)
+    assert isinstance(actor, Actor)
+    own = {name.removeprefix("actor."): value for name, value in saved["state_dict"].items() if name.startswith("actor.")}
+    actor.load_state_dict(own)
+    return actor.eval()
+
+
+def _team(folder: Path, checkpoint: str, episodes: int | None) -> tuple[Recipe, Environment, Actor, TeamSpec]:
+    recipe = run_recipe(folder)
+    saved = _own_checkpoint(_checkpoint_path(folder, checkpoint), recipe)
+    device = choose_device(recipe)
+    env = _evaluation_environment(recipe, device, episodes)
+    return recipe, env, _trained_actor(recipe, env.spec, saved).to(device), env.spec
+

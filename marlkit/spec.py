@@ -1,0 +1,117 @@
+"""What the environment tells every component: how many agents, how large, acting how. This module imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Bounds = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """``n`` actions, numbered from 0; agents with fewer have the rest masked."""
+
+    n: int
+
+
+@dataclass(frozen=True)
+class Continuous:
+    """``size`` real numbers in the units of the environment; agents with fewer have the rest masked.
+
+    ``low`` and ``high`` are bounds per agent and dimension, ``[N][D]``; ``None`` means unbounded.
+    """
+
+    size: int
+    low: Bounds | None = None
+    high: Bounds | None = None
+
+
+@dataclass(frozen=True)
+class TeamSpec:
+    """Sizes of a team.
+
+    Attributes:
+        n_agents: number of agents N.
+        observation: length O of the longest observation.
+        action: the action space that every agent's own space is padded to.
+        state: length S of the state; ``None`` means the joint observation, N * O.
+        horizon: steps after which an episode is truncated; ``None`` means never.
+        team_reward: whether all agents always receive the same reward.
+        names: the agents' names; ``None`` means ``agent_0``, ``agent_1``, …
+        observation_sizes: each agent's own observation length; ``None`` means O for all.
+        action_sizes: each agent's own number of actions or action dimensions; ``None`` means the same for all.
+    """
+
+    n_agents: int
+    observation: int
+    action: Discrete | Continuous
+    state: int | None = None
+    horizon: int | None = None
+    team_reward: bool = False
+    names: tuple[str, ...] | None = None
+    observation_sizes: tuple[int, ...] | None = None
+    action_sizes: tuple[int, ...] | None = None
+
+    @property
+    def discrete(self) -> bool:
+        """Whether actions are discrete."""
+        return isinstance(self.action, Discrete)
+
+    @property
+    def action_features(self) -> int:
+        """A for discrete actions (the length of a one-hot action), D for continuous ones."""
+        return self.action.n if isinstance(self.action, Discrete) else self.action.size
+
+    @property
+    def state_size(self) -> int:
+        """S."""
+        return self.n_agents * self.observation if self.state is None else self.state
+
+    @property
+    def traits(self) -> frozenset[str]:
+        """The environment's traits that conditions of a contract may name."""
+        reward = {"team_reward"} if self.team_reward else set()
+        return frozenset({"discrete" if self.discrete else "continuous"} | reward)
+
+    @property
+    def agent_names(self) -> tuple[str, ...]:
+        """One name per agent."""
+        return self.names or tuple(f"agent_{index}" for index in range(self.n_agents))
+
+    @property
+    def own_observation_sizes(self) -> tuple[int, ...]:
+        """Each agent's own observation length."""
+        return self.observation_sizes or (self.observation,) * self.n_agents
+
+    @property
+    def own_action_sizes(self) -> tuple[int, ...]:
+        """Each agent's own number of actions or action dimensions."""
+        return self.action_sizes or (self.action_features,) * self.n_agents
+
+    def sizes(self) -> dict[str, int]:
+        """Sizes of the named dimensions of :mod:`marlkit.keys`."""
+        return {"N": self.n_agents, "O": self.observation, "S": self.state_size, "A": self.action_features, "D": self.action_features}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data from which :meth:`from_dict` makes an equal spec."""
+        action: dict[str, Any]
+        if isinstance(self.action, Discrete):
+            action = {"discrete": self.action.n}
+        else:
+            bounds = [None if b is None else [list(row) for row in b] for b in (self.action.low, self.action.high)]
+            action = {"continuous": self.action.size, "low": bounds[0], "high": bounds[1]}
+        rest = ("n_agents", "observation", "state", "horizon", "team_reward", "names", "observation_sizes", "action_sizes")
+        plain = {name: getattr(self, name) for name in rest}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()} | {"action": action}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TeamSpec:
+        """The inverse of :meth:`as_dict`."""
+        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items() if name != "action"}
+        action = data["action"]
+        if "discrete" in action:
+            return cls(**fields, action=Discrete(action["discrete"]))
+        low, high = (None if action[b] is None else tuple(tuple(row) for row in action[b]) for b in ("low", "high"))
+        return cls(**fields, action=Continuous(action["continuous"], low, high))

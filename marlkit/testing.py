@@ -1,0 +1,143 @@
+"""Testing one component alone: batches without an environment, and the tests that every component passes.
+
+A user's own component is held to the same contract as marlkit's::
+
+    from marlkit.testing import check_component, spec_examples
+
+    @pytest.mark.parametrize("spec", spec_examples())
+    def test_contract(spec):
+        check_component(MyCritic(spec, hidden=[8]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from marlkit import keys
+from marlkit.component import Actor, Component, Critic, Estimator, Opponents
+from marlkit.distributions import UNAVAILABLE
+from marlkit.keys import Key
+from marlkit.spec import Continuous, Discrete, TeamSpec
+
+FREE_SIZES = {"V": 1, "H": 4}
+"""Sizes of the dimensions that a component decides itself, where nothing says otherwise."""
+
+
+def spec_examples() -> list[TeamSpec]:
+    """Small teams that differ in all that a spec can say: action kind, number of agents, equal and unequal sizes, reward."""
+    unequal = TeamSpec(3, 5, Discrete(4), observation_sizes=(5, 3, 2), action_sizes=(4, 2, 3))
+    bounds = (((-1.0, -2.0), (0.0, -1.0), (-1.0, 0.0)), ((1.0, 2.0), (1.0, 1.0), (1.0, 0.0)))
+    return [
+        TeamSpec(3, 5, Discrete(4), state=7, team_reward=True),
+        TeamSpec(2, 4, Continuous(2), horizon=10),
+        TeamSpec(1, 3, Discrete(2)),
+        unequal,
+        TeamSpec(3, 4, Continuous(2, *bounds), action_sizes=(2, 2, 1), team_reward=True),
+    ]
+
+
+def fake_batch(spec: TeamSpec, batch_size: Sequence[int], keys: Iterable[Key], seed: int = 0) -> TensorDict:
+    """Random but lawful tensors under ``keys``: masks allow what the agents have, actions are available, scales are positive.
+
+    Args:
+        spec: the team.
+        batch_size: leading dimensions, such as ``[4]`` or ``[B, T]``.
+        keys: what to fill in, for instance ``component.reads``.
+        seed: of the tensors.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batch = TensorDict({}, batch_size=list(batch_size))
+    for key in keys:
+        batch.set(key, _fake(spec, tuple(batch_size), key, generator))
+    return batch
+
+
+def key_shape(spec: TeamSpec, key: Key) -> tuple[int, ...]:
+    """Shape of ``key`` behind the batch dimensions, free dimensions at their smallest."""
+    sizes = spec.sizes() | FREE_SIZES | {"1": 1}
+    return tuple(sizes[name] for name in keys.describe(key).dimensions(discrete=spec.discrete))
+
+
+def _fake(spec: TeamSpec, batch_size: tuple[int, ...], key: Key, generator: torch.Generator) -> Tensor:
+    shape = (*batch_size, *key_shape(spec, key))
+    info, name = keys.describe(key), key if isinstance(key, str) else key[-1]
+    own = torch.arange(spec.action_features) < torch.tensor(spec.own_action_sizes).unsqueeze(-1)
+    if name in ("action_mask", "action_dims"):
+        return own.expand(shape).clone()
+    if name == "alive":
+        return torch.ones(shape, dtype=torch.bool)
+    if name == "action" and spec.discrete:
+        return (torch.rand(shape, generator=generator) * torch.tensor(spec.own_action_sizes)).long()
+    if name == "logits":
+        return torch.randn(shape, generator=generator).masked_fill(~own, UNAVAILABLE)
+    if info.dtype == "bool":
+        return torch.rand(shape, generator=generator) < 0.2
+    if info.dtype == "int64":
+        return torch.randint(2**40, shape, generator=generator)
+    values = torch.randn(shape, generator=generator)
+    return values.abs() + 0.1 if name == "scale" else values
+
+
+def check_component(component: Component) -> None:
+    """Hold a component to its contract.
+
+    It is given exactly the keys that it declares to read, must write exactly the keys that it declares to write, of the shape and
+    type of the key table, and finite; it must not change what it reads; a critic's value must not see the agent's own action.
+
+    Raises:
+        AssertionError: it breaks its contract; says how.
+    """
+    if not isinstance(component, (Actor, Critic, Estimator, Opponents)):
+        return
+    memory = (keys.HIDDEN,) if isinstance(component, Actor) and component.sequence_length is not None else ()
+    batch_size = (2, 6) if isinstance(component, Estimator) else (4,)
+    batch = fake_batch(component.spec, batch_size, [*component.reads, *memory])
+    if memory:
+        hidden = component.initial_hidden(4) if isinstance(component, Actor) else None
+        batch.set(keys.HIDDEN, hidden)
+    before = batch.clone()
+    component(batch)
+    _check_writes(component, batch, before)
+    if isinstance(component, Critic):
+        _check_own_action(component, before)
+
+
+def _check_writes(component: Component, batch: TensorDict, before: TensorDict) -> None:
+    who = type(component).__name__
+    had = _leaves(before)
+    for key in had:
+        assert torch.equal(batch[key], before[key]), f"{who} changed `{keys.name(key)}`, which it only reads"
+    wrote = _leaves(batch) - had
+    extra = {keys.following(keys.HIDDEN)}
+    declared = set(component.writes)
+    assert wrote - extra == declared, f"{who} declares writes {sorted(map(keys.name, declared))}, wrote {sorted(map(keys.name, wrote))}"
+    for key in declared:
+        wanted = (*batch.batch_size, *key_shape(component.spec, key))
+        assert tuple(batch[key].shape) == wanted, f"{who} wrote `{keys.name(key)}` as {tuple(batch[key].shape)}, not {wanted}"
+        dtype = "float32" if key == keys.ACTION and not component.spec.discrete else keys.describe(key).dtype
+        assert str(batch[key].dtype) == f"torch.{dtype}", f"{who} wrote `{keys.name(key)}` as {batch[key].dtype}, not {dtype}"
+        if batch[key].is_floating_point():
+            assert torch.isfinite(batch[key]).all(), f"{who} wrote `{keys.name(key)}` with NaN or infinity"
+
+
+def _check_own_action(critic: Critic, before: TensorDict) -> None:
+    """Change agent 0's action and belief of itself; its own baseline must stay what it was."""
+    own = {keys.ACTION: 0, keys.OPPONENT_LOGITS: 1, keys.OPPONENT_LOC: 1}
+    changed = before.clone()
+    for key, offset in own.items():
+        if key in _leaves(before):
+            agent = changed[key].select(1 + offset, 0)
+            agent.copy_((agent + 1) % critic.spec.own_action_sizes[0] if key == keys.ACTION and critic.spec.discrete else agent.flip(-1))
+    if keys.STATE_VALUE in critic.writes:
+        first, second = (critic(batch)[keys.STATE_VALUE][:, 0] for batch in (before.clone(), changed))
+        # Not bit for bit: a critic may evaluate the agents in one product, whose rounding depends on its size.
+        assert torch.allclose(first, second, rtol=1e-5, atol=1e-6), f"{type(critic).__name__}: agent 0's baseline depends on its own action"
+
+
+def _leaves(batch: TensorDict) -> set[Key]:
+    found: Collection[Key] = batch.keys(include_nested=True, leaves_only=True)
+    return set(found)

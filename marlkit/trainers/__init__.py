@@ -1,0 +1,1 @@
+"""Trainers: how long, where and how a recipe is trained."""

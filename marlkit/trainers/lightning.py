@@ -1,0 +1,57 @@
+"""How a recipe is trained: a Lightning Trainer, evaluation, logging and saving."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from marlkit.component import Trainer
+from marlkit.options import NonNegativeFloat, NonNegativeInt, PositiveInt
+from marlkit.spec import TeamSpec
+
+
+class LightningTrainer(Trainer):
+    """Options of a training run.
+
+    Args:
+        spec: the team.
+        iterations: how often to collect, annotate, estimate and update.
+        accelerator: `auto` takes a GPU where there is one; `cpu`, `cuda` or `mps` ask for one kind.
+        device: index of the GPU.
+        threads: CPU threads of a process; `null` leaves torch's choice.
+        evaluation_interval: iterations between evaluations; 0: only at the end.
+        evaluation_episodes: episodes per evaluation, on environments of their own, with the most likely actions.
+        evaluation_steps: steps after which an episode of an evaluation is cut where the environment sets no limit.
+        checkpoint_seconds: time between checkpoints of the last state; what a kill can lose.
+        logger: a Lightning logger beside the CSV file and TensorBoard.
+        logger_options: its constructor's arguments.
+        video: draw an episode of the trained team at the end.
+    """
+
+    def __init__(
+        self,
+        spec: TeamSpec,
+        *,
+        iterations: PositiveInt = 100,
+        accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+        device: NonNegativeInt = 0,
+        threads: PositiveInt | None = None,
+        evaluation_interval: NonNegativeInt = 10,
+        evaluation_episodes: PositiveInt = 32,
+        evaluation_steps: PositiveInt = 1000,
+        checkpoint_seconds: NonNegativeFloat = 60.0,
+        logger: Literal["wandb", "mlflow", "comet", "neptune"] | None = None,
+        logger_options: dict[str, Any] | None = None,
+        video: bool = True,
+    ) -> None:
+        self.spec = spec
+        self.iterations = iterations
+        self.accelerator = accelerator
+        self.device = device
+        self.threads = threads
+        self.evaluation_interval = evaluation_interval
+        self.evaluation_episodes = evaluation_episodes
+        self.evaluation_steps = evaluation_steps
+        self.checkpoint_seconds = checkpoint_seconds
+        self.logger = logger
+        self.logger_options = logger_options or {}
+        self.video = video

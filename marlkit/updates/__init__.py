@@ -1,0 +1,1 @@
+"""Updates: losses, gradients, parameters."""
