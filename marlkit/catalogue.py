@@ -135,7 +135,7 @@ def find(kind: Kind | str, name: str, folders: Sequence[Path] = ()) -> Entry:
 def _unknown(kind: Kind, name: str, own: Mapping[str, Any]) -> str:
     elsewhere = [other.section for other in KINDS.values() if name in names(other)]
     if elsewhere:
-        return f"`{name}` belongs in section `{elsewhere[0]}`; a {kind.section} can be: {', '.join(own) or 'nothing yet'}"
+        return f"`{name}` belongs in section `{elsewhere[0]}`; for `{kind.section}` there are: {', '.join(own)}"
     listed = ", ".join(own)
     hint = did_you_mean(name, own)
     return f"there is no {kind.section} called `{name}`.{hint} There are: {listed}; or the dotted path of a class of your own"
@@ -146,8 +146,7 @@ def _find_dotted(kind: Kind, name: str, folders: Sequence[Path]) -> Entry:
     if kind not in cls.kinds:
         if not cls.kinds:
             raise ComponentError(f"`{name}` is no component: the class does not extend `{kind.base}`")
-        held = cls.kinds[0].section
-        raise ComponentError(f"`{name}` is a component for section `{held}`, but this section holds a {kind.section}")
+        raise ComponentError(f"`{name}` is a component for section `{cls.kinds[0].section}`, not for `{kind.section}`")
     return _entry(kind, name, cls)
 
 

@@ -38,10 +38,10 @@ class Checkpoints(Callback):
         evaluated = trainer.logged_metrics.get(EVALUATION_RETURN)
         if evaluated is not None and float(evaluated) > self.best:
             self.best = float(evaluated)
-            trainer.save_checkpoint(self.folder / BEST, weights_only=True)
+            trainer.save_checkpoint(self.folder / BEST, weights_only=False)
         last = trainer.current_epoch + 1 == trainer.max_epochs
         if last or self.clock() - self._saved >= self.seconds:
-            trainer.save_checkpoint(self.folder / LAST, weights_only=True)
+            trainer.save_checkpoint(self.folder / LAST, weights_only=False)
             self._saved = self.clock()
 
     def state_dict(self) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Completion:
         if value is not None and given is None:
             key = path.rpartition(".")[2]
             form = f"Write `{key}: component` or `{key}: {{type: component, …}}`."
-            self.report(path, f"must be a {kind.section} component, got {value.plain()!r}.", form, value.place)
+            self.report(path, f"must name a component, got {value.plain()!r}.", form, value.place)
         entry = None if given is None else self._entry(kind, given, path)
         if entry is None or given is None:
             return None
@@ -172,7 +172,7 @@ class Completion:
     def _check_limit(self, plain: Any, path: str, name: str, limits: Sequence[str]) -> None:
         value = _get(plain, f"{path}.{name}")
         factors = [_get(plain, limit) for limit in limits]
-        if not all(isinstance(number, int) and number >= 1 for number in (value, *factors)):
+        if not all(type(number) is int and number >= 1 for number in (value, *factors)):
             return  # absent, or wrong by itself and reported as that
         product = math.prod(factors)
         if value > product:

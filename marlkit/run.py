@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,7 @@ def _fit(recipe: Recipe, folder: Path, *, checkpoint: Path | None, first_iterati
         ).summary(),
         evaluation_interval=options.evaluation_interval,
     )
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints are about other ways of using it
     callbacks = [Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds)]
     trainer = lightning.Trainer(
         accelerator=device.type if device.type != "cuda" else "gpu",
@@ -298,7 +300,10 @@ def _trained_actor(recipe: Recipe, spec: TeamSpec, saved: dict[str, Any]) -> Act
     actor = build(recipe, "actor", spec)
     assert isinstance(actor, Actor)
     own = {name.removeprefix("actor."): value for name, value in saved["state_dict"].items() if name.startswith("actor.")}
-    actor.load_state_dict(own)
+    try:
+        actor.load_state_dict(own)
+    except RuntimeError as error:
+        raise CheckpointError(f"{recipe.source.parent}: the checkpoint's parameters do not fit the recipe's actor: {error}") from error
     return actor.eval()
 
 

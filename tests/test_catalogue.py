@@ -124,7 +124,7 @@ def test_option_that_holds_a_component() -> None:
     [
         ("critic", "centralized", ["no critic called `centralized`", "Did you mean `centralised`?"]),
         ("critic", "gae", ["belongs in section `estimator`"]),
-        ("critic", "example_team.TinyEnvironment", ["component for section `env`", "holds a critic"]),
+        ("critic", "example_team.TinyEnvironment", ["component for section `env`, not for `critic`"]),
         ("critic", "example_team.NotAComponent", ["is no component", "marlkit.component.Critic"]),
         ("critic", "example_team.ActionValueCritc", ["no class `ActionValueCritc`", "Did you mean `ActionValueCritic`?"]),
         ("critic", "example_team.LEVELS", ["no class `LEVELS`"]),

@@ -39,7 +39,8 @@ class FreshRows:
         with rng.isolated(seed):
             probes = [_tried(build(size)) for size in PROBES]
             self.twin = _tried(build(num_envs))
-        self.axes = learn_axes(*(survey(probe.scenario) for probe in probes), PROBES)
+        smaller, larger = (survey(probe.scenario) for probe in probes)
+        self.axes = learn_axes(smaller, larger, PROBES)
         self.num_envs = num_envs
         self._used = num_envs
         self._observation: Tensor | None = None

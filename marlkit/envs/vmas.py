@@ -1,5 +1,7 @@
-"""VMAS scenarios, simulated in batches (Bettini et al. 2022, "VMAS: A Vectorized Multi-Agent Simulator for Collective Robot
-Learning", https://arxiv.org/abs/2207.03530)."""
+"""VMAS scenarios, simulated in batches.
+
+Bettini et al. 2022, "VMAS: A Vectorized Multi-Agent Simulator for Collective Robot Learning", arXiv:2207.03530.
+"""
 
 from __future__ import annotations
 
@@ -203,9 +205,8 @@ class VmasEnvironment(Environment):
         """
         saved = (state["scenario"], len(state["steps"]))
         if saved != (self._scenario, self.num_envs):
-            raise MarlkitError(
-                f"the saved simulation is of {saved[1]} environments of `{saved[0]}`, this one of {self.num_envs} of `{self._scenario}`"
-            )
+            here = f"{self.num_envs} of `{self._scenario}`"
+            raise MarlkitError(f"the saved simulation is of {saved[1]} environments of `{saved[0]}`, this one of {here}")
         with rng.isolated(self._seed):
             # One step creates the objects that a scenario makes when they are first needed; what they hold is then replaced.
             self.simulation.advance(self.simulation.no_action())

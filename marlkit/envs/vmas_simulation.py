@@ -99,7 +99,7 @@ class Simulation:
         return self.observation(), reward, scenario.done().reshape(self.num_envs).clone()
 
     def observation(self) -> Tensor:
-        """What the agents see now, ``[B, N, O]``, padded with zeros. It may change the world: a sensor stores what it measured."""
+        """What the agents see now, ``[B, N, O]``, padded with zeros. Sensors store what they measured."""
         longest = max(self.observation_sizes)
         create = torch.empty if min(self.observation_sizes) == longest else torch.zeros
         seen = create(self.num_envs, len(self.agents), longest, device=self.device)
@@ -186,7 +186,10 @@ def _padded(rows: list[Tensor], value: float) -> Tensor:
     shape = [max(sizes) for sizes in zip(*(row.shape for row in rows), strict=True)]
     padded = torch.full((len(rows), *shape), value, device=rows[0].device)
     for index, row in enumerate(rows):
-        padded[(index, *(slice(size) for size in row.shape))] = row
+        region = padded[index]
+        for axis, size in enumerate(row.shape):
+            region = region.narrow(axis, 0, size)
+        region.copy_(row)
     return padded
 
 

@@ -189,10 +189,10 @@ def _turned(fresh: Place, place: Place, axis: int) -> Tensor:
     A ring counts its next free place in ``pointer``, beside the buffer (the histories of `road_traffic`).
     """
     content: Tensor = fresh.content
-    positions = [held.owner.get("pointer") if isinstance(held.owner, dict) else None for held in (fresh, place)]
-    if axis == 1 and all(isinstance(position, int) for position in positions):
-        return content.roll(positions[1] - positions[0], 0)
-    return content
+    if axis != 1 or not isinstance(place.owner, dict):
+        return content
+    there, here = fresh.owner.get("pointer"), place.owner.get("pointer")
+    return content.roll(here - there, 0) if isinstance(there, int) and isinstance(here, int) else content
 
 
 def _write(group: Sequence[_Row], rows: Tensor) -> None:

@@ -7,6 +7,7 @@ freshly built world of the same scenario. Tensors that share memory share it aga
 from __future__ import annotations
 
 import enum
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -123,7 +124,7 @@ def _held_by(thing: Any) -> dict[Any, Any]:
         return thing
     if isinstance(thing, (list, tuple)):
         return dict(enumerate(thing))
-    return {} if callable(thing) and hasattr(thing, "__code__") or hasattr(thing, "__func__") else getattr(thing, "__dict__", {})
+    return {} if isinstance(thing, (types.FunctionType, types.MethodType)) else getattr(thing, "__dict__", {})
 
 
 def _kind(thing: Any) -> str:
@@ -144,9 +145,9 @@ def copied(tensors: Sequence[Tensor], device: torch.device | None = None) -> lis
         storage = tensor.untyped_storage()
         place = (str(tensor.device), storage.data_ptr())
         if place not in storages:
-            content = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)  # type: ignore[call-overload]
+            content = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
             storages[place] = content.to(device or tensor.device, copy=True)
         copy = torch.empty(0, dtype=tensor.dtype, device=storages[place].device)
         memory = storages[place].untyped_storage()
-        copies.append(copy.set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride()))  # type: ignore[call-overload]
+        copies.append(copy.set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride()))
     return copies

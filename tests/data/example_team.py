@@ -17,6 +17,7 @@ from marlkit.options import PositiveFloat, PositiveInt
 from marlkit.spec import TeamSpec
 
 LEVELS = 1 + 2
+KEYS = (keys.OBSERVATION, keys.STATE, keys.ALIVE, keys.IS_FIRST, keys.REWARD, keys.TERMINATED, keys.TRUNCATED, keys.DONE)
 Mode = Literal["slow", "fast"]
 
 
@@ -33,8 +34,7 @@ class TinyEnvironment(Environment):
 
     contract = Contract(
         writes=(
-            *(keys.OBSERVATION, keys.STATE, keys.ALIVE, keys.IS_FIRST, keys.REWARD),
-            *(keys.TERMINATED, keys.TRUNCATED, keys.DONE),
+            *KEYS,
             When("discrete", (keys.ACTION_MASK,)),
             When("continuous", (keys.ACTION_DIMS,)),
         ),
@@ -59,7 +59,7 @@ class TinyEnvironment(Environment):
 class UntoldEnvironment(TinyEnvironment):
     """Its source does not tell which actions it has, nor whether rewards are pooled."""
 
-    contract = Contract(writes=TinyEnvironment.contract.writes if False else (keys.OBSERVATION,))
+    contract = Contract(writes=(*KEYS, When("discrete", (keys.ACTION_MASK,)), When("continuous", (keys.ACTION_DIMS,))))
 
 
 class ActionValueCritic(Critic):
@@ -72,7 +72,12 @@ class ActionValueCritic(Critic):
     )
 
     def __init__(
-        self, spec: TeamSpec, *, mode: Mode = "slow", levels: PositiveInt = LEVELS, rate: "PositiveFloat" = 1e-3
+        self,
+        spec: TeamSpec,
+        *,
+        mode: Mode = "slow",
+        levels: PositiveInt = LEVELS,
+        rate: "PositiveFloat" = 1e-3,  # noqa: UP037
     ) -> None:
         super().__init__()
         self.spec = spec

@@ -1,0 +1,85 @@
+"""Reading a stranger's recipe runs none of the stranger's code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from marlkit.cli import main
+from marlkit.errors import RecipeError
+from marlkit.recipe import load_recipe
+from tests.recipe_texts import DATA, TEAM, read
+
+HEAD = """\
+from pathlib import Path
+Path(__file__).with_name("was_run").write_text("")
+from marlkit import keys
+from marlkit.component import Critic
+from marlkit.contract import Contract
+"""
+
+
+def _evil(folder: Path, body: str) -> None:
+    package = folder / "evil"
+    package.mkdir()
+    for name in ("__init__", "module"):
+        (package / f"{name}.py").write_text(HEAD + body)
+
+
+def _nothing_ran(folder: Path) -> bool:
+    return not list(folder.rglob("was_run")) and not any(name.startswith("evil") for name in sys.modules)
+
+
+def test_checking_runs_neither_module_nor_package(tmp_path: Path) -> None:
+    _evil(tmp_path, "class Evil(Critic):\n    contract = Contract(writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE)\n")
+    text = TEAM.replace("critic: centralised", "critic: evil.module.Evil")
+    assert read(tmp_path, text).entries["critic"].dotted == "evil.module.Evil"
+    assert main(["check", str(tmp_path / "team.yaml"), f"env={'vmas'}", "env.scenario=balance"]) == 0
+    assert main(["show", str(tmp_path / "team.yaml"), "env={type: vmas, scenario: balance}", "--no-sizes"]) == 0
+    assert _nothing_ran(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "class Evil(Critic):\n    contract = Contract(reads=(Path('was_run').write_text(''),))\n",
+        "class Evil(Critic):\n    contract = __import__('os').system('touch was_run')\n",
+        "class Evil(Critic):\n    def __init__(self, spec, *, a=[open('was_run', 'w')]): ...\n",
+        "class Evil(Critic):\n    def __init__(self, spec, *, a: open('was_run', 'w') = 1, b: keys.dataclass(1) = 1): ...\n",
+        "import typing\nclass Evil(Critic):\n    contract = typing.sys.modules['os'].system('touch was_run')\n",
+        "class Evil(Critic):\n    contract = keys.following.__globals__['__builtins__']['open']('was_run', 'w')\n",
+    ],
+)
+def test_expressions_are_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    _evil(tmp_path, body)
+    with pytest.raises(RecipeError):
+        read(tmp_path, TEAM.replace("critic: centralised", "critic: {type: evil.module.Evil, c: 1}"))
+    assert _nothing_ran(tmp_path)
+
+
+def test_check_of_a_strangers_contract_is_not_called(tmp_path: Path) -> None:
+    body = (
+        "class Evil(Critic):\n    contract = Contract(writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE, "
+        "check='evil.module:Evil')\n"
+    )
+    _evil(tmp_path, body)
+    read(tmp_path, TEAM.replace("critic: centralised", "critic: evil.module.Evil"))
+    assert _nothing_ran(tmp_path)
+
+
+def test_file_beside_a_recipe_never_stands_in_for_a_library(tmp_path: Path) -> None:
+    (tmp_path / "example_team.py").write_text(HEAD)
+    (tmp_path / "json.py").write_text(HEAD + "class Evil(Critic): ...\n")
+    file = tmp_path / "team.yaml"
+    file.write_text(TEAM.replace("critic: centralised", "critic: json.Evil").replace("example_team", "json"))
+    with pytest.raises(RecipeError, match=r"`json` has no class `Evil`"):
+        load_recipe(file, folders=[DATA])
+
+
+def test_yaml_tags_build_no_objects(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="could not determine a constructor"):
+        read(tmp_path, f"{TEAM}name: !!python/object/apply:pathlib.Path.touch [{tmp_path}/was_run]\n")
+    assert _nothing_ran(tmp_path)

@@ -1,0 +1,158 @@
+"""A run that was killed and resumed equals one that was not, bit for bit on a CPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from marlkit import run
+from marlkit.checkpoints import LAST
+from marlkit.errors import CheckpointError, RunError
+from marlkit.learner import Learner
+from marlkit.outputs.checkpoint_io import load_checkpoint, save_checkpoint
+from marlkit.outputs.metrics_file import read_metrics
+from marlkit.recipe import load_recipe, shipped
+
+SMALL = [
+    "env.num_envs=4", "data.steps=10", "env.max_steps=8", "actor.hidden=[8]", "critic.hidden=[8]", "trainer.iterations=4",
+    "trainer.evaluation_interval=2", "trainer.evaluation_episodes=2", "trainer.video=false", "trainer.checkpoint_seconds=0",
+]  # fmt: skip
+UPDATE = ["epochs=2", "minibatch_size=20"]
+
+
+def small(name: str, *extra: str) -> list[str]:
+    """Overrides that make a shipped recipe tiny."""
+    step = "update.step" if "update.step" in load_recipe(name).entries else "update"
+    return [*SMALL, *(f"{step}.{option}" for option in UPDATE), *extra]
+
+
+class KilledError(Exception):
+    """Stands for the death of the process."""
+
+
+def killed_at(iteration: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Die in the middle of an iteration, after collecting."""
+    annotate = Learner.annotate
+
+    def dying(self: Learner, batch: torch.Tensor) -> None:
+        if self.iteration == iteration:
+            raise KilledError
+        annotate(self, batch)
+
+    monkeypatch.setattr(Learner, "annotate", dying)
+
+
+def states(folder: Path) -> dict[str, object]:
+    return load_checkpoint(folder / "checkpoints" / LAST)
+
+
+def same(a: object, b: object) -> bool:
+    """Deep equality of checkpoints, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return isinstance(b, type(a)) and len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def without_times(folder: Path) -> dict[str, list[float]]:
+    metrics = read_metrics(folder / "metrics.csv")
+    return {name: [repr(v) for v in values] for name, values in metrics.items() if not name.startswith("time/")}
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+@pytest.mark.parametrize("extra", [(), ("actor.body=gru", "actor.sequence_length=5")], ids=["mlp", "gru"])
+def test_killed_and_resumed_equals_uninterrupted(
+    name: str, extra: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(name, small(name, *extra))
+    whole = run.train(recipe, tmp_path / "whole", progress=False)
+    with monkeypatch.context() as patch:
+        killed_at(2, patch)
+        with pytest.raises(KilledError):
+            run.train(recipe, tmp_path / "cut", progress=False)
+    (cut,) = (tmp_path / "cut" / name).iterdir()
+    assert states(cut)["marlkit"]["iteration"] == 2
+    run.resume(cut, progress=False)
+    ended, expected = states(cut), states(whole)
+    for part in ("state_dict", "optimizer_states", "marlkit"):
+        assert same(ended[part], expected[part]), part
+    assert without_times(cut) == without_times(whole)
+
+
+def test_kill_9_at_any_moment_leaves_a_run_that_resumes(tmp_path: Path) -> None:
+    overrides = small("mappo", "trainer.iterations=100000", "trainer.evaluation_interval=0")
+    command = [sys.executable, "-m", "marlkit", "train", "mappo", *overrides, "--root", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(tmp_path.glob("mappo/*/checkpoints/last.ckpt")):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (folder,) = (tmp_path / "mappo").iterdir()
+    done = states(folder)["marlkit"]["iteration"]
+    text = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(text.replace("iterations: 100000", f"iterations: {done + 2}"))
+    run.resume(folder, progress=False)
+    assert states(folder)["marlkit"]["iteration"] == done + 2
+    assert read_metrics(folder / "metrics.csv")["iteration"] == list(range(done + 2))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = load_recipe("mappo", small("mappo", "trainer.iterations=1"))
+    return run.train(recipe, tmp_path_factory.mktemp("runs"), progress=False)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is not a run"):
+        run.resume(tmp_path)
+
+
+def test_a_run_without_checkpoint_is_refused(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text((finished / "recipe.yaml").read_text())
+    with pytest.raises(RunError, match="has no checkpoint yet"):
+        run.resume(tmp_path)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    text = (finished / "recipe.yaml").read_text().replace("gamma: 0.99", "gamma: 0.9")
+    (tmp_path / "recipe.yaml").write_text(text)
+    (tmp_path / "checkpoints" / LAST).write_bytes((finished / "checkpoints" / LAST).read_bytes())
+    with pytest.raises(CheckpointError, match=r"another recipe.*gamma: 0.9"):
+        run.resume(tmp_path)
+
+
+def test_a_truncated_checkpoint_is_refused(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "recipe.yaml").write_text((finished / "recipe.yaml").read_text())
+    whole = (finished / "checkpoints" / LAST).read_bytes()
+    (tmp_path / "checkpoints" / LAST).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        run.resume(tmp_path)
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "recipe.yaml").write_text((finished / "recipe.yaml").read_text())
+    saved = dict(load_checkpoint(finished / "checkpoints" / LAST))
+    saved["state_dict"] = {name: torch.zeros(3) for name in saved["state_dict"]}
+    save_checkpoint(saved, tmp_path / "checkpoints" / LAST)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        run.load_policy(tmp_path, checkpoint="last")
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: Path) -> None:
+    before = (finished / "checkpoints" / LAST).read_bytes()
+    run.resume(finished, progress=False)
+    assert (finished / "checkpoints" / LAST).read_bytes() == before
