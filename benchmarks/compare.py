@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -29,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = mappo_balance.parser()
     parser.description = __doc__
     parser.add_argument("--sticks", type=Path, required=True, help="folder of limit_plain_loop.py and peer_benchmarl.py")
-    parser.add_argument("--peer-python", help="Python of the environment with BenchMARL; without it the peer is left out")
+    parser.add_argument(
+        "--peer-python", type=Path, help="Python of the environment with BenchMARL; without it the peer is left out"
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.set_defaults(agents=PEER_AGENTS)
     options = parser.parse_args(arguments)
@@ -48,12 +52,13 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
     for name in ("envs", "steps", "epochs", "minibatch", "iterations", "device"):
         shared += [f"--{name}", str(getattr(options, name))]
     agents = ["--agents", str(options.agents)]
+    sticks = options.sticks.absolute()
     found = {
-        "plain": [sys.executable, str(options.sticks / "limit_plain_loop.py"), *shared, *agents],
+        "plain": [sys.executable, str(sticks / "limit_plain_loop.py"), *shared, *agents],
         "marlkit": [sys.executable, "-m", "benchmarks.mappo_balance", *shared, *agents],
     }
     if options.peer_python:
-        found["peer"] = [options.peer_python, str(options.sticks / "peer_benchmarl.py"), *shared]
+        found["peer"] = [str(options.peer_python.absolute()), str(sticks / "peer_benchmarl.py"), *shared]
     return found
 
 
@@ -67,7 +72,10 @@ def ratios(lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]
 
 
 def _last_line(command: Sequence[str]) -> dict[str, Any]:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # The peer leaves a folder wherever it runs.
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
     line: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

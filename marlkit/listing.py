@@ -20,7 +20,7 @@ def print_list(what: str | None) -> None:
     """Print recipes and components.
 
     Args:
-        what: ``None`` for everything, ``"recipes"``, a section (``"critic"`` or ``"critics"``), or one component
+        what: ``None`` for everything, ``"recipes"`` or one of them, a section (``"critic"`` or ``"critics"``), or one component
             (``"critic.local"``, ``"local"``, ``"critic.my_package.MyCritic"``).
 
     Raises:
@@ -34,6 +34,8 @@ def print_list(what: str | None) -> None:
         _print_recipes()
     elif (section := what if what in KINDS else what.removesuffix("s")) in KINDS:
         _print_section(section, options=True)
+    elif what in shipped():
+        report.console().print(shipped()[what].read_text(encoding="utf-8").rstrip(), soft_wrap=True)
     else:
         _print_component(_component(what))
 
@@ -62,10 +64,10 @@ def _print_section(section: str, options: bool = False) -> None:
 def _component(what: str) -> Entry:
     section, _, name = what.partition(".")
     if section in KINDS and name:
-        return find(section, name)
+        return find(section, name, [Path.cwd()])
     everywhere = {name: entry for kind in KINDS for name, entry in components(kind).items()}
     if what not in everywhere:
-        known = ["recipes", *KINDS, *everywhere]
+        known = ["recipes", *shipped(), *KINDS, *everywhere]
         raise MarlkitError(f"nothing is called `{what}`.{did_you_mean(what, known)} `marlkit list` shows everything.")
     return everywhere[what]
 

@@ -98,6 +98,7 @@ def load_recipe(
     Raises:
         RecipeError: the recipe cannot be run; it carries all problems that were found.
     """
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     path = _find(name_or_path, Path())
     merge = Merge(folders=[*_folders(path), *folders])
     root, problems = _read_extended(path, merge, ())
@@ -145,7 +146,7 @@ def _read_extended(path: Path, merge: Merge, below: tuple[Path, ...]) -> tuple[L
 
 
 def _folders(path: Path) -> list[Path]:
-    return [] if path.parent == SHIPPED else [Path.cwd(), path.resolve().parent]
+    return list(dict.fromkeys([Path.cwd(), *([] if path.parent == SHIPPED else [path.resolve().parent])]))
 
 
 def _find(name: str | Path, folder: Path, asked: Place | None = None) -> Path:

@@ -23,10 +23,16 @@ PIPE_WIDTH = 160
 """Columns where the output is no terminal."""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave a closed pipe to the command line, which ends without a word; rich would end with exit code 1."""
+        raise BrokenPipeError
+
+
 def console(file: IO[str] | None = None) -> Console:
     """A console on standard output, or on `file`; words such as ``[N, O]`` are text to it, not markup."""
     file = file or sys.stdout
-    return Console(file=file, markup=False, highlight=False, emoji=False, width=None if file.isatty() else PIPE_WIDTH)
+    return _Console(file=file, markup=False, highlight=False, emoji=False, width=None if file.isatty() else PIPE_WIDTH)
 
 
 def table(*columns: str) -> Table:

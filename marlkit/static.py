@@ -114,11 +114,12 @@ class Sources:
     def _top(self, name: str) -> importlib.machinery.ModuleSpec | None:
         if not name.isidentifier() or name == "__main__":
             return None
-        for finder in sys.meta_path:
-            spec = finder.find_spec(name, None)
-            if spec is not None:
-                return spec
-        return importlib.machinery.PathFinder.find_spec(name, self.folders)
+        found = next((spec for finder in sys.meta_path if (spec := finder.find_spec(name, None)) is not None), None)
+        beside = None if name == "marlkit" else importlib.machinery.PathFinder.find_spec(name, self.folders)
+        if found is None or beside is None or beside.origin in (None, found.origin):
+            return found or beside
+        # Python would silently take the first: the library, or what an earlier recipe of this process brought in.
+        raise ComponentError(f"`{name}` is both {found.origin} and {beside.origin}: rename your own")
 
 
 @dataclass(eq=False)
@@ -329,7 +330,17 @@ def annotation(node: ast.expr | None, module: Module) -> Any:
         found = evaluate(node, module)
     except (ComponentError, SyntaxError):
         return Any
-    return Any if isinstance(found, (Class, Module)) else type(None) if found is None else found
+    return type(None) if found is None else found if _is_type(found) else Any
+
+
+def _is_type(found: Any) -> bool:
+    """Whether an object is a type that values can be checked against: a class or a generic, no name in quotes inside."""
+    origin = typing.get_origin(found)
+    if origin is typing.Annotated:
+        return _is_type(typing.get_args(found)[0])
+    if origin is typing.Literal or found in (Any, ...):
+        return True
+    return isinstance(found, type) if origin is None else all(map(_is_type, typing.get_args(found)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 import typing
@@ -9,17 +10,32 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
+from omegaconf import OmegaConf
+from recipe_texts import DATA
 
-from marlkit import catalogue, docstrings, keys
+from marlkit import catalogue, keys
 from marlkit.catalogue import REQUIRED, Entry, components, find, load_class
 from marlkit.component import option_parameters
-from marlkit.contract import KINDS, Contract
+from marlkit.contract import KINDS, Contract, When
 from marlkit.errors import ComponentError
-from marlkit.options import PositiveFloat, PositiveInt
+from marlkit.options import PositiveFloat, PositiveInt, problem_with
 from marlkit.static import PARTS
-from tests.recipe_texts import DATA
 
 OWN = [(section, name) for section, kind in KINDS.items() for name in catalogue.names(kind)]
+
+
+def _all(items: tuple[Any, ...]) -> list[Any]:
+    """Entries of a contract, conditional or not."""
+    return [entry for item in items for entry in (item.then if isinstance(item, When) else (item,))]
+
+
+EVERYTHING = {section: components(section) for section in KINDS}
+TRAITS = {section: {t for e in found.values() for t in _all(e.contract.traits)} for section, found in EVERYTHING.items()}
+
+
+@pytest.fixture(autouse=True)
+def _same_search_path_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 def _static(annotation: Any) -> Any:
@@ -39,7 +55,7 @@ def _assert_same_as_imported(entry: Entry, cls: Any) -> None:
         assert option.default == parameters[name].default, name
         assert type(option.default) is type(parameters[name].default), name
     assert entry.contract == cls.contract
-    assert entry.docstring == (cls.__doc__ and docstrings.of(__import__("ast").parse(f'"""{cls.__doc__}"""')))
+    assert entry.docstring == inspect.cleandoc(cls.__doc__)
 
 
 @pytest.mark.parametrize(("section", "name"), OWN)
@@ -52,6 +68,32 @@ def test_every_component_reads_as_it_runs(section: str, name: str) -> None:
 def test_every_option_is_described(section: str, name: str) -> None:
     undescribed = [option.name for option in find(section, name).options.values() if not option.description]
     assert not undescribed
+
+
+@pytest.mark.parametrize(("section", "name"), OWN)
+def test_every_contract_names_what_there_is(section: str, name: str) -> None:
+    entry = EVERYTHING[section][name]
+    contract = entry.contract
+    for item in (*contract.reads, *contract.writes, *contract.traits):
+        for part in item.condition.split("&") if isinstance(item, When) else ():
+            option, equals, value = part.strip().partition("=")
+            if equals:
+                written = OmegaConf.create(f"value: {value}").value
+                assert problem_with(written, entry.options[option].annotation) is None
+            else:
+                assert option in TRAITS["env"]
+    for key in (*_all(contract.reads), *_all(contract.writes)):
+        assert keys.describe(key)
+    for target, traits in contract.needs.items():
+        part_kind = entry.options[target].part if target in entry.options else KINDS[target]
+        assert part_kind is not None
+        assert set(traits) <= TRAITS[part_kind.section]
+    for option, limits in contract.at_most.items():
+        assert option in entry.options
+        for section_name, _, limit in (path.partition(".") for path in limits):
+            assert any(limit in other.options for other in EVERYTHING[section_name].values())
+    assert contract.predicts is None or contract.predicts in _all(contract.writes)
+    assert section != "critic" or contract.predicts is not None
 
 
 @pytest.mark.parametrize("section", KINDS)
@@ -197,7 +239,8 @@ def test_edited_file_is_read_again(tmp_path: Path) -> None:
 
 
 def test_unknown_annotation_takes_anything(tmp_path: Path) -> None:
-    _write(tmp_path, "class MyCritic(Critic):\n    def __init__(self, spec, *, a: frozenset[int], b, c: Unknown = 1): ...\n")
+    body = "a: frozenset[int], b, c: Unknown = 1, d: list['int'] = (), e: keys.following = 1, f: 3 = 3, g: Critic | keys = 1"
+    _write(tmp_path, f"class MyCritic(Critic):\n    def __init__(self, spec, *, {body}): ...\n")
     assert all(option.annotation is Any for option in find("critic", "mine.MyCritic", [tmp_path]).options.values())
 
 

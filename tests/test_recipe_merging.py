@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from recipe_texts import DATA, TEAM, problem, problems, read
 
 from marlkit.catalogue import find
 from marlkit.errors import RecipeError
 from marlkit.recipe import Recipe, load_recipe
-from tests.recipe_texts import DATA, TEAM, problem, problems, read
 
 
 def _write(folder: Path, **files: str) -> None:
@@ -143,9 +143,8 @@ def test_extends_changes_one_line(tmp_path: Path) -> None:
 
 
 def test_extends_by_name_and_in_a_chain(tmp_path: Path) -> None:
-    _write(tmp_path, first="extends: mappo\nseed: 1\n", second="extends: first.yaml\ndata.: 1\ncritic: marginalised\n")
+    _write(tmp_path, first="extends: mappo\nseed: 1\n", second="extends: first.yaml\ncritic: marginalised\n")
     assert load_recipe(tmp_path / "first.yaml").config.critic == load_recipe("mappo").config.critic
-    _write(tmp_path, second="extends: first.yaml\ncritic: marginalised\n")
     recipe = load_recipe(tmp_path / "second.yaml")
     assert (recipe.seed, recipe.config.critic.type) == (1, "marginalised")
     assert recipe.config.critic.hidden == load_recipe("mappo").config.critic.hidden
@@ -164,6 +163,13 @@ def test_extends_finds_components_beside_either_file(tmp_path: Path) -> None:
     )
     assert _load(tmp_path / "two" / "variant.yaml").entries["critic"].dotted == "mine_one.MyCritic"
     assert _load(tmp_path / "two" / "other.yaml").entries["critic"].dotted == "mine_two.MyCritic"
+
+
+def test_shipped_recipe_takes_a_component_from_the_current_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(DATA)
+    recipe = load_recipe("mappo", "critic=example_team.PlainCritic")
+    assert recipe.entries["critic"].file == DATA / "example_team.py"
+    assert recipe.folders == (DATA,)
 
 
 @pytest.mark.parametrize(

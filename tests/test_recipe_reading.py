@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from recipe_texts import DATA, TEAM, problem, problems, read
 
 from marlkit.catalogue import find
 from marlkit.contract import KINDS
 from marlkit.errors import RecipeError
 from marlkit.recipe import load_recipe, shipped
-from tests.recipe_texts import DATA, TEAM, problem, problems, read
 
 
 def test_completed_recipe_has_every_section_and_every_option(tmp_path: Path) -> None:

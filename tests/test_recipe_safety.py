@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
+from recipe_texts import DATA, TEAM, problem, read
 
 from marlkit.cli import main
 from marlkit.errors import RecipeError
-from marlkit.recipe import load_recipe
-from tests.recipe_texts import DATA, TEAM, read
 
 HEAD = """\
 from pathlib import Path
@@ -32,12 +32,13 @@ def _nothing_ran(folder: Path) -> bool:
     return not list(folder.rglob("was_run")) and not any(name.startswith("evil") for name in sys.modules)
 
 
-def test_checking_runs_neither_module_nor_package(tmp_path: Path) -> None:
+def test_checking_runs_neither_module_nor_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(DATA)
     _evil(tmp_path, "class Evil(Critic):\n    contract = Contract(writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE)\n")
     text = TEAM.replace("critic: centralised", "critic: evil.module.Evil")
     assert read(tmp_path, text).entries["critic"].dotted == "evil.module.Evil"
-    assert main(["check", str(tmp_path / "team.yaml"), f"env={'vmas'}", "env.scenario=balance"]) == 0
-    assert main(["show", str(tmp_path / "team.yaml"), "env={type: vmas, scenario: balance}", "--no-sizes"]) == 0
+    assert main(["check", str(tmp_path / "team.yaml")]) == 0
+    assert main(["show", str(tmp_path / "team.yaml"), "--no-sizes"]) == 0
     assert _nothing_ran(tmp_path)
 
 
@@ -71,12 +72,9 @@ def test_check_of_a_strangers_contract_is_not_called(tmp_path: Path) -> None:
 
 
 def test_file_beside_a_recipe_never_stands_in_for_a_library(tmp_path: Path) -> None:
-    (tmp_path / "example_team.py").write_text(HEAD)
     (tmp_path / "json.py").write_text(HEAD + "class Evil(Critic): ...\n")
-    file = tmp_path / "team.yaml"
-    file.write_text(TEAM.replace("critic: centralised", "critic: json.Evil").replace("example_team", "json"))
-    with pytest.raises(RecipeError, match=r"`json` has no class `Evil`"):
-        load_recipe(file, folders=[DATA])
+    found = problem(tmp_path, TEAM.replace("critic: centralised", "critic: json.Evil"))
+    assert f"`json` is both {json.__file__} and {tmp_path / 'json.py'}: rename your own" in found.message
 
 
 def test_yaml_tags_build_no_objects(tmp_path: Path) -> None:

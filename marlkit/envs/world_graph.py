@@ -90,7 +90,7 @@ def _entries(thing: Any, names: Mapping[int, str]) -> Iterator[tuple[str, Any, A
     """``(label, owner, key, content)`` of everything that ``thing`` holds."""
     if isinstance(thing, dict):
         for position, (key, content) in enumerate(thing.items()):
-            label = key if isinstance(key, (str, int)) else names.get(id(key), f"#{position}")
+            label = key if isinstance(key, (str, int, tuple)) else names.get(id(key), f"#{position}")
             yield f"[{label}]", thing, key, content
     elif isinstance(thing, (list, tuple)):
         for position, content in enumerate(thing):

@@ -39,6 +39,8 @@ def save_world(scenario: Any) -> dict[str, Any]:
     def encode_key(key: Any, position: int) -> Any:
         if isinstance(key, (str, int)):
             return key
+        if isinstance(key, (tuple, frozenset)) and all(isinstance(part, (str, int)) for part in key):
+            return {type(key).__name__: list(key)}
         return {"object": found.names[id(key)]} if id(key) in found.names else {"position": position}
 
     objects = {}
@@ -91,11 +93,18 @@ class _Restoration:
         before = self.before[name]
         contents = {}
         for code, content in entries:
-            key = code
-            if isinstance(code, dict):
-                key = self.built[code["object"]] if "object" in code else list(before)[code["position"]]
+            key = self._key(code, before)
             contents[key] = self._decode(content, before.get(key))
         return contents
+
+    def _key(self, code: Any, before: Mapping[Any, Any]) -> Any:
+        if not isinstance(code, dict):
+            return code
+        if "object" in code:
+            return self.built[code["object"]]
+        if "position" in code:
+            return list(before)[code["position"]]
+        return tuple(code["tuple"]) if "tuple" in code else frozenset(code["frozenset"])
 
     def _decode(self, code: Any, before: Any) -> Any:
         if not isinstance(code, dict):

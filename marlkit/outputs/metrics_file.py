@@ -77,7 +77,8 @@ class MetricsFile(Logger):
         """
         if step is None:
             raise ValueError("a row of metrics belongs to an iteration: pass `step`")
-        if self._file is None:
+        first = self._file is None
+        if first:
             self._continue()
         # Lightning adds its epoch, which is the iteration under another name.
         row = {column: _as_text(value) for column, value in metrics.items() if column != "epoch"}
@@ -85,7 +86,7 @@ class MetricsFile(Logger):
         self._columns += new_columns
         known = step in self._rows
         self._rows[step] = self._rows.get(step, {ITERATION: str(step)}) | row
-        if new_columns or known:
+        if first or new_columns or known:
             self._rewrite()
         else:
             self._append(self._rows[step])
@@ -98,10 +99,10 @@ class MetricsFile(Logger):
             self._file = None
 
     def _continue(self) -> None:
+        """Take over the rows of an earlier process that still hold."""
         if not self._rows and self.path.exists():
             self._columns, rows = _read_rows(self.path)
             self._rows = {int(row[ITERATION]): row for row in rows if int(row[ITERATION]) < self.first_iteration}
-        self._rewrite()
 
     def _rewrite(self) -> None:
         """Replace the whole file at once: whoever reads it, or kills the process, finds the old or the new one."""

@@ -1,0 +1,93 @@
+"""Learning evidence: every shipped recipe on two VMAS tasks, five seeds, as small CSV files and one plot per task.
+
+    python -m benchmarks.learning            # all; hours on two cores
+    python -m benchmarks.learning --plot     # only draw the committed files again
+
+Nothing differs between the recipes but the recipes: each runs as shipped, with the task and the seed set from outside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from marlkit.outputs.curve import draw_comparison
+from marlkit.outputs.metrics_file import EVALUATION_RETURN, ITERATION, read_metrics
+from marlkit.outputs.statistics import bootstrap_interval, interquartile_mean
+from marlkit.outputs.versions import versions
+from marlkit.recipe import shipped
+
+RESULTS = Path(__file__).parent / "results" / "learning"
+TASKS: dict[str, list[str]] = {
+    "balance": ["env.scenario=balance", "env.scenario_options={n_agents: 3}"],
+    "navigation": ["env.scenario=navigation", "env.scenario_options={}"],
+}
+"""`balance` ends early when the package falls or arrives; `navigation` almost always by its time limit."""
+COLUMNS = (ITERATION, "frames", EVALUATION_RETURN)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, keep the evaluations, draw, summarise."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="+", default=sorted(shipped()))
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings side by side, one thread each")
+    parser.add_argument("--plot", action="store_true", help="draw and summarise what is there, without training")
+    options = parser.parse_args(arguments)
+    if not options.plot:
+        work = [(t, r, s) for s in range(options.seeds) for t in options.tasks for r in options.recipes]
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(lambda job: _train(*job, options.iterations), work))
+        (RESULTS / "versions.json").write_text(json.dumps(versions() | {"iterations": options.iterations}, indent=2) + "\n")
+    summary = {task: _summarise(task) for task in TASKS if list(RESULTS.glob(f"{task}/*.csv"))}
+    (RESULTS / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(json.dumps(summary, indent=2))
+
+
+def _train(task: str, recipe: str, seed: int, iterations: int) -> None:
+    kept = RESULTS / task / f"{recipe}-seed{seed}.csv"
+    if kept.exists():
+        return
+    overrides = [*TASKS[task], f"seed={seed}", f"trainer.iterations={iterations}", "trainer.threads=1", "trainer.video=false"]
+    with tempfile.TemporaryDirectory() as root:
+        command = [sys.executable, "-m", "marlkit", "train", recipe, *overrides, "--root", root]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        metrics = read_metrics(next(Path(root).glob("*/*/metrics.csv")))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    rows = zip(*(metrics[column] for column in COLUMNS), strict=True)
+    evaluated = [row for row in rows if row[2] == row[2]]
+    lines = [",".join(COLUMNS), *(f"{int(i)},{int(frames)},{value:.4f}" for i, frames, value in evaluated)]
+    kept.write_text("\n".join(lines) + "\n")
+    print(f"{task} {recipe} seed {seed}: {evaluated[-1][2]:.2f}", flush=True)
+
+
+def _summarise(task: str) -> dict[str, dict[str, object]]:
+    """Interquartile mean over the seeds of the last evaluation and its 95 % bootstrap interval; the first one for comparison."""
+    files = {recipe: sorted((RESULTS / task).glob(f"{recipe}-seed*.csv")) for recipe in sorted(shipped())}
+    files = {recipe: found for recipe, found in files.items() if found}
+    draw_comparison(files, RESULTS / f"{task}.png", title=f"VMAS {task}, {len(next(iter(files.values())))} seeds")
+    summary: dict[str, dict[str, object]] = {}
+    for recipe, found in files.items():
+        curves = [read_metrics(file)[EVALUATION_RETURN] for file in found]
+        last = [[curve[-1]] for curve in curves]
+        low, high = bootstrap_interval(last)
+        summary[recipe] = {
+            "seeds": len(found),
+            "first": round(float(interquartile_mean([[curve[0]] for curve in curves])[0]), 2),
+            "last": round(float(interquartile_mean(last)[0]), 2),
+            "interval": [round(float(low[0]), 2), round(float(high[0]), 2)],
+        }
+    return summary
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Every exported component keeps its contract; whoever adds one gets these tests by adding it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+
+from marlkit import keys
+from marlkit.catalogue import components, load_class
+from marlkit.component import Actor, Critic, Estimator, Opponents
+from marlkit.spec import TeamSpec
+from marlkit.testing import check_component, fake_batch, spec_examples
+
+SHARES: list[Any] = ["all", "none", "groups"]
+TENSOR_KINDS = ("actor", "opponents", "critic", "estimator")
+
+
+def cases() -> list[Any]:
+    """Every component that reads and writes keys, in every variant of an option that its contract depends on."""
+    found = []
+    for section in TENSOR_KINDS:
+        for name, entry in components(section).items():
+            conditions = {
+                part.strip()
+                for field in (entry.contract.reads, entry.contract.writes, entry.contract.traits)
+                for item in field
+                if hasattr(item, "condition")
+                for part in item.condition.split("&")
+                if "=" in part
+            }
+            variants: list[dict[str, Any]] = [{}, *({c.split("=")[0]: c.split("=")[1]} for c in sorted(conditions))]
+            for variant in variants:
+                for share in SHARES if "share" in entry.options and "share" not in variant else [None]:
+                    label = f"{section}-{name}-{share}-" + ",".join(f"{k}={v}" for k, v in variant.items())
+                    found.append(pytest.param(entry, variant, share, id=label))
+    return found
+
+
+def groups(share: str | None, spec: TeamSpec) -> Any:
+    if share != "groups":
+        return share
+    return [[0], list(range(1, spec.n_agents))] if spec.n_agents > 1 else [[0]]
+
+
+@pytest.mark.parametrize(("entry", "variant", "share"), cases())
+@pytest.mark.parametrize("spec", spec_examples(), ids=lambda spec: f"{spec.n_agents}x{type(spec.action).__name__}")
+def test_component_keeps_its_contract(entry: Any, variant: dict[str, Any], share: str | None, spec: TeamSpec) -> None:
+    if set(entry.contract.needs.get("env", ())) - spec.traits:
+        pytest.skip("the component declares that it does not work in such an environment")
+    torch.manual_seed(0)
+    options = dict(variant) if share is None else {**variant, "share": groups(share, spec)}
+    check_component(load_class(entry)(spec, **options))
+
+
+def test_every_kind_of_tensor_component_is_covered() -> None:
+    covered = {type(load_class(case.values[0])(spec_examples()[0])) for case in cases()}
+    for cls in covered:
+        assert issubclass(cls, (Actor, Critic, Opponents, Estimator))
+    assert len(covered) == sum(len(components(section)) for section in TENSOR_KINDS)
+
+
+def test_kinds_take_the_common_options_so_that_one_line_swaps_leave_nothing_over() -> None:
+    for name, entry in components("critic").items():
+        assert {"hidden", "share"} <= set(entry.options), name
+    for name, entry in components("optimizer").items():
+        assert {"lr", "critic_lr", "lr_end"} <= set(entry.options), name
+
+
+def broken_critic(**changes: Any) -> Any:
+    """A critic with one lie in its contract or one fault in its forward pass."""
+    from marlkit.critics.local import LocalCritic
+
+    return type("BrokenCritic", (LocalCritic,), changes)(spec_examples()[0])
+
+
+def test_a_critic_that_writes_too_little_fails() -> None:
+    def forward(self: Any, batch: Any) -> Any:
+        return batch
+
+    with pytest.raises(AssertionError, match="declares writes"):
+        check_component(broken_critic(forward=forward))
+
+
+def test_a_critic_of_a_wrong_shape_fails() -> None:
+    def predict(self: Any, batch: Any) -> Any:
+        return self.network(batch[keys.OBSERVATION]).squeeze(-1)
+
+    with pytest.raises(AssertionError, match="not \\(4, 3, 1\\)"):
+        check_component(broken_critic(predict=predict))
+
+
+def test_a_critic_that_reads_what_it_does_not_declare_fails() -> None:
+    def predict(self: Any, batch: Any) -> Any:
+        return self.network(batch[keys.OBSERVATION]) + batch[keys.STATE].sum(-1)[:, None, None]
+
+    with pytest.raises(KeyError, match="state"):
+        check_component(broken_critic(predict=predict))
+
+
+def test_a_critic_that_sees_the_own_action_fails() -> None:
+    from marlkit.contract import Contract
+
+    def predict(self: Any, batch: Any) -> Any:
+        return self.network(batch[keys.OBSERVATION]) + batch[keys.ACTION].unsqueeze(-1)
+
+    contract = Contract(reads=(keys.OBSERVATION, keys.ACTION), writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE)
+    with pytest.raises(AssertionError, match="own action"):
+        check_component(broken_critic(predict=predict, contract=contract))
+
+
+def test_fake_batch_makes_what_the_design_promises() -> None:
+    from marlkit.critics.centralised import CentralisedCritic
+
+    spec = spec_examples()[0]
+    critic = CentralisedCritic(spec, hidden=[8])
+    batch = fake_batch(spec, [4], keys=critic.reads)
+    assert critic(batch)["agents", "state_value"].shape == (4, 3, 1)
+
+
+def test_every_public_constructor_takes_options_by_keyword_only() -> None:
+    for section in (*TENSOR_KINDS, "env", "data", "update", "optimizer", "trainer"):
+        for entry in components(section).values():
+            parameters = list(inspect.signature(load_class(entry).__init__).parameters.values())
+            assert [p.kind for p in parameters[2:]] == [inspect.Parameter.KEYWORD_ONLY] * len(parameters[2:]), entry.dotted

@@ -1,0 +1,214 @@
+"""The marginalised critic against enumeration (PERLA-3 to PERLA-5, D3, D4)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from marlkit import keys
+from marlkit.critics.centralised import CentralisedCritic
+from marlkit.critics.local import LocalCritic
+from marlkit.critics.marginalised import MarginalisedCritic
+from marlkit.functional import marginal
+from marlkit.opponents.true_policy import TruePolicyOpponents
+from marlkit.spec import Continuous, Discrete, TeamSpec
+from marlkit.testing import fake_batch
+
+DISCRETE = TeamSpec(3, 4, Discrete(3), action_sizes=(3, 2, 3))
+CONTINUOUS = TeamSpec(3, 4, Continuous(2), action_sizes=(2, 1, 2))
+
+
+def critic(spec: TeamSpec, **options: Any) -> MarginalisedCritic:
+    torch.manual_seed(0)
+    return MarginalisedCritic(spec, **{"hidden": [8, 6], "value_norm": False, **options}).double()
+
+
+def batch_for(spec: TeamSpec, rows: int = 3, seed: int = 0) -> Any:
+    batch = fake_batch(spec, [rows], [keys.STATE, keys.OBSERVATION, *MarginalisedCritic(spec).reads], seed)
+    return batch.apply(lambda x: x.double() if x.is_floating_point() else x)
+
+
+def value_of(net: MarginalisedCritic, view: torch.Tensor, agent: int, actions: torch.Tensor) -> torch.Tensor:
+    """V_i(x, a_-i) written out: one row, the own slot zeroed, actions one-hot ``[N, A]`` or real ``[N, D]``."""
+    others = actions.clone()
+    others[agent] = 0
+    layers, group = net.network.layers, net.network.layers[0].groups[agent]
+    hidden = layers[0].weights[group] @ view + layers[0].biases[group] + net.action_layer.weights[group] @ others.flatten()
+    if net.network.identity is not None:
+        hidden = hidden + net.network.identity[agent]
+    for layer in layers[1:]:
+        hidden = layer.weights[group] @ torch.tanh(hidden) + layer.biases[group]
+    return hidden[0]
+
+
+def enumerated(net: MarginalisedCritic, batch: Any) -> torch.Tensor:
+    """sum over a_-i of pi_-i V_i, by a plain loop over all joint actions."""
+    spec, rows = net.spec, len(batch)
+    values = torch.zeros(rows, spec.n_agents, 1, dtype=torch.float64)
+    for row, agent in itertools.product(range(rows), range(spec.n_agents)):
+        probabilities = batch[keys.OPPONENT_LOGITS][row, 0].softmax(-1)
+        view = batch[keys.STATE][row] if net.view == "state" else batch[keys.OBSERVATION][row, agent]
+        for joint in itertools.product(range(spec.action_features), repeat=spec.n_agents):
+            if joint[agent] != 0:
+                continue
+            weight = math.prod(float(probabilities[j, a]) for j, a in enumerate(joint) if j != agent)
+            one_hot = torch.nn.functional.one_hot(torch.tensor(joint), spec.action_features).double()
+            values[row, agent, 0] += weight * value_of(net, view, agent, one_hot)
+    return values
+
+
+@pytest.mark.parametrize("view", ["state", "own"])
+@pytest.mark.parametrize("share", ["all", "none", [[0, 2], [1]]], ids=["all", "none", "groups"])
+@pytest.mark.parametrize("chunk", [1, 7, 4096])
+def test_exact_sum_equals_enumeration(view: str, share: Any, chunk: int) -> None:
+    net, batch = critic(DISCRETE, view=view, share=share, exact="always", chunk=chunk), batch_for(DISCRETE)
+    torch.testing.assert_close(net.predict(batch), enumerated(net, batch), rtol=0, atol=1e-10)
+
+
+def samples_of(net: MarginalisedCritic, batch: Any) -> torch.Tensor:
+    """The joint actions that each row draws, ``[R, K, N]`` or ``[R, K, N, D]``, rebuilt from the public sampling functions."""
+    draws = 1 if net.spec.discrete else net.spec.action_features
+    uniform = marginal.counter_uniform(batch[keys.SAMPLE_SEED], 0, net.samples * net.spec.n_agents * draws)
+    uniform = uniform.view(len(batch), net.samples, net.spec.n_agents, draws)
+    if net.spec.discrete:
+        return marginal.categorical_from_uniform(batch[keys.OPPONENT_LOGITS], uniform.squeeze(-1))
+    noise = marginal.normal_from_uniform(uniform)
+    return batch[keys.OPPONENT_LOC] + batch[keys.OPPONENT_SCALE] * noise
+
+
+@pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
+@pytest.mark.parametrize("share", ["all", "none", [[0, 2], [1]]], ids=["all", "none", "groups"])
+@pytest.mark.parametrize("chunk", [1, 13, 4096])
+def test_sampled_mean_equals_a_loop_over_its_samples(spec: TeamSpec, share: Any, chunk: int) -> None:
+    net, batch = critic(spec, share=share, samples=9, exact="never", chunk=chunk), batch_for(spec)
+    samples = samples_of(net, batch)
+    expected = torch.zeros(len(batch), 3, 1, dtype=torch.float64)
+    for row, agent, k in itertools.product(range(len(batch)), range(3), range(9)):
+        joint = samples[row, k]
+        if spec.discrete:
+            actions = torch.nn.functional.one_hot(joint, spec.action_features).double()
+        else:
+            actions = joint.double() * batch[keys.ACTION_DIMS][row]
+        expected[row, agent, 0] += value_of(net, batch[keys.STATE][row], agent, actions) / 9
+    torch.testing.assert_close(net.predict(batch), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
+def test_chunks_change_neither_loss_nor_gradient_and_bound_the_rows(spec: TeamSpec) -> None:
+    batch, gradients, peaks = batch_for(spec), [], []
+    for chunk in (12, 10**6):
+        net = critic(spec, samples=9, exact="never", chunk=chunk)
+        rows: list[int] = []
+        net.network.layers[1].register_forward_hook(lambda _m, _i, output, seen=rows: seen.append(output[..., 0].numel()))
+        (net.predict(batch) - 1).square().mean().backward()
+        gradients.append([p.grad.clone() for p in net.parameters()])
+        peaks.append(max(rows))
+    for chunked, whole in zip(*gradients, strict=True):
+        torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-10)
+    assert peaks[0] <= 12 < peaks[1]
+
+
+def test_sample_mean_converges_to_the_exact_sum() -> None:
+    batch, count = batch_for(DISCRETE, rows=1), 4000
+    exact = critic(DISCRETE, exact="always").predict(batch)
+    net = critic(DISCRETE, samples=count, exact="never")
+    joints = samples_of(net, batch)[0]
+    one_hot = torch.nn.functional.one_hot(joints, 3).double()
+    spread = torch.stack([torch.stack([value_of(net, batch[keys.STATE][0], i, a) for a in one_hot[:400]]).std() for i in range(3)])
+    assert ((net.predict(batch) - exact)[0, :, 0].abs() < 5 * spread / math.sqrt(count)).all()
+
+
+def test_samples_follow_the_policies_and_never_take_a_masked_action() -> None:
+    logits = torch.tensor([[0.0, 1.0, -1e10, 2.0], [-1e10, 0.5, 0.5, -1e10]])
+    count = 60000
+    uniform = marginal.counter_uniform(torch.tensor([[12345]]), 0, 2 * count).view(count, 2)
+    drawn = marginal.categorical_from_uniform(logits, uniform)
+    for agent in range(2):
+        probabilities = logits[agent].softmax(-1)
+        observed = torch.bincount(drawn[:, agent], minlength=4).double()
+        assert (observed[probabilities == 0] == 0).all()
+        expected = probabilities[probabilities > 0].double() * count
+        chi_square = ((observed[probabilities > 0] - expected).square() / expected).sum()
+        assert float(chi_square) < 25  # 5 sigma and more for at most two degrees of freedom
+
+
+def test_counter_based_numbers_are_uniform_and_independent() -> None:
+    count = 40000
+    numbers = marginal.counter_uniform(torch.tensor([[1], [2]]), 0, count).double()
+    assert 0 < float(numbers.min())
+    assert float(numbers.max()) < 1
+    deviation = 1 / math.sqrt(12 * count)
+    assert (numbers.mean(1) - 0.5).abs().max() < 5 * deviation
+    correlation = ((numbers[0] - 0.5) * (numbers[1] - 0.5)).mean() * 12
+    lagged = ((numbers[0, 1:] - 0.5) * (numbers[0, :-1] - 0.5)).mean() * 12
+    assert max(abs(float(correlation)), abs(float(lagged))) < 5 / math.sqrt(count)
+    torch.testing.assert_close(marginal.counter_uniform(torch.tensor([[1]]), 100, 5)[0].double(), numbers[0, 100:105])
+    normal = marginal.normal_from_uniform(numbers)
+    assert abs(float(normal.std()) - 1) < 5 / math.sqrt(4 * count)
+
+
+def test_repeats_are_counted_once() -> None:
+    code = torch.tensor([[5, 3, 5, 5, 3, 9]]).unsqueeze(-1)
+    order, count = marginal.repeats(code)
+    found = {int(code[0, order[0, slot, 0], 0]): int(count[0, slot, 0]) for slot in range(6) if count[0, slot, 0] > 0}
+    assert found == {3: 2, 5: 3, 9: 1}
+    assert int(count.sum()) == 6
+
+
+def test_repeated_samples_are_evaluated_once() -> None:
+    net, batch = critic(DISCRETE, samples=50, exact="never", chunk=10**6), batch_for(DISCRETE)
+    seen: list[int] = []
+    net.network.layers[1].register_forward_hook(lambda _m, _i, output: seen.append(output[..., 0].numel()))
+    with torch.no_grad():
+        net.predict(batch)
+    joints = samples_of(net, batch)
+    distinct = sum(
+        len({tuple(joint[[j for j in range(3) if j != agent]].tolist()) for joint in joints[row]})
+        for row in range(3)
+        for agent in range(3)
+    )
+    assert sum(seen) == distinct < 3 * 3 * 50
+
+
+@pytest.mark.parametrize(("view", "base"), [("own", LocalCritic), ("state", CentralisedCritic)])
+@pytest.mark.parametrize("action", [Discrete(3), Continuous(2)], ids=["discrete", "continuous"])
+def test_alone_it_equals_its_base_bit_for_bit(view: str, base: Any, action: Any) -> None:
+    spec = TeamSpec(1, 4, action)
+    torch.manual_seed(0)
+    marginalised = MarginalisedCritic(spec, view=view, hidden=[8])
+    torch.manual_seed(0)
+    plain = base(spec, hidden=[8])
+    batch = fake_batch(spec, [5], [keys.STATE, keys.OBSERVATION, *marginalised.reads])
+    batch.set(keys.STATE, batch[keys.OBSERVATION].flatten(-2))
+    assert torch.equal(marginalised.predict(batch), plain.predict(batch))
+
+
+def test_a_critic_that_ignores_the_others_gives_the_base_value() -> None:
+    net, batch = critic(DISCRETE, view="own", samples=7, exact="never"), batch_for(DISCRETE)
+    torch.nn.init.zeros_(net.action_layer.weights[0])
+    torch.testing.assert_close(net.predict(batch), net.network(batch[keys.OBSERVATION]), rtol=0, atol=1e-12)
+
+
+def test_a_change_of_one_policy_changes_the_others_values_at_once() -> None:
+    """PERLA-5: the critic sees a new policy of agent 1 without being trained."""
+    net, batch = critic(DISCRETE, exact="always"), batch_for(DISCRETE)
+    before = net.predict(batch)
+    batch[keys.OPPONENT_LOGITS][:, 0, 1, :2] = torch.tensor([3.0, -1.0], dtype=torch.float64)
+    after = net.predict(batch)
+    torch.testing.assert_close(after, enumerated(net, batch), rtol=0, atol=1e-10)
+    assert torch.equal(before[:, 1], after[:, 1])
+    assert ((before - after)[:, [0, 2]].abs() > 1e-6).all()
+
+
+def test_true_policies_are_believed_as_they_are_and_carry_no_gradient() -> None:
+    opponents = TruePolicyOpponents(DISCRETE)
+    batch = fake_batch(DISCRETE, [4], [keys.LOGITS])
+    batch[keys.LOGITS].requires_grad_()
+    opponents(batch)
+    assert torch.equal(batch[keys.OPPONENT_LOGITS][:, 0], batch[keys.LOGITS])
+    assert not batch[keys.OPPONENT_LOGITS].requires_grad
+    assert len(set(batch[keys.SAMPLE_SEED].flatten().tolist())) == 4
