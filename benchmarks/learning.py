@@ -39,21 +39,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipes", nargs="+", default=sorted(shipped()))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--iterations", type=int, default=25)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings side by side, one thread each")
     parser.add_argument("--plot", action="store_true", help="draw and summarise what is there, without training")
     options = parser.parse_args(arguments)
     if not options.plot:
-        work = [(t, r, s) for s in range(options.seeds) for t in options.tasks for r in options.recipes]
+        work = [(t, r, s, options.iterations) for s in range(options.seeds) for t in options.tasks for r in options.recipes]
         with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(lambda job: _train(*job, options.iterations), work))
+            list(pool.map(_train, work))
         (RESULTS / "versions.json").write_text(json.dumps(versions() | {"iterations": options.iterations}, indent=2) + "\n")
     summary = {task: _summarise(task) for task in TASKS if list(RESULTS.glob(f"{task}/*.csv"))}
     (RESULTS / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(json.dumps(summary, indent=2))
 
 
-def _train(task: str, recipe: str, seed: int, iterations: int) -> None:
+def _train(job: tuple[str, str, int, int]) -> None:
+    task, recipe, seed, iterations = job
     kept = RESULTS / task / f"{recipe}-seed{seed}.csv"
     if kept.exists():
         return

@@ -6,7 +6,6 @@ Its keyword-only constructor arguments are its options in a recipe; their defaul
 
 from __future__ import annotations
 
-import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -37,8 +36,7 @@ class Runtime:
     seed: int
 
 
-@functools.cache
-def option_parameters(component: type[Component]) -> dict[str, inspect.Parameter]:
+def option_parameters(component: type) -> dict[str, inspect.Parameter]:
     """The options of a component class: its keyword-only constructor arguments, annotations resolved.
 
     Where the constructor ends in ``**options``, it hands them to the one above it, whose options count too.

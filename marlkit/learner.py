@@ -71,9 +71,7 @@ class Learner(lightning.LightningModule):
         self.returns = EpisodeReturns()
         self._generators: dict[str, Any] | None = None
         self._opponents_are_read = bool(set(opponents.writes) & {*critic.reads, *estimator.reads, *update.reads})
-        self._policy_is_read = bool(
-            set(actor.writes) & {*critic.reads, *(opponents.reads if self._opponents_are_read else ())}
-        )
+        self._policy_is_read = bool(set(actor.writes) & {*critic.reads, *(opponents.reads if self._opponents_are_read else ())})
 
     # --- the four steps -------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
 }
 
+GAINS = {"tanh": 5 / 3}
+"""Gain of a hidden layer's initialisation that keeps the size of its output; sqrt(2) for the other activations."""
+
 
 def group_of_agents(share: Share, n_agents: int) -> tuple[int, ...]:
     """The parameter group of each agent.
@@ -35,7 +38,6 @@ def group_of_agents(share: Share, n_agents: int) -> tuple[int, ...]:
         return (0,) * n_agents
     if share == "none":
         return tuple(range(n_agents))
-    assert not isinstance(share, str)
     named = sorted(agent for group in share for agent in group)
     if named != list(range(n_agents)):
         raise OptionError("share", f"groups must name each of the {n_agents} agents (0 to {n_agents - 1}) once, got {share}")
@@ -112,7 +114,7 @@ class TeamNetwork(nn.Module):
         super().__init__()
         self.activation = ACTIVATIONS[activation]
         self.layer_norm = layer_norm
-        gain = nn.init.calculate_gain(activation) if activation in ("tanh", "relu", "leaky_relu") else math.sqrt(2)
+        gain = GAINS.get(activation, math.sqrt(2))
         widths = [inputs, *hidden, outputs]
         gains = [gain] * len(hidden) + [output_gain]
         self.layers = nn.ModuleList(

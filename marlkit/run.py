@@ -22,9 +22,8 @@ from marlkit.building import build, build_environment, build_learner, choose_dev
 from marlkit.checkpoints import BEST, LAST, Checkpoints
 from marlkit.component import Actor, Environment
 from marlkit.dry_run import dry_run
-from marlkit.errors import CheckpointError, MarlkitError, RecipeError, RunError
+from marlkit.errors import CheckpointError, RunError
 from marlkit.evaluation import play_episodes
-from marlkit.learner import Learner
 from marlkit.outputs.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from marlkit.outputs.curve import draw_curve
 from marlkit.outputs.metrics_file import MetricsFile
@@ -84,7 +83,9 @@ def resume(folder: str | Path, *, progress: bool = True) -> Path:
     recipe = run_recipe(folder)
     path = folder / CHECKPOINTS / LAST
     if not path.exists():
-        raise RunError(f"{folder}: has no checkpoint yet ({CHECKPOINTS}/{LAST}); train it again with `marlkit train {folder / RECIPE}`.")
+        raise RunError(
+            f"{folder}: has no checkpoint yet ({CHECKPOINTS}/{LAST}); train it again with `marlkit train {folder / RECIPE}`."
+        )
     checkpoint = _own_checkpoint(path, recipe)
     if checkpoint["marlkit"]["iteration"] >= recipe.config.trainer.iterations:
         _finish(recipe, folder)
@@ -241,7 +242,10 @@ def _evaluation_environment(recipe: Recipe, device: torch.device, episodes: int 
 
 
 def _loggers(recipe: Recipe, folder: Path, first_iteration: int) -> list[Logger]:
-    loggers: list[Logger] = [MetricsFile(folder / METRICS, first_iteration), TensorBoardLogger(folder, name="tensorboard", version="")]
+    loggers: list[Logger] = [
+        MetricsFile(folder / METRICS, first_iteration),
+        TensorBoardLogger(folder, name="tensorboard", version=""),
+    ]
     chosen = recipe.config.trainer.logger
     if chosen is not None:
         loggers.append(_chosen_logger(recipe, chosen))
@@ -293,7 +297,7 @@ def _decisive(text: str) -> DictConfig:
     """A recipe without its `trainer` section: how long and where it trains may change between stop and resume."""
     config = OmegaConf.create(text)
     assert isinstance(config, DictConfig)
-    return OmegaConf.masked_copy(config, [key for key in config if key != "trainer"])
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "trainer"])
 
 
 def _trained_actor(recipe: Recipe, spec: TeamSpec, saved: dict[str, Any]) -> Actor:
@@ -303,7 +307,9 @@ def _trained_actor(recipe: Recipe, spec: TeamSpec, saved: dict[str, Any]) -> Act
     try:
         actor.load_state_dict(own)
     except RuntimeError as error:
-        raise CheckpointError(f"{recipe.source.parent}: the checkpoint's parameters do not fit the recipe's actor: {error}") from error
+        raise CheckpointError(
+            f"{recipe.source.parent}: the checkpoint's parameters do not fit the recipe's actor: {error}"
+        ) from error
     return actor.eval()
 
 
@@ -313,4 +319,3 @@ def _team(folder: Path, checkpoint: str, episodes: int | None) -> tuple[Recipe, 
     device = choose_device(recipe)
     env = _evaluation_environment(recipe, device, episodes)
     return recipe, env, _trained_actor(recipe, env.spec, saved).to(device), env.spec
-

@@ -92,7 +92,13 @@ class TeamSpec:
 
     def sizes(self) -> dict[str, int]:
         """Sizes of the named dimensions of :mod:`marlkit.keys`."""
-        return {"N": self.n_agents, "O": self.observation, "S": self.state_size, "A": self.action_features, "D": self.action_features}
+        return {
+            "N": self.n_agents,
+            "O": self.observation,
+            "S": self.state_size,
+            "A": self.action_features,
+            "D": self.action_features,
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data from which :meth:`from_dict` makes an equal spec."""
@@ -109,7 +115,7 @@ class TeamSpec:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TeamSpec:
         """The inverse of :meth:`as_dict`."""
-        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items() if name != "action"}
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items() if name != "action"}
         action = data["action"]
         if "discrete" in action:
             return cls(**fields, action=Discrete(action["discrete"]))

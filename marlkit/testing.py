@@ -114,7 +114,9 @@ def _check_writes(component: Component, batch: TensorDict, before: TensorDict) -
     wrote = _leaves(batch) - had
     extra = {keys.following(keys.HIDDEN)}
     declared = set(component.writes)
-    assert wrote - extra == declared, f"{who} declares writes {sorted(map(keys.name, declared))}, wrote {sorted(map(keys.name, wrote))}"
+    assert wrote - extra == declared, (
+        f"{who} declares writes {sorted(map(keys.name, declared))}, wrote {sorted(map(keys.name, wrote))}"
+    )
     for key in declared:
         wanted = (*batch.batch_size, *key_shape(component.spec, key))
         assert tuple(batch[key].shape) == wanted, f"{who} wrote `{keys.name(key)}` as {tuple(batch[key].shape)}, not {wanted}"
@@ -131,11 +133,15 @@ def _check_own_action(critic: Critic, before: TensorDict) -> None:
     for key, offset in own.items():
         if key in _leaves(before):
             agent = changed[key].select(1 + offset, 0)
-            agent.copy_((agent + 1) % critic.spec.own_action_sizes[0] if key == keys.ACTION and critic.spec.discrete else agent.flip(-1))
+            agent.copy_(
+                (agent + 1) % critic.spec.own_action_sizes[0] if key == keys.ACTION and critic.spec.discrete else agent.flip(-1)
+            )
     if keys.STATE_VALUE in critic.writes:
         first, second = (critic(batch)[keys.STATE_VALUE][:, 0] for batch in (before.clone(), changed))
         # Not bit for bit: a critic may evaluate the agents in one product, whose rounding depends on its size.
-        assert torch.allclose(first, second, rtol=1e-5, atol=1e-6), f"{type(critic).__name__}: agent 0's baseline depends on its own action"
+        assert torch.allclose(first, second, rtol=1e-5, atol=1e-6), (
+            f"{type(critic).__name__}: agent 0's baseline depends on its own action"
+        )
 
 
 def _leaves(batch: TensorDict) -> set[Key]:

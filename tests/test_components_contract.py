@@ -123,5 +123,5 @@ def test_fake_batch_makes_what_the_design_promises() -> None:
 def test_every_public_constructor_takes_options_by_keyword_only() -> None:
     for section in (*TENSOR_KINDS, "env", "data", "update", "optimizer", "trainer"):
         for entry in components(section).values():
-            parameters = list(inspect.signature(load_class(entry).__init__).parameters.values())
-            assert [p.kind for p in parameters[2:]] == [inspect.Parameter.KEYWORD_ONLY] * len(parameters[2:]), entry.dotted
+            parameters = list(inspect.signature(load_class(entry)).parameters.values())
+            assert [p.kind for p in parameters[1:]] == [inspect.Parameter.KEYWORD_ONLY] * len(parameters[1:]), entry.dotted

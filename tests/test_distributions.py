@@ -40,6 +40,7 @@ def test_masked_logits_receive_no_gradient() -> None:
     logits = torch.zeros(1, 1, 3, requires_grad=True)
     team = CategoricalTeam(logits, torch.tensor([[[True, False, True]]]))
     (team.entropy().sum() + team.log_prob(torch.tensor([[2]])).sum()).backward()
+    assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
     assert float(logits.grad[0, 0, 1]) == 0
 
@@ -64,6 +65,7 @@ def test_padded_dimensions_count_for_nothing() -> None:
     assert torch.equal(team.log_prob(action), alone.log_prob(action[..., :1]))
     assert torch.equal(team.entropy(), alone.entropy())
     team.log_prob(action).sum().backward()
+    assert loc.grad is not None
     assert float(loc.grad[0, 0, 1]) == 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -17,7 +19,7 @@ def network(groups: tuple[int, ...], *, agent_id: bool = True, outputs: int = 2)
     ).double()
 
 
-def separately(net: TeamNetwork, x: torch.Tensor, agent: int) -> torch.Tensor:
+def separately(net: Any, x: torch.Tensor, agent: int) -> torch.Tensor:
     """The network of one agent, written out with plain affine maps."""
     group = net.layers[0].groups[agent]
     for index, layer in enumerate(net.layers):
@@ -39,7 +41,7 @@ def test_batched_networks_equal_a_loop_of_separate_ones(groups: tuple[int, ...])
 
 
 def test_gradients_do_not_cross_agents_that_share_nothing() -> None:
-    net = network((0, 1, 2))
+    net: Any = network((0, 1, 2))
     net(torch.randn(5, 3, 3, dtype=torch.float64))[:, 1].sum().backward()
     for layer in net.layers:
         assert [bool(w.grad.abs().sum() > 0) for w in layer.weights] == [False, True, False]
@@ -63,7 +65,7 @@ def best_return(net: TeamNetwork) -> float:
         optimizer.zero_grad()
         (-value).backward()
         optimizer.step()
-    return float(value)
+    return value.item()
 
 
 def test_sharing_without_identity_cannot_break_symmetry() -> None:

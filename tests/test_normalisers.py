@@ -19,7 +19,9 @@ def test_first_update_gives_the_batch_statistics() -> None:
     normaliser = ValueNormaliser(enabled=True)
     normaliser.update(torch.tensor([1.0, 3.0]))
     # mean 2, deviation 1: debiasing undoes the start at zero.
-    torch.testing.assert_close(normaliser.normalise(torch.tensor([1.0, 2.0, 5.0])), torch.tensor([-1.0, 0.0, 3.0]), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        normaliser.normalise(torch.tensor([1.0, 2.0, 5.0])), torch.tensor([-1.0, 0.0, 3.0]), rtol=1e-4, atol=1e-3
+    )
 
 
 def test_averages_decay_as_written() -> None:

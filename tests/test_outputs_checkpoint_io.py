@@ -110,16 +110,19 @@ def test_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(checkpoint(version), path)
     for attempt in range(15):
         writer = multiprocessing.get_context("fork").Process(target=save_for_ever, args=(path, version + 1))
+        before = path.stat().st_ino
         writer.start()
-        time.sleep(0.01 + 0.004 * attempt)
+        while path.stat().st_ino == before:
+            assert writer.is_alive()
+            time.sleep(0.001)
+        time.sleep(0.003 * attempt)
         assert writer.pid is not None
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
         loaded = load_checkpoint(path, required=["state_dict", "epoch"])
-        assert loaded["epoch"] >= version
+        assert loaded["epoch"] > version
         version = loaded["epoch"]
         assert torch.equal(loaded["state_dict"]["weight"], torch.full((20_000,), float(version)))
-    assert version > 0
 
 
 @pytest.mark.parametrize("share", [0.0, 0.00002, 0.01, 0.5, 0.9, 0.999])

@@ -104,8 +104,10 @@ def test_kill_at_any_moment_leaves_whole_rows(tmp_path: Path) -> None:
     path, first = tmp_path / "metrics.csv", 0
     for attempt in range(12):
         writer = multiprocessing.get_context("fork").Process(target=log_for_ever, args=(path, first))
+        before = path.stat().st_ino if path.exists() else None
         writer.start()
-        while not path.exists():
+        while not path.exists() or path.stat().st_ino == before or len(path.read_text().splitlines()) < first + 3:
+            assert writer.is_alive()
             time.sleep(0.001)
         time.sleep(0.003 * attempt)
         assert writer.pid is not None

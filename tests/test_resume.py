@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,11 +50,12 @@ def killed_at(iteration: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Learner, "annotate", dying)
 
 
-def states(folder: Path) -> dict[str, object]:
+def states(folder: Path) -> dict[str, Any]:
+    """The last checkpoint of a run."""
     return load_checkpoint(folder / "checkpoints" / LAST)
 
 
-def same(a: object, b: object) -> bool:
+def same(a: Any, b: Any) -> bool:
     """Deep equality of checkpoints, tensors bit for bit."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and torch.equal(a, b)
@@ -64,7 +66,7 @@ def same(a: object, b: object) -> bool:
     return a == b
 
 
-def without_times(folder: Path) -> dict[str, list[float]]:
+def without_times(folder: Path) -> dict[str, list[str]]:
     metrics = read_metrics(folder / "metrics.csv")
     return {name: [repr(v) for v in values] for name, values in metrics.items() if not name.startswith("time/")}
 

@@ -22,12 +22,12 @@ from marlkit.spec import TeamSpec
 
 
 class MarginalisedCritic(Critic):
-    """``V_i = (1/K) sum_k V_i(x_i, a_-i^(k))`` with ``a_j^(k) ~ pi_j(. | o_j)``: Algorithm 1 of the paper, both terms marginalised.
+    """``V_i = (1/K) sum_k V_i(x_i, a_-i^(k))``, ``a_j^(k) ~ pi_j(. | o_j)``: Algorithm 1 of the paper, both terms marginalised.
 
     ``x_i`` is the state (PERLA_MAPPO) or agent i's own observation (PERLA_IPPO). The value never depends on agent i's own action.
-    The first layer is split: ``W x`` is computed once per row and agent, the actions' share per sample. Work is cut into chunks of
-    ``chunk`` evaluations; with gradients each chunk is recomputed in the backward pass, so memory does not grow with ``samples``.
-    Repeated discrete samples are evaluated once and weighted.
+    The first layer is split: ``W x`` is computed once per row and agent, the actions' share per sample. Work is cut into chunks
+    of ``chunk`` evaluations; with gradients each chunk is recomputed in the backward pass, so memory does not grow with
+    ``samples``. Repeated discrete samples are evaluated once and weighted.
 
     Args:
         spec: the team.
@@ -35,7 +35,7 @@ class MarginalisedCritic(Critic):
         samples: K; 10 to learn quickly, 100 in the paper.
         exact: `auto` sums over all joint actions of the others where they are no more than `samples`; `always`, `never`.
         chunk: evaluations of the network at a time.
-        hidden: widths of the hidden layers; at least one.
+        hidden: widths of the hidden layers.
         share: which agents use the same parameters: `all`, `none`, or groups such as `[[0, 1], [2]]`.
         agent_id: whether agents that share parameters can be told apart.
         activation: non-linearity of the hidden layers.
@@ -136,9 +136,7 @@ class MarginalisedCritic(Critic):
         for first in range(0, per_agent, size):
             last = min(first + size, per_agent)
             if torch.is_grad_enabled():
-                total = total + checkpoint(
-                    evaluate, entered, rows, first, last, use_reentrant=False, preserve_rng_state=False
-                )
+                total = total + checkpoint(evaluate, entered, rows, first, last, use_reentrant=False, preserve_rng_state=False)
             else:
                 total = total + evaluate(entered, rows, first, last)
         return total

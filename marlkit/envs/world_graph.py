@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import types
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -58,12 +58,13 @@ class Survey:
 def survey(scenario: Any, *, values: bool = False) -> Survey:
     """Walk everything that a VMAS scenario and its world refer to."""
     found = Survey()
+    names, objects = found.names, found.objects
     queue: deque[tuple[str, Any]] = deque()
 
     def meet(name: str, thing: Any) -> None:
-        if id(thing) not in found.names:
-            found.names[id(thing)] = name
-            found.objects[name] = thing
+        if id(thing) not in names:
+            names[id(thing)] = name
+            objects[name] = thing
             queue.append((name, thing))
 
     meet("world", scenario.world)
@@ -73,38 +74,53 @@ def survey(scenario: Any, *, values: bool = False) -> Survey:
     meet("scenario", scenario)
     while queue:
         name, thing = queue.popleft()
-        for label, owner, key, content in _entries(thing, found.names):
-            if isinstance(content, Tensor):
-                found.tensors[name + label] = Place(owner, key, content)
+        owner, entries = _entries(thing)
+        for position, (key, content) in enumerate(entries):
+            role = _ROLES.get(type(content)) or _role(type(content))
+            if role == "opaque" or (role == "value" and not values):
                 continue
-            if not isinstance(content, (*_VALUES, enum.Enum)):
-                if isinstance(content, _OPAQUE):
-                    continue
-                meet(name + label, content)
+            label = f"{name}.{key}" if owner is not thing else f"{name}[{_label(key, position, names)}]"
+            if role == "tensor":
+                found.tensors[label] = Place(owner, key, content)
+                continue
+            if role == "object":
+                meet(label, content)
             if values:
-                found.values[name + label] = Place(owner, key, content)
+                found.values[label] = Place(owner, key, content)
     return found
 
 
-def _entries(thing: Any, names: Mapping[int, str]) -> Iterator[tuple[str, Any, Any, Any]]:
-    """``(label, owner, key, content)`` of everything that ``thing`` holds."""
-    if isinstance(thing, dict):
-        for position, (key, content) in enumerate(thing.items()):
-            label = key if isinstance(key, (str, int, tuple)) else names.get(id(key), f"#{position}")
-            yield f"[{label}]", thing, key, content
-    elif isinstance(thing, (list, tuple)):
-        for position, content in enumerate(thing):
-            yield f"[{position}]", thing, position, content
-    elif isinstance(thing, types.MethodType):
-        yield ".self", None, None, thing.__self__
-    elif isinstance(thing, types.FunctionType):
-        for position, cell in enumerate(thing.__closure__ or ()):
-            if cell != _EMPTY_CELL:
-                yield f".closure[{position}]", None, None, cell.cell_contents
+def _role(kind: type) -> str:
+    """How contents of a type are treated; remembered, because a survey asks thousands of times."""
+    if issubclass(kind, Tensor):
+        role = "tensor"
+    elif issubclass(kind, (*_VALUES, enum.Enum)):
+        role = "value"
     else:
-        holder = getattr(thing, "__dict__", {})
-        for key, content in holder.items():
-            yield f".{key}", holder, key, content
+        role = "opaque" if issubclass(kind, _OPAQUE) else "object"
+    return _ROLES.setdefault(kind, role)
+
+
+_ROLES: dict[type, str] = {}
+
+
+def _entries(thing: Any) -> tuple[Any, Iterable[tuple[Any, Any]]]:
+    """What ``thing`` holds as ``(key, content)``, and the list or dict in which it does."""
+    if isinstance(thing, dict):
+        return thing, thing.items()
+    if isinstance(thing, (list, tuple)):
+        return thing, enumerate(thing)
+    if isinstance(thing, types.MethodType):
+        return None, [("self", thing.__self__)]
+    if isinstance(thing, types.FunctionType):
+        cells = enumerate(thing.__closure__ or ())
+        return None, [(f"closure{position}", cell.cell_contents) for position, cell in cells if cell != _EMPTY_CELL]
+    holder = getattr(thing, "__dict__", {})
+    return holder, holder.items()
+
+
+def _label(key: Any, position: int, names: Mapping[int, str]) -> str:
+    return f"{key}" if isinstance(key, (str, int, tuple)) else names.get(id(key), f"#{position}")
 
 
 # --- which tensors have a row per environment --------------------------------------------------------------------------------

@@ -14,7 +14,9 @@ from marlkit.spec import TeamSpec
 
 
 class NStepEstimator(Estimator):
-    """``G_t = sum_{k<n} gamma^k r_{t+k} + gamma^n V(s_{t+n})``, cut short where the episode or the rollout ends; ``A_t = G_t - V(s_t)``.
+    """``G_t = sum_{k<n} gamma^k r_{t+k} + gamma^n V(s_{t+n})``, cut short where the episode or the rollout ends.
+
+    The advantage is ``A_t = G_t - V(s_t)``.
 
     Args:
         spec: the team.

@@ -1,8 +1,8 @@
 """Marginalising over other agents' actions: samples that need no storage, repeats evaluated once, exact enumeration.
 
-PERLA (Mguni et al.) replaces a value ``V(x, a_-i)`` by its mean over ``a_-i ~ pi_-i``. The samples of a row follow from an integer
-seed by a counter-based generator, so that any minibatch, chunk or recomputation sees the same samples, and memory does not grow
-with their number.
+PERLA (Mguni et al.) replaces a value ``V(x, a_-i)`` by its mean over ``a_-i ~ pi_-i``. The samples of a row follow from an
+integer seed by a counter-based generator, so that any minibatch, chunk or recomputation sees the same samples, and memory does
+not grow with their number.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def counter_uniform(seed: Tensor, first: int, count: int) -> Tensor:
 
     Args:
         seed: ``[R, 1]`` int64.
-        first, count: which numbers of each stream.
+        first: number of the stream to begin with.
+        count: how many.
 
     Returns:
         ``[R, count]`` float32.

@@ -8,6 +8,7 @@ from tensordict import TensorDictBase
 from marlkit import keys
 from marlkit.component import Opponents
 from marlkit.contract import Contract, When
+from marlkit.keys import Key
 from marlkit.spec import TeamSpec
 
 
@@ -37,7 +38,7 @@ class TruePolicyOpponents(Opponents):
 
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
         """Copy the actor's parameters to the beliefs and draw the seeds of the samples."""
-        pairs = {keys.LOGITS: keys.OPPONENT_LOGITS, keys.LOC: keys.OPPONENT_LOC, keys.SCALE: keys.OPPONENT_SCALE}
+        pairs: dict[Key, Key] = {keys.LOGITS: keys.OPPONENT_LOGITS, keys.LOC: keys.OPPONENT_LOC, keys.SCALE: keys.OPPONENT_SCALE}
         for key in self.reads:
             batch.set(pairs[key], batch[key].detach().unsqueeze(-3))
         seed = torch.randint(2**62, (*batch.batch_size, 1), device=batch[self.reads[0]].device)

@@ -43,5 +43,5 @@ class RmspropOptimizer(Optimizer):
         self.momentum = momentum
 
     def build(self, parameters: dict[str, list[nn.Parameter]]) -> torch.optim.Optimizer:
-        """torch's RMSprop."""
+        """Torch's RMSprop."""
         return torch.optim.RMSprop(self.groups(parameters), alpha=self.decay, eps=self.eps, momentum=self.momentum)

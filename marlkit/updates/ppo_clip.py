@@ -11,10 +11,10 @@ from torch import Tensor
 from marlkit import keys
 from marlkit.component import Learning, Metrics, Update
 from marlkit.contract import Contract
-from marlkit.minibatches import minibatches, units
 from marlkit.functional import losses
 from marlkit.functional.reduce import masked_mean, standardise
 from marlkit.keys import Key
+from marlkit.minibatches import minibatches, units
 from marlkit.options import NonNegativeFloat, PositiveFloat, PositiveInt
 from marlkit.spec import TeamSpec
 
@@ -25,8 +25,8 @@ OLD_PREDICTION: Key = ("agents", "old_prediction")
 class PpoClipUpdate(Update):
     """Minimise ``-mean(min(rho A, clip(rho, 1 - eps, 1 + eps) A)) - c_H H + c_V L_V`` over several epochs.
 
-    ``rho_i = pi_i(a_i | o_i) / pi_old_i(a_i | o_i)`` per agent, never a product over agents. The critic is regressed in normalised
-    units on the value target, with a clipped Huber loss. Agents that are not alive weigh nothing in the policy's loss.
+    ``rho_i = pi_i(a_i | o_i) / pi_old_i(a_i | o_i)`` per agent, never a product over agents. The critic is regressed in
+    normalised units on the value target, with a clipped Huber loss. Agents that are not alive weigh nothing in the policy's loss.
 
     Args:
         spec: the team.
@@ -117,9 +117,7 @@ class PpoClipUpdate(Update):
                 history.append(metrics | learning.minimise(total, self.max_grad_norm))
         return {name: torch.stack([metrics[name] for metrics in history]).mean() for name in history[0]}
 
-    def _policy_loss(
-        self, rows: TensorDictBase, learning: Learning, agents: Sequence[int] | None
-    ) -> tuple[Tensor, Metrics]:
+    def _policy_loss(self, rows: TensorDictBase, learning: Learning, agents: Sequence[int] | None) -> tuple[Tensor, Metrics]:
         of = slice(None) if agents is None else list(agents)
         axis = (slice(None),) * rows.batch_dims
         action, old, alive, advantage = (
