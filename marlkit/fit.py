@@ -100,8 +100,7 @@ def writers(team: Iterable[Member]) -> Iterator[tuple[Member, dict[Key, str]]]:
         own = {key: member.path for member in present for key in _both(member)}
         for member in present:
             yield member, (own | written if section == "actor" else dict(written))
-        for key, path in own.items():
-            written.setdefault(key, path)
+        written.update(own)
 
 
 def check_fit(recipe: Recipe) -> list[Problem]:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marlkit.errors import OptionError
+from marlkit.functional.activation import tanh
 from marlkit.options import Share
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
+    "tanh": tanh,
     "relu": torch.relu,
     "leaky_relu": F.leaky_relu,
     "gelu": F.gelu,

@@ -111,7 +111,7 @@ def section_folder(package: str) -> str:
     return package.rpartition(".")[2]
 
 
-@pytest.mark.parametrize("name", ["ActionValueCritic", "DiscreteCritic", "PlainCritic"])
+@pytest.mark.parametrize("name", ["ActionValueCritic", "ClosedCritic", "DiscreteCritic", "PlainCritic"])
 def test_users_components_read_as_they_run(name: str) -> None:
     entry = find("critic", f"example_team.{name}", [DATA])
     _assert_same_as_imported(entry, load_class(entry, [DATA]))
@@ -130,6 +130,10 @@ def test_constructor_that_passes_options_on_takes_those_above_too() -> None:
     assert set(options) == {*above, "temperature"}
     assert above["value_norm"].default is True
     assert options["value_norm"].default is False
+
+
+def test_constructor_that_passes_nothing_on_takes_its_own_only() -> None:
+    assert list(find("critic", "example_team.ClosedCritic", [DATA]).options) == ["bonus"]
 
 
 def test_class_without_constructor_or_contract_has_those_above() -> None:
@@ -229,6 +233,27 @@ def test_relative_imports_and_packages(tmp_path: Path) -> None:
         assert entry.contract == Contract(reads=(keys.STATE, ("next", "state")))
         assert entry.dotted == "my_package.inner.critics.MyCritic"
         assert entry.docstring == "Mine."
+
+
+def test_of_a_class_reached_twice_the_nearer_one_decides(tmp_path: Path) -> None:
+    _write(
+        tmp_path,
+        "class Base(Critic):\n    contract = Contract(reads=(keys.STATE,))\n    def __init__(self, spec, *, a=1): ...\n"
+        "class Left(Base):\n    'Left.'\n"
+        "class Right(Base):\n    contract = Contract(reads=(keys.ALIVE,))\n    def __init__(self, spec, *, a=2): ...\n"
+        "class MyCritic(Left, Right): ...\n",
+    )
+    entry = find("critic", "mine.MyCritic", [tmp_path])
+    assert entry.contract.reads == (keys.ALIVE,)
+    assert entry.options["a"].default == 2
+
+
+def test_summary_is_that_of_the_file_unless_it_holds_several(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text(
+        '"""What it\ncomputes.\n\nMore."""\nfrom marlkit.component import Critic\nclass OneCritic(Critic):\n    "One."\n'
+    )
+    assert find("critic", "one.OneCritic", [tmp_path]).summary == "What it computes."
+    assert find("critic", "example_team.PlainCritic", [DATA]).summary == "The local critic under another name."
 
 
 def test_edited_file_is_read_again(tmp_path: Path) -> None:

@@ -130,6 +130,29 @@ def test_keys_written_later_do_not_count(tmp_path: Path) -> None:
     assert "agents.advantage" in found.message
 
 
+def test_own_keys_do_not_count_but_for_an_actor(tmp_path: Path) -> None:
+    (tmp_path / "selfish.py").write_text(
+        "from marlkit import keys\nfrom marlkit.component import Critic\nfrom marlkit.contract import Contract\n"
+        "class SelfishCritic(Critic):\n"
+        "    contract = Contract(reads=(keys.STATE_VALUE,), writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE)\n"
+    )
+    assert problem(tmp_path, _swap("critic: centralised", "critic: selfish.SelfishCritic")).where == "critic"
+    recipe = read(tmp_path, _swap("actor: stochastic", "actor: example_team.RecurrentActor"))
+    assert _rows(wiring(recipe))["actor"].reads[keys.HIDDEN] == "actor"
+    assert "| actor\n" in mermaid(recipe)
+    assert "actor -->|" in mermaid(recipe)
+    assert "agents.hidden" not in mermaid(recipe), "an arrow from the actor to itself tells nobody anything"
+
+
+def test_what_the_estimator_writes_does_not_exist_at_the_next_step(tmp_path: Path) -> None:
+    (tmp_path / "ahead.py").write_text(
+        "from marlkit import keys\nfrom marlkit.component import Update\nfrom marlkit.contract import Contract\n"
+        "class AheadUpdate(Update):\n    contract = Contract(reads=(keys.following(keys.ADVANTAGE),))\n"
+    )
+    head, _, _ = TEAM.partition("update:")
+    assert "next.agents.advantage" in problem(tmp_path, f"{head}update: ahead.AheadUpdate\n").message
+
+
 @pytest.mark.parametrize("key", ["keys.LOG_PROB", "keys.following(keys.LOG_PROB)", "keys.following(keys.STATE)"])
 def test_keys_of_environment_and_actor_exist_at_the_next_step_too(tmp_path: Path, key: str) -> None:
     name = f"nexts{abs(hash(key))}"
@@ -188,6 +211,16 @@ def test_mermaid(tmp_path: Path) -> None:
     assert '    update_step["<b>update.step</b><br/>ppo_clip"]' in lines
     assert '    env -->|"state"| critic' in lines
     assert not any("opponents" in line for line in lines)
+
+
+def test_of_two_writers_the_later_one_counts(tmp_path: Path) -> None:
+    (tmp_path / "second.py").write_text(
+        "from marlkit import keys\nfrom marlkit.component import Estimator\nfrom marlkit.contract import Contract\n"
+        "class SecondEstimator(Estimator):\n"
+        "    contract = Contract(writes=(keys.ALIVE, keys.ADVANTAGE, keys.VALUE_TARGET))\n"
+    )
+    text = _swap("estimator: {type: gae, gamma: 0.9}", "estimator: second.SecondEstimator")
+    assert _rows(wiring(read(tmp_path, text)))["update"].reads[keys.ALIVE] == "estimator"
 
 
 def test_shapes(tmp_path: Path) -> None:

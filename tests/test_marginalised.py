@@ -152,6 +152,13 @@ def test_counter_based_numbers_are_uniform_and_independent() -> None:
     assert abs(float(normal.std()) - 1) < 5 / math.sqrt(4 * count)
 
 
+def test_the_ends_of_the_unit_interval_are_never_reached() -> None:
+    ends = marginal.unit_interval(torch.tensor([0, -1, 2**63 - 1, -(2**63)]))
+    assert ends.min().item() == 2.0**-24
+    assert ends.max().item() == 1 - 2.0**-24
+    assert torch.isfinite(marginal.normal_from_uniform(ends)).all()
+
+
 def test_repeats_are_counted_once() -> None:
     code = torch.tensor([[5, 3, 5, 5, 3, 9]]).unsqueeze(-1)
     order, count = marginal.repeats(code)

@@ -116,6 +116,11 @@ def test_wrong_names_and_values(tmp_path: Path, old: str, new: str, line: int, w
     assert all(part in str(found) for part in parts), str(found)
 
 
+def test_section_that_is_missing_is_missing_from_the_file(tmp_path: Path) -> None:
+    found = problem(tmp_path, TEAM.replace("critic: centralised\n", ""), ["seed=1"])
+    assert found.source == str(tmp_path / "team.yaml")
+
+
 def test_option_that_must_be_given(tmp_path: Path) -> None:
     head, _, _ = TEAM.partition("update:")
     found = problems(tmp_path, f"{head}update: {{type: sequential}}\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recipe_texts import DATA, TEAM, problem, read
@@ -48,7 +49,9 @@ def test_checking_runs_neither_module_nor_package(tmp_path: Path, monkeypatch: p
         "class Evil(Critic):\n    contract = Contract(reads=(Path('was_run').write_text(''),))\n",
         "class Evil(Critic):\n    contract = __import__('os').system('touch was_run')\n",
         "class Evil(Critic):\n    def __init__(self, spec, *, a=[open('was_run', 'w')]): ...\n",
-        "class Evil(Critic):\n    def __init__(self, spec, *, a: open('was_run', 'w') = 1, b: keys.dataclass(1) = 1): ...\n",
+        "class Evil(Critic):\n    def __init__(self, spec, *, a=int('3')): ...\n",
+        "class Evil(Critic):\n    contract = Contract(predicts=keys.describe('state').dtype)\n",
+        "class Evil(Critic):\n    contract = Contract(predicts=keys.name('state'))\n",
         "import typing\nclass Evil(Critic):\n    contract = typing.sys.modules['os'].system('touch was_run')\n",
         "class Evil(Critic):\n    contract = keys.following.__globals__['__builtins__']['open']('was_run', 'w')\n",
     ],
@@ -56,8 +59,18 @@ def test_checking_runs_neither_module_nor_package(tmp_path: Path, monkeypatch: p
 def test_expressions_are_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     monkeypatch.chdir(tmp_path)
     _evil(tmp_path, body)
-    with pytest.raises(RecipeError):
-        read(tmp_path, TEAM.replace("critic: centralised", "critic: {type: evil.module.Evil, c: 1}"))
+    found = problem(tmp_path, TEAM.replace("critic: centralised", "critic: evil.module.Evil"))
+    assert "`evil.module.Evil` cannot be read" in found.message
+    assert _nothing_ran(tmp_path)
+
+
+def test_annotations_are_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = "a: open('was_run', 'w') = 1, b: keys.dataclass(1) = 1, c: 'open(\"was_run\", \"w\")' = 1"
+    contract = "contract = Contract(writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE)"
+    _evil(tmp_path, f"class Evil(Critic):\n    {contract}\n    def __init__(self, spec, *, {options}): ...\n")
+    recipe = read(tmp_path, TEAM.replace("critic: centralised", "critic: evil.module.Evil"))
+    assert all(option.annotation is Any for option in recipe.entries["critic"].options.values())
     assert _nothing_ran(tmp_path)
 
 

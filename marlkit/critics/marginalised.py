@@ -34,7 +34,7 @@ class MarginalisedCritic(Critic):
         view: `state` or `own`: what the value depends on besides the others' actions.
         samples: K; 10 to learn quickly, 100 in the paper.
         exact: `auto` sums over all joint actions of the others where they are no more than `samples`; `always`, `never`.
-        chunk: evaluations of the network at a time.
+        chunk: evaluations of the network at a time; `null`: 4096 on a CPU, whose cache they fit, and 262144 elsewhere.
         hidden: widths of the hidden layers.
         share: which agents use the same parameters: `all`, `none`, or groups such as `[[0, 1], [2]]`.
         agent_id: whether agents that share parameters can be told apart.
@@ -66,7 +66,7 @@ class MarginalisedCritic(Critic):
         view: Literal["state", "own"] = "state",
         samples: PositiveInt = 10,
         exact: Literal["auto", "always", "never"] = "auto",
-        chunk: PositiveInt = 16384,
+        chunk: PositiveInt | None = None,
         hidden: Hidden = [64, 64],  # noqa: B006
         share: Share = "all",
         agent_id: bool = True,
@@ -123,14 +123,19 @@ class MarginalisedCritic(Critic):
         per_agent = self.samples if self.table is None else len(self.table)
         return self.spec.n_agents * per_agent
 
+    def _chunk_size(self) -> int:
+        if self.chunk is not None:
+            return self.chunk
+        return 4096 if self.eye.device.type == "cpu" else 262144
+
     def _row_blocks(self, rows: int) -> Iterator[slice]:
-        size = max(1, self.chunk // self._evaluations_per_row())
+        size = max(1, self._chunk_size() // self._evaluations_per_row())
         return (slice(start, start + size) for start in range(0, rows, size))
 
     def _block(self, entered: Tensor, rows: TensorDictBase) -> Tensor:
         """Mean values ``[R, N, 1]`` of a block of rows, a chunk of samples or joint actions at a time."""
         per_agent = self._evaluations_per_row() // self.spec.n_agents
-        size = max(1, self.chunk // (self.spec.n_agents * len(entered)))
+        size = max(1, self._chunk_size() // (self.spec.n_agents * len(entered)))
         evaluate = self._sampled if self.table is None else self._enumerated
         total = entered.new_zeros(*entered.shape[:-1], 1)
         for first in range(0, per_agent, size):

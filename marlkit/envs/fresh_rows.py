@@ -12,6 +12,7 @@ the goal) is not drawn anew while others are in the middle of an episode; only a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,20 +32,29 @@ class FreshRows:
 
     Args:
         build: makes a simulation of the given number of environments.
-        num_envs: number of environments B of the twin.
+        num_envs: number of environments B of the twin, which is built when it is first needed.
         seed: seed of the construction; the caller's random generators are left as they were.
+
+    Raises:
+        MarlkitError: the scenario keeps state whose rows cannot be told apart.
     """
 
     def __init__(self, build: Callable[[int], Simulation], num_envs: int, seed: int) -> None:
-        with rng.isolated(seed):
-            probes = [_tried(build(size)) for size in PROBES]
-            self.twin = _tried(build(num_envs))
-        smaller, larger = (survey(probe.scenario) for probe in probes)
-        self.axes = learn_axes(smaller, larger, PROBES)
         self.num_envs = num_envs
+        self._build = build
+        self._seed = seed
+        with rng.isolated(seed):
+            smaller, larger = (survey(_tried(build(size)).scenario) for size in PROBES)
+        self.axes = learn_axes(smaller, larger, PROBES)
         self._used = num_envs
         self._observation: Tensor | None = None
         self._rows = Survey()
+
+    @cached_property
+    def twin(self) -> Simulation:
+        """The simulation that the fresh rows come from."""
+        with rng.isolated(self._seed):
+            return _tried(self._build(self.num_envs))
 
     def take(self, simulation: Simulation, finished: Tensor, observation: Tensor) -> None:
         """Reset the environments ``finished`` (indices) of a simulation, and write what they see into ``observation``."""
@@ -70,15 +80,19 @@ class FreshRows:
         self._used = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The twin, what it sees, and how many of its rows are used."""
-        seen = None if self._observation is None else self._observation.clone()
-        return {"twin": save_world(self.twin.scenario), "observation": seen, "used": self._used}
+        """The twin, what it sees, and how many of its rows are used; empty if none has been needed yet."""
+        if self._observation is None:
+            return {}
+        return {"twin": save_world(self.twin.scenario), "observation": self._observation.clone(), "used": self._used}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
+        self.__dict__.pop("twin", None)
+        self._used, self._observation = self.num_envs, None
+        if not state:
+            return
         restore_world(self.twin.scenario, state["twin"], self.twin.device)
-        seen = state["observation"]
-        self._observation = None if seen is None else seen.to(self.twin.device, copy=True)
+        self._observation = state["observation"].to(self.twin.device, copy=True)
         self._rows = survey(self.twin.scenario)
         self._used = state["used"]
 
@@ -86,6 +100,5 @@ class FreshRows:
 @torch.no_grad()
 def _tried(simulation: Simulation) -> Simulation:
     """The simulation after one step, which creates the tensors that a scenario only makes when they are first needed."""
-    simulation.reset()
     simulation.advance(simulation.no_action())
     return simulation

@@ -51,6 +51,7 @@ class VmasEnvironment(Environment):
 
     Raises:
         OptionError: there is no such scenario or scenario option, or VMAS refuses an option's value.
+        MarlkitError: a scenario that ends episodes keeps state that cannot be reset for one environment alone.
     """
 
     contract = Contract(
@@ -92,7 +93,8 @@ class VmasEnvironment(Environment):
         with rng.isolated(runtime.seed):
             self.simulation = self._build(num_envs)
         self.spec = self._team_spec(continuous_actions, team_reward=reward != "individual")
-        self._fresh: FreshRows | None = None
+        # Without an end of its own, a scenario's environments run in step and are only ever reset together.
+        self._fresh = self._rows_in_stock() if self.simulation.can_terminate else None
         self._steps = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self._make_constants()
         self._camera: Camera | None = None
@@ -133,11 +135,13 @@ class VmasEnvironment(Environment):
         self._steps.index_fill_(0, finished, 0)
         if finished.numel() == self.num_envs:
             return self.simulation.reset()
-        if self._fresh is None:
-            self._fresh = FreshRows(self._build, self.num_envs, self._seed)
+        self._fresh = self._fresh or self._rows_in_stock()
         observation = observation.clone()
         self._fresh.take(self.simulation, finished, observation)
         return observation
+
+    def _rows_in_stock(self) -> FreshRows:
+        return FreshRows(self._build, self.num_envs, self._seed)
 
     def _pooled(self, reward: Tensor) -> Tensor:
         return reward if self._pool is None else self._pool(reward, dim=1, keepdim=True).expand_as(reward)
@@ -212,9 +216,8 @@ class VmasEnvironment(Environment):
             self.simulation.advance(self.simulation.no_action())
         restore_world(self.simulation.scenario, state["world"], self.device)
         self._steps = state["steps"].to(self.device, copy=True)
-        self._fresh = None
         if state["fresh"] is not None:
-            self._fresh = FreshRows(self._build, self.num_envs, self._seed)
+            self._fresh = self._fresh or self._rows_in_stock()
             self._fresh.load_state_dict(state["fresh"])
 
     def draw(self, index: int = 0) -> Any:

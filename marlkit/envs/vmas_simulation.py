@@ -76,6 +76,11 @@ class Simulation:
         observations = [self._own_observation(agent) for agent in self.agents]
         self.observation_sizes = [observation.shape[1] for observation in observations]
 
+    @property
+    def can_terminate(self) -> bool:
+        """Whether the scenario ever ends an episode by itself."""
+        return type(self.scenario).done is not BaseScenario.done
+
     # --- the episode ---------------------------------------------------------------------------------------------------------
 
     def reset(self) -> Tensor:

@@ -25,7 +25,7 @@ def _shifted_right(value: Tensor, bits: int) -> Tensor:
 def counter_uniform(seed: Tensor, first: int, count: int) -> Tensor:
     """Numbers ``first`` to ``first + count - 1`` of the uniform stream that each seed starts.
 
-    The mixing function of SplitMix64 (Steele, Lea and Flood 2014) applied to ``seed + (counter + 1) * golden``; its upper 24 bits
+    The mixing function of SplitMix64 (Steele, Lea and Flood 2014) applied to ``seed + (counter + 1) * golden``; its upper 23 bits
     make a number in (0, 1), ends excluded.
 
     Args:
@@ -41,7 +41,15 @@ def counter_uniform(seed: Tensor, first: int, count: int) -> Tensor:
     mixed = (mixed ^ _shifted_right(mixed, 30)) * _MIX_1
     mixed = (mixed ^ _shifted_right(mixed, 27)) * _MIX_2
     mixed = mixed ^ _shifted_right(mixed, 31)
-    return (_shifted_right(mixed, 40).to(torch.float32) + 0.5) * 2.0**-24
+    return unit_interval(mixed)
+
+
+def unit_interval(bits: Tensor) -> Tensor:
+    """The middle of one of 2**23 equal parts of (0, 1), chosen by the upper 23 of 64 bits.
+
+    Not 24: half a step below one would need 25 binary digits, and float32, which has 24, would round it to one.
+    """
+    return (_shifted_right(bits, 41).to(torch.float32) + 0.5) * 2.0**-23
 
 
 def normal_from_uniform(uniform: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from marlkit import keys
+from marlkit.actors.stochastic import StochasticActor
 from marlkit.component import Critic, Environment, Estimator, Runtime, Update
 from marlkit.contract import Contract, When
 from marlkit.critics.local import LocalCritic
@@ -62,6 +63,16 @@ class UntoldEnvironment(TinyEnvironment):
     contract = Contract(writes=(*KEYS, When("discrete", (keys.ACTION_MASK,)), When("continuous", (keys.ACTION_DIMS,))))
 
 
+class RecurrentActor(StochasticActor):
+    """Reads what it wrote a step before."""
+
+    contract = Contract(
+        reads=(keys.OBSERVATION, keys.HIDDEN),
+        writes=(keys.ACTION, keys.LOG_PROB, keys.LOC, keys.SCALE, keys.HIDDEN),
+        traits=("stochastic", "recurrent"),
+    )
+
+
 class ActionValueCritic(Critic):
     """Predicts the value of the action taken, and no state value."""
 
@@ -106,6 +117,14 @@ class DiscreteCritic(LocalCritic):
 
 class PlainCritic(LocalCritic):
     """The local critic under another name."""
+
+
+class ClosedCritic(LocalCritic):
+    """A local critic that can no longer be configured."""
+
+    def __init__(self, spec: TeamSpec, *, bonus: float = 1.0) -> None:
+        super().__init__(spec)
+        self.bonus = bonus
 
 
 class SilentCritic(Critic):

@@ -1,0 +1,32 @@
+"""The hyperbolic tangent, several times faster than torch's on a CPU.
+
+In a network with layers of 256 units torch's tanh costs half as much as the matrix products around it (2.5 to 4.5 ns an element,
+against 5 ns for a product, on an AVX-512 core). Its sigmoid is vectorised better (0.4 ns), and ``tanh(x) = 2 sigmoid(2 x) - 1``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Tanh(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = (x * 2).sigmoid_().mul_(2).sub_(1)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.tanh_backward(gradients[0], y)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """``tanh(x)`` to within 3e-7; differentiable twice. Other devices and other precisions use torch's own."""
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        return _Tanh.apply(x)
+    return torch.tanh(x)
