@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from marlkit import keys, rng
-from marlkit.building import build, build_environment, build_learner
-from marlkit.component import Learning, Metrics
-from marlkit.errors import MarlkitError
+from marlkit.building import build, build_environment, build_learner, refusal
+from marlkit.component import Data, Learning, Metrics
+from marlkit.errors import MarlkitError, OptionError
 from marlkit.learner import Learner
+from marlkit.minibatches import units
 from marlkit.recipe import Recipe
 from marlkit.spec import TeamSpec
 
@@ -31,7 +32,7 @@ def dry_run(recipe: Recipe) -> None:
     with rng.isolated(recipe.seed):
         env = build_environment(recipe, torch.device("cpu"), recipe.seed, num_envs=2)
         learner = build_learner(recipe, env)
-        learner.data = build(recipe, "data", env.spec, steps=learner.actor.sequence_length or STEPS)
+        learner.data = _short_data(recipe, learner)
         with _named("data", learner):
             batch = learner.data.collect(env, learner.actor)
         for section, step in (("critic", learner.annotate), ("estimator", learner.estimator)):
@@ -42,6 +43,21 @@ def dry_run(recipe: Recipe) -> None:
         with _named("update", learner):
             learner.update.update(batch, Learning(learner.actor, learner.critic, learner.opponents, _without_step, progress=0.0))
         env.close()
+
+
+def _short_data(recipe: Recipe, learner: Learner) -> Data:
+    """The recipe's data, of as few steps as its actor is trained on where the number of steps can be chosen."""
+    steps = recipe.options("data").get("steps")
+    if steps is None:
+        return learner.data
+    length = learner.actor.sequence_length
+    try:
+        units(TensorDict({}, batch_size=[1, steps]), length)
+    except OptionError as error:
+        raise refusal(recipe, f"actor.{error.option}", error.message) from error
+    short = build(recipe, "data", learner.env.spec, steps=length or STEPS)
+    assert isinstance(short, Data)
+    return short
 
 
 def _without_step(loss: Tensor, max_grad_norm: float | None) -> Metrics:

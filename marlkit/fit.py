@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 ORDER = ("env", "data", "actor", "opponents", "critic", "estimator", "update", "optimizer", "trainer")
 """Sections in the order in which they run; the last two touch no keys."""
 
-ON_NEXT = ("env", "data", "actor", "opponents", "critic")
-"""Sections whose keys also exist at the next step."""
+ON_NEXT = ("env", "critic")
+"""Sections whose keys also exist at the next step, for those who run once a whole rollout is there."""
+
+ON_ONE_STEP = ("env", "actor", "opponents", "critic")
+"""Sections that run on single steps, current ones and next ones alike, and therefore see no further step."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ def writers(team: Iterable[Member]) -> Iterator[tuple[Member, dict[Key, str]]]:
         # A recurrent actor reads what it wrote a step before.
         own = {key: member.path for member in present for key in _both(member)}
         for member in present:
-            yield member, (own | written if section == "actor" else dict(written))
+            found = own | written if section == "actor" else dict(written)
+            yield member, {key: path for key, path in found.items() if section not in ON_ONE_STEP or key[0] != "next"}
         written.update(own)
 
 
@@ -137,6 +141,9 @@ class _Check:
     def unwritten(self, reader: Member, key: Key) -> Problem:
         """`reader` reads `key`, but nobody before it writes it."""
         current = _current(key)
+        if key != current and reader.section in ON_ONE_STEP:
+            message = f"`{reader.entry.name}` reads {keys.name(key)}, but runs on single steps and sees none after its own."
+            return self._problem(reader, message, [f"Read {keys.name(current)}; an estimator combines a step with the next."])
         message = f"`{reader.entry.name}` reads {keys.name(key)}{_meaning(key)}, which nothing before it writes"
         remedies = []
         for section in ORDER[: ORDER.index(reader.section)]:

@@ -99,6 +99,7 @@ class Learner(lightning.LightningModule):
         """
         rows = batch.transpose(0, 1).flatten(0, 1)
         self._annotate_rows(rows)
+        ended = rows[keys.TERMINATED]
         cut = batch[keys.TRUNCATED].clone()
         cut[:, -1] = True
         cut &= ~batch[keys.TERMINATED]
@@ -111,6 +112,8 @@ class Learner(lightning.LightningModule):
             shifted = torch.zeros_like(values)
             shifted[:-1] = values[1:]
             flat = shifted.flatten(0, 1)
+            # What follows a true end is the first state of another episode.
+            flat.masked_fill_(ended.view(-1, *[1] * (flat.dim() - 1)), 0.0)
             if following is not None:
                 flat[index] = following[key]
             batch.set(key, values.transpose(0, 1))

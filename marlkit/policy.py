@@ -47,23 +47,31 @@ class Policy:
             ``[*, N]`` int64 or ``[*, N, D]`` float in the environment's units, within its bounds.
 
         Raises:
-            MarlkitError: the observations do not fit the team.
+            MarlkitError: the observations or the mask do not fit the team, or a policy with memory is given another number of
+                rows than it remembers.
         """
         stacked = self._stacked(observations)
         leading = stacked.shape[:-2]
         rows = stacked.reshape(-1, *stacked.shape[-2:])
         batch = TensorDict({}, batch_size=[len(rows)], device=rows.device)
         batch.set(keys.OBSERVATION, rows)
-        own = self._own_actions(rows) if action_mask is None else action_mask.reshape(len(rows), self.spec.n_agents, -1)
+        own = self._own_actions(rows) if action_mask is None else self._available(action_mask, leading)
         batch.set(keys.ACTION_MASK if self.spec.discrete else keys.ACTION_DIMS, own)
         batch.set(keys.IS_FIRST, torch.full((len(rows), 1), self._is_first, device=rows.device))
-        hidden = self.actor.initial_hidden(len(rows)) if self._hidden is None else self._hidden
+        hidden = self._remembered(len(rows))
         if hidden is not None:
             batch.set(keys.HIDDEN, hidden)
         self.actor(batch, deterministic=deterministic)
         self._hidden, self._is_first = batch.get(keys.following(keys.HIDDEN), None), False
         action = self._bounded(batch[keys.ACTION])
         return action.reshape(*leading, *action.shape[1:])
+
+    def _remembered(self, rows: int) -> Tensor | None:
+        if self._hidden is None:
+            return self.actor.initial_hidden(rows)
+        if len(self._hidden) != rows:
+            raise MarlkitError(f"the policy remembers {len(self._hidden)} rows of observations, got {rows}; call reset() first")
+        return self._hidden
 
     def _stacked(self, observations: Observations) -> Tensor:
         if isinstance(observations, Mapping):
@@ -72,12 +80,31 @@ class Policy:
                 raise MarlkitError(f"observations are needed for {', '.join(self.spec.agent_names)}; at odds: {sorted(missing)}")
             observations = [observations[name] for name in self.spec.agent_names]
         if not isinstance(observations, Tensor):
-            padded = [torch.nn.functional.pad(own, (0, self.spec.observation - own.shape[-1])) for own in observations]
-            observations = torch.stack(padded, -2)
+            observations = self._padded(observations)
         wanted = (self.spec.n_agents, self.spec.observation)
         if observations.shape[-2:] != wanted:
             raise MarlkitError(f"observations must end in [N, O] = {list(wanted)}, got {list(observations.shape)}")
         return observations.to(torch.float32)
+
+    def _padded(self, observations: Sequence[Tensor]) -> Tensor:
+        sizes = self.spec.own_observation_sizes
+        shapes = [list(own.shape) for own in observations]
+        leading = shapes[0][:-1] if shapes else []
+        wanted = [[*leading, size] for size in sizes]
+        if shapes != wanted:
+            named = ", ".join(f"{name}: {size}" for name, size in zip(self.spec.agent_names, sizes, strict=True))
+            raise MarlkitError(f"observations must be one tensor [*, o_i] per agent with o_i = {{{named}}}, got shapes {shapes}")
+        return torch.stack([torch.nn.functional.pad(own, (0, self.spec.observation - own.shape[-1])) for own in observations], -2)
+
+    def _available(self, action_mask: Tensor, leading: Sequence[int]) -> Tensor:
+        wanted = [*leading, self.spec.n_agents, self.spec.action_features]
+        if not self.spec.discrete:
+            raise MarlkitError("an action mask is for discrete actions; this team's are continuous")
+        if list(action_mask.shape) != wanted or action_mask.dtype != torch.bool:
+            raise MarlkitError(
+                f"the action mask must be bool [*, N, A] = {wanted}, got {action_mask.dtype} {list(action_mask.shape)}"
+            )
+        return action_mask.reshape(-1, *wanted[-2:])
 
     def _own_actions(self, rows: Tensor) -> Tensor:
         sizes = torch.tensor(self.spec.own_action_sizes, device=rows.device).unsqueeze(-1)

@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import logging
+import signal
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,17 +38,20 @@ from marlkit.spec import TeamSpec
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.csv"
+VERSIONS = "versions.json"
+COMPONENT_FOLDERS = "component_folders"
 CHECKPOINTS = "checkpoints"
 REQUIRED = ("state_dict", "marlkit")
 EVALUATION_SEED = 1_000_000
 """Added to a recipe's seed for evaluations, so that they never replay the episodes of training."""
 
 LOGGERS = {
-    "wandb": ("WandbLogger", "wandb"),
-    "mlflow": ("MLFlowLogger", "mlflow"),
-    "comet": ("CometLogger", "comet-ml"),
-    "neptune": ("NeptuneLogger", "neptune"),
+    "wandb": ("WandbLogger", "wandb", "wandb"),
+    "mlflow": ("MLFlowLogger", "mlflow", "mlflow"),
+    "comet": ("CometLogger", "comet_ml", "comet-ml"),
+    "neptune": ("NeptuneLogger", "neptune", "neptune"),
 }
+"""Lightning's class, the module that it needs, and the package that holds the module."""
 
 
 def train(recipe: Recipe, root: str | Path = "runs", *, progress: bool = True) -> Path:
@@ -64,10 +69,12 @@ def train(recipe: Recipe, root: str | Path = "runs", *, progress: bool = True) -
         MarlkitError: the recipe cannot be trained; found before anything is written wherever possible.
     """
     choose_device(recipe)
+    _refuse_missing_logger(recipe)
     dry_run(recipe)
     folder = _new_folder(Path(root) / recipe.name, recipe.seed)
     (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
-    (folder / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+    made_with = versions() | {COMPONENT_FOLDERS: [str(path) for path in recipe.folders]}
+    (folder / VERSIONS).write_text(json.dumps(made_with, indent=2) + "\n", encoding="utf-8")
     _fit(recipe, folder, checkpoint=None, progress=progress)
     return folder
 
@@ -156,7 +163,16 @@ def run_recipe(folder: Path) -> Recipe:
     path = folder / RECIPE
     if not path.is_file():
         raise RunError(f"{folder}: is not a run; it holds no {RECIPE}. Runs stand under runs/<recipe>/<time>-seed<k>/.")
-    return load_recipe(path)
+    return load_recipe(path, folders=_component_folders(folder))
+
+
+def _component_folders(folder: Path) -> list[Path]:
+    """Where the run found components named by dotted paths; nowhere if its note of it is gone."""
+    try:
+        noted = json.loads((folder / VERSIONS).read_text(encoding="utf-8"))[COMPONENT_FOLDERS]
+    except (OSError, ValueError, KeyError):
+        return []
+    return [Path(path) for path in noted if Path(path).is_dir()]
 
 
 def sizes(recipe: Recipe) -> tuple[dict[str, int], dict[str, int]]:
@@ -218,12 +234,22 @@ def _fit(recipe: Recipe, folder: Path, *, checkpoint: Path | None, first_iterati
         num_sanity_val_steps=0,
         default_root_dir=folder,
     )
-    trainer.fit(learner, ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    _fit_until_interrupted(trainer, learner, checkpoint)
     env.close()
     watched.close()
     _finish(recipe, folder)
+
+
+def _fit_until_interrupted(trainer: lightning.Trainer, learner: Learner, checkpoint: Path | None) -> None:
+    """Fit; an interrupt stays an interrupt, where Lightning would end the process and leave Ctrl-C switched off."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(learner, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stop:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from stop
 
 
 def _finish(recipe: Recipe, folder: Path) -> None:
@@ -252,13 +278,17 @@ def _loggers(recipe: Recipe, folder: Path, first_iteration: int) -> list[Logger]
     return loggers
 
 
+def _refuse_missing_logger(recipe: Recipe) -> None:
+    chosen = recipe.config.trainer.logger
+    if chosen is not None and importlib.util.find_spec(LOGGERS[chosen][1]) is None:
+        raise refusal(recipe, "trainer.logger", f"{chosen} is not installed.", f"`pip install {LOGGERS[chosen][2]}`")
+
+
 def _chosen_logger(recipe: Recipe, chosen: str) -> Logger:
-    class_name, package = LOGGERS[chosen]
+    class_name = LOGGERS[chosen][0]
+    logger_class = getattr(importlib.import_module("lightning.pytorch.loggers"), class_name)
     try:
-        logger_class = getattr(importlib.import_module("lightning.pytorch.loggers"), class_name)
         logger = logger_class(**recipe.options("trainer")["logger_options"] or {})
-    except ModuleNotFoundError as error:
-        raise refusal(recipe, "trainer.logger", f"{chosen} is not installed.", f"`pip install {package}`") from error
     except TypeError as error:
         raise refusal(recipe, "trainer.logger_options", f"{class_name} refused them: {error}") from error
     assert isinstance(logger, Logger)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
@@ -9,17 +10,25 @@ from typing import Any
 
 import pytest
 
-vmas = pytest.importorskip("vmas")
+pytest.importorskip("vmas")
+
+import vmas
 
 from marlkit.envs import scenarios
 
 
 def test_the_names_are_those_that_vmas_lists() -> None:
-    listed = [*vmas.scenarios, *(f"mpe/{name}" for name in vmas.mpe_scenarios), *(f"debug/{name}" for name in vmas.debug_scenarios)]
+    listed = [
+        *vmas.scenarios,
+        *(f"mpe/{name}" for name in vmas.mpe_scenarios),
+        *(f"debug/{name}" for name in vmas.debug_scenarios),
+    ]
     assert scenarios.scenario_names() == sorted(listed)
 
 
-@pytest.mark.parametrize(("name", "full"), [("balance", "balance"), ("simple_tag", "mpe/simple_tag"), ("mpe/simple_tag", "mpe/simple_tag")])
+@pytest.mark.parametrize(
+    ("name", "full"), [("balance", "balance"), ("simple_tag", "mpe/simple_tag"), ("mpe/simple_tag", "mpe/simple_tag")]
+)
 def test_a_scenario_may_be_called_without_its_folder(name: str, full: str) -> None:
     assert scenarios.full_name(name) == full
     assert scenarios.full_name("folder/balance") is None
@@ -32,31 +41,20 @@ def test_options_are_those_that_the_scenario_reads() -> None:
         scenarios.scenario_option_names("nowhere")
 
 
-class Recorder(dict[str, Any]):
-    """Keyword arguments that note which of them are asked for; every one has its default."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: set[str] = set()
-
-    def pop(self, key: str, *default: Any) -> Any:
-        self.asked.add(key)
-        return default[0]
-
-    get = pop
-
-
 @pytest.mark.parametrize("name", scenarios.scenario_names())
-def test_what_a_scenario_asks_its_arguments_for_was_found_in_its_source(name: str) -> None:
-    """The scenario's own `make_world` runs with arguments that note what it asks for."""
-    module = load(str(scenarios.scenario_files()[name]))
-    recorder = Recorder()
-    # `**kwargs` makes a plain dict, so the code of the methods that take it is run with the recorder in its place.
-    for method in vars(module.Scenario).values():
-        code = getattr(method, "__code__", None)
-        if code is not None and "kwargs" in code.co_varnames[code.co_argcount :]:
-            recorder.asked |= {constant for constant in code.co_consts if isinstance(constant, str) and constant.isidentifier()}
-    assert scenarios.scenario_option_names(name) <= recorder.asked
+def test_every_textual_use_of_the_arguments_is_found(name: str) -> None:
+    lines = scenarios.scenario_files()[name].read_text(encoding="utf-8").splitlines()
+    text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
+    assert scenarios.scenario_option_names(name) == set(re.findall(r'kwargs\.(?:pop|get)\(\s*"(\w+)"', text))
+
+
+def test_vmas_accepts_what_was_found_and_warns_of_anything_else() -> None:
+    options = dict.fromkeys(scenarios.scenario_option_names("balance"), 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vmas.make_env("balance", num_envs=1, **options)
+        with pytest.raises(UserWarning, match="n_agent"):
+            vmas.make_env("balance", num_envs=1, n_agent=3)
 
 
 def test_problems_are_found_before_anything_is_built() -> None:

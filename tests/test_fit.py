@@ -153,15 +153,21 @@ def test_what_the_estimator_writes_does_not_exist_at_the_next_step(tmp_path: Pat
     assert "next.agents.advantage" in problem(tmp_path, f"{head}update: ahead.AheadUpdate\n").message
 
 
-@pytest.mark.parametrize("key", ["keys.LOG_PROB", "keys.following(keys.LOG_PROB)", "keys.following(keys.STATE)"])
-def test_keys_of_environment_and_actor_exist_at_the_next_step_too(tmp_path: Path, key: str) -> None:
-    name = f"nexts{abs(hash(key))}"
+@pytest.mark.parametrize(
+    ("key", "fits"), [("keys.LOG_PROB", True), ("keys.following(keys.LOG_PROB)", False), ("keys.following(keys.STATE)", False)]
+)
+def test_a_critic_runs_on_the_next_step_too_and_cannot_look_beyond_it(tmp_path: Path, key: str, fits: bool) -> None:
+    name = f"nexts{sum(map(ord, key))}"
     (tmp_path / f"{name}.py").write_text(
         "from marlkit import keys\nfrom marlkit.component import Critic\nfrom marlkit.contract import Contract\n"
         "class NextCritic(Critic):\n"
         f"    contract = Contract(reads=({key},), writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE)\n"
     )
-    assert check_fit(read(tmp_path, _swap("critic: centralised", f"critic: {name}.NextCritic"))) == []
+    text = _swap("critic: centralised", f"critic: {name}.NextCritic")
+    if fits:
+        assert check_fit(read(tmp_path, text)) == []
+    else:
+        assert "sees none after its own" in problem(tmp_path, text).message
 
 
 def test_environment_that_does_not_tell_is_given_the_benefit_of_the_doubt(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from marlkit import run
 from marlkit.checkpoints import LAST
-from marlkit.errors import CheckpointError, RunError
+from marlkit.errors import CheckpointError, RecipeError, RunError
 from marlkit.learner import Learner
 from marlkit.outputs.checkpoint_io import load_checkpoint, save_checkpoint
 from marlkit.outputs.metrics_file import read_metrics
@@ -38,13 +38,13 @@ class KilledError(Exception):
     """Stands for the death of the process."""
 
 
-def killed_at(iteration: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def killed_at(iteration: int, monkeypatch: pytest.MonkeyPatch, death: type[BaseException] = KilledError) -> None:
     """Die in the middle of an iteration, after collecting."""
     annotate = Learner.annotate
 
     def dying(self: Learner, batch: torch.Tensor) -> None:
         if self.iteration == iteration:
-            raise KilledError
+            raise death
         annotate(self, batch)
 
     monkeypatch.setattr(Learner, "annotate", dying)
@@ -107,6 +107,24 @@ def test_kill_9_at_any_moment_leaves_a_run_that_resumes(tmp_path: Path) -> None:
     run.resume(folder, progress=False)
     assert states(folder)["marlkit"]["iteration"] == done + 2
     assert read_metrics(folder / "metrics.csv")["iteration"] == list(range(done + 2))
+
+
+def test_an_interrupt_stays_an_interrupt_and_the_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, handler = load_recipe("mappo", small("mappo")), signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        killed_at(2, patch, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run.train(recipe, tmp_path, progress=False)
+    assert signal.getsignal(signal.SIGINT) is handler
+    (folder,) = (tmp_path / "mappo").iterdir()
+    run.resume(folder, progress=False)
+    assert states(folder)["marlkit"]["iteration"] == 4
+
+
+def test_a_logger_that_is_not_installed_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"comet is not installed.*pip install comet-ml"):
+        run.train(load_recipe("mappo", small("mappo", "trainer.logger=comet")), tmp_path / "runs", progress=False)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.fixture(scope="module")

@@ -374,7 +374,7 @@ class UnitStep:
         with torch.no_grad():
             for mean, gradient in zip(self.means, found, strict=True):
                 if gradient is not None:
-                    mean -= gradient.sign()
+                    mean.sub_(gradient.sign())
         return {}
 
 

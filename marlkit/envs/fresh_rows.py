@@ -6,7 +6,8 @@ every per-environment tensor's row, and the observation that goes with it. The t
 
 This asks that environments be exchangeable: a reset as a whole draws every row from the same distribution, so that it does not
 matter which row an environment receives. What all environments of a batch share (in some scenarios of MPE which landmark is
-the goal) is not drawn anew while others are in the middle of an episode; only a reset of all of them together does that.
+the goal) is not drawn anew while others are in the middle of an episode; only a reset of all of them together does that. What
+is changed for all of them by hand (a difficulty, say) takes effect with the next stock.
 """
 
 from __future__ import annotations

@@ -1,0 +1,87 @@
+"""What README and CONTRIBUTING tell people to type works as it is written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from marlkit import run
+from marlkit.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = [
+    "env.num_envs=4", "data.steps=8", "env.max_steps=8", "actor.hidden=[8]", "update.minibatch_size=16", "update.epochs=1",
+    "trainer.iterations=1", "trainer.evaluation_episodes=2",
+]  # fmt: skip
+"""What makes a documented training short; the command is otherwise run as it stands."""
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """The fenced code blocks of a document."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def commands(document: str, program: str) -> list[list[str]]:
+    """The commands of a document that start with ``program``, comments removed."""
+    lines = [line for block in blocks(document, "bash") for line in block.splitlines()]
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words and words[0] == program]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder with the files that the documents ask for, and a finished run in it."""
+    folder = tmp_path_factory.mktemp("workshop")
+    for block in [*blocks("README.md", "yaml"), *blocks("CONTRIBUTING.md", "python")]:
+        name = re.match(r"# (\w+\.py)\n", block)
+        (folder / (name[1] if name else "my_perla.yaml")).write_text(block, encoding="utf-8")
+    return folder, run.train(load_recipe("mappo", TINY), folder / "runs", progress=False)
+
+
+def execute(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *words], cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    "words", [*commands("README.md", "marlkit"), *commands("CONTRIBUTING.md", "marlkit")], ids=lambda words: " ".join(words[1:4])
+)
+def test_every_marlkit_command_works(words: list[str], workshop: tuple[Path, Path]) -> None:
+    folder, finished = workshop
+    words = [word.replace("runs/mappo/<run>", str(finished)) for word in words]
+    if words[1] == "train":
+        words = [*words, *TINY, "trainer.video=false"]
+    done = execute(words, folder)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_make_target_of_the_documents_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    asked = {words[1] for document in ("README.md", "CONTRIBUTING.md") for words in commands(document, "make")}
+    assert {"train", "test"} <= asked <= targets
+
+
+@pytest.mark.parametrize("index", range(len(blocks("README.md", "python"))))
+def test_every_python_block_of_the_readme_runs(index: int, workshop: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, finished = workshop
+    code = blocks("README.md", "python")[index].replace("runs/mappo/<run>", str(finished))
+    code = code.replace('"trainer.iterations=20"', ", ".join(map(repr, [*TINY, "trainer.video=false"])))
+    (tmp_path / "block.py").write_text(code, encoding="utf-8")
+    done = subprocess.run([sys.executable, str(tmp_path / "block.py")], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_example_component_passes_its_own_test(workshop: tuple[Path, Path]) -> None:
+    done = execute(["pytest", "-q", "-p", "no:cacheprovider", "test_my_critic.py"], workshop[0])
+    assert done.returncode == 0, done.stdout
+    assert "5 passed" in done.stdout
+
+
+def test_files_that_the_readme_links_to_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for link in re.findall(r'\]\(([^)#:]+)\)|src="([^"]+)"', text):
+        assert (ROOT / (link[0] or link[1])).exists(), link
