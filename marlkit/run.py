@@ -26,6 +26,7 @@ from marlkit.component import Actor, Environment
 from marlkit.dry_run import dry_run
 from marlkit.errors import CheckpointError, RunError
 from marlkit.evaluation import play_episodes
+from marlkit.learner import Learner
 from marlkit.outputs.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from marlkit.outputs.curve import draw_curve
 from marlkit.outputs.metrics_file import MetricsFile
