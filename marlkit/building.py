@@ -10,7 +10,7 @@ import torch
 from marlkit import rng
 from marlkit.catalogue import Entry, load_class
 from marlkit.component import Environment, Runtime, Trainer
-from marlkit.errors import OptionError, RecipeError
+from marlkit.errors import MarlkitError, OptionError, RecipeError
 from marlkit.learner import Learner
 from marlkit.recipe import Recipe
 from marlkit.spec import TeamSpec
@@ -28,7 +28,8 @@ def build(recipe: Recipe, section: str, context: Any, **changes: Any) -> Any:
         changes: options to replace.
 
     Raises:
-        RecipeError: the component refused an option; names file and line.
+        RecipeError: the component refused an option or its constructor failed; names file and line.
+        ComponentError: its module cannot be imported.
     """
     return _component(recipe, recipe.entries[section], section, context, recipe.options(section) | changes)
 
@@ -43,6 +44,11 @@ def _component(recipe: Recipe, entry: Entry, path: str, context: Any, options: M
         return load_class(entry, recipe.folders)(context, **arguments)
     except OptionError as error:
         raise refusal(recipe, f"{path}.{error.option}", error.message) from error
+    except MarlkitError:
+        raise
+    except Exception as error:  # whatever a constructor does
+        message = f"`{entry.class_name}` cannot be built: {type(error).__name__}: {error}"
+        raise refusal(recipe, f"{path}.type", message) from error
 
 
 def build_environment(recipe: Recipe, device: torch.device, seed: int, **changes: Any) -> Environment:

@@ -236,8 +236,8 @@ def load_class(entry: Entry, folders: Sequence[Path] = ()) -> type:
             sys.path.append(folder)
     try:
         module = importlib.import_module(entry.module)
-    except ImportError as error:
-        raise ComponentError(f"`{entry.dotted}` cannot be imported: {error}") from error
+    except Exception as error:  # whatever the module does
+        raise ComponentError(f"`{entry.dotted}` cannot be imported: {type(error).__name__}: {error}") from error
     file = Path(getattr(module, "__file__", None) or "")
     if file.resolve() != entry.file.resolve():
         raise ComponentError(f"`{entry.module}` was checked in {entry.file} but imported from {file}: rename one of the two")

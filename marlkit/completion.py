@@ -89,6 +89,8 @@ class Completion:
         if entry is None or given is None:
             return None
         self.entries[path] = entry
+        if "type" in given:
+            self.places[f"{path}.type"] = given["type"].place
         for name, option in given.items():
             if name != "type" and name not in entry.options:
                 self.report(f"{path}.{name}", f"`{entry.name}` has no such option.", _options(name, entry), option.place)

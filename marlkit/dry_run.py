@@ -16,7 +16,6 @@ from marlkit.errors import MarlkitError, OptionError
 from marlkit.learner import Learner
 from marlkit.minibatches import units
 from marlkit.recipe import Recipe
-from marlkit.spec import TeamSpec
 
 STEPS = 3
 
@@ -35,11 +34,12 @@ def dry_run(recipe: Recipe) -> None:
         learner.data = _short_data(recipe, learner)
         with _named("data", learner):
             batch = learner.data.collect(env, learner.actor)
+        _check_shapes(batch, "env", learner)
+        _check_shapes(batch, "actor", learner)
         for section, step in (("critic", learner.annotate), ("estimator", learner.estimator)):
             with _named(section, learner):
                 step(batch)
-        for section in ("env", "actor", "critic", "estimator"):
-            check_shapes(batch, getattr(learner, section).writes, env.spec, section)
+            _check_shapes(batch, section, learner)
         with _named("update", learner):
             learner.update.update(batch, Learning(learner.actor, learner.critic, learner.opponents, _without_step, progress=0.0))
         env.close()
@@ -77,13 +77,15 @@ def _named(section: str, learner: Learner) -> Iterator[None]:
         raise MarlkitError(f"dry run: {section} ({component}) failed: {type(error).__name__}: {error}") from error
 
 
-def check_shapes(batch: TensorDictBase, written: tuple[keys.Key, ...], spec: TeamSpec, who: str) -> None:
-    """Hold the tensors under ``written`` to the key table.
+def _check_shapes(batch: TensorDictBase, section: str, learner: Learner) -> None:
+    """Hold the tensors that a component writes to the key table.
 
     Raises:
         MarlkitError: one is missing, or of another shape or type than the table says.
     """
-    for key in written:
+    component, spec = getattr(learner, section), learner.env.spec
+    who = f"{section} ({type(component).__name__})"
+    for key in component.writes:
         tensor = batch.get(key, None)
         if tensor is None:
             raise MarlkitError(f"dry run: {who} declares that it writes `{keys.name(key)}`, but did not")
