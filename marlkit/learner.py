@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from marlkit import keys, rng
 from marlkit.component import Actor, Critic, Data, Environment, Estimator, Learning, Metrics, Opponents, Optimizer, Update
 from marlkit.errors import NonFiniteError
-from marlkit.keys import Key
 
 ANNOTATED_ROWS = 16384
 """Rows that a component annotates at a time: bounds memory, and keeps a layer's output within a processor's cache."""
@@ -287,13 +286,10 @@ def refuse_non_finite(batch: TensorDictBase, metrics: Metrics, learner: Learner)
     Raises:
         NonFiniteError: names the tensor, the component that wrote it and what to try.
     """
-    suspects: list[tuple[str, nn.Module | Environment | Actor, Key]] = [("env", learner.env, keys.REWARD)]
+    checks: list[tuple[str, str, Tensor]] = []
     for section in ("env", "actor", "opponents", "critic", "estimator"):
-        component = getattr(learner, section)
-        suspects += [(section, component, key) for key in component.writes if key in batch.keys(include_nested=True)]
-    checks: list[tuple[str, str, Tensor]] = [
-        (section, keys.name(key), batch[key]) for section, _, key in suspects if batch[key].is_floating_point()
-    ]
+        written = {key: batch.get(key, None) for key in getattr(learner, section).writes}
+        checks += [(section, keys.name(key), x) for key, x in written.items() if x is not None and x.is_floating_point()]
     checks += [("update", name, value) for name, value in metrics.items()]
     finite = torch.stack([torch.isfinite(value).all() for _, _, value in checks])
     if finite.all():

@@ -39,6 +39,8 @@ from marlkit.spec import TeamSpec
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.csv"
+ANIMATION = "team.gif"
+FRAMES_PER_SECOND = 15.0
 VERSIONS = "versions.json"
 COMPONENT_FOLDERS = "component_folders"
 CHECKPOINTS = "checkpoints"
@@ -119,7 +121,12 @@ def evaluate(
 
 
 def play(
-    folder: str | Path, *, path: str | Path | None = None, seed: int | None = None, checkpoint: str = "best", fps: float = 15
+    folder: str | Path,
+    *,
+    path: str | Path | None = None,
+    seed: int | None = None,
+    checkpoint: str = "best",
+    fps: float = FRAMES_PER_SECOND,
 ) -> Path:
     """Draw one episode of a trained team as an animation, without a display.
 
@@ -127,17 +134,10 @@ def play(
         RunError: the environment cannot be drawn.
     """
     folder = Path(folder)
-    recipe, env, actor, _ = _team(folder, checkpoint, 1)
-    frames: list[Any] = []
-
-    def watch(env: Environment) -> None:
-        frames.append(env.draw(0))
-
-    seed = recipe.seed + EVALUATION_SEED if seed is None else seed
-    play_episodes(env, actor, seed=seed, steps=recipe.config.trainer.evaluation_steps, watch=watch)
-    if not frames or frames[0] is None:
+    frames = _frames(folder, seed=seed, checkpoint=checkpoint)
+    if not frames:
         raise RunError(f"{folder}: this environment has no picture to draw.")
-    path = folder / "team.gif" if path is None else Path(path)
+    path = folder / ANIMATION if path is None else Path(path)
     write_gif(frames, path, fps)
     return path
 
@@ -255,12 +255,24 @@ def _fit_until_interrupted(trainer: lightning.Trainer, learner: Learner, checkpo
 
 def _finish(recipe: Recipe, folder: Path) -> None:
     draw_curve(folder / METRICS, folder / "curve.png", f"{recipe.name}, seed {recipe.seed}")
-    if recipe.config.trainer.video:
-        try:
-            play(folder)
-        except RunError:
-            # An environment without a picture is no reason to fail a finished training.
-            return
+    frames = _frames(folder) if recipe.config.trainer.video else []
+    if frames:
+        write_gif(frames, folder / ANIMATION, FRAMES_PER_SECOND)
+
+
+def _frames(folder: Path, *, seed: int | None = None, checkpoint: str = "best") -> list[Any]:
+    """Pictures of one episode; none where the environment draws none."""
+    recipe, env, actor, _ = _team(folder, checkpoint, 1)
+    frames: list[Any] = []
+
+    def watch(env: Environment) -> None:
+        picture = env.draw(0)
+        if picture is not None:
+            frames.append(picture)
+
+    seed = recipe.seed + EVALUATION_SEED if seed is None else seed
+    play_episodes(env, actor, seed=seed, steps=recipe.config.trainer.evaluation_steps, watch=watch)
+    return frames
 
 
 def _evaluation_environment(recipe: Recipe, device: torch.device, episodes: int | None = None) -> Environment:

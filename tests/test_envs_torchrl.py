@@ -192,7 +192,7 @@ def test_a_single_agent_is_a_team_of_one() -> None:
 @pytest.mark.parametrize("actions", ["continuous", "discrete"])
 def test_it_steps_as_torchrls_own_vmas_wrapper(actions: Any) -> None:
     vmas = pytest.importorskip("vmas")
-    options = {"scenario": "simple_spread", "num_envs": 3, "continuous_actions": actions == "continuous", "seed": 3}
+    options = {"scenario": "simple_spread", "continuous_actions": actions == "continuous", "seed": 3}
     env = TorchrlEnvironment(RUNTIME, factory="torchrl.envs.VmasEnv", actions=actions, options=options, num_envs=3, max_steps=3)
     plain = vmas.make_env("simple_spread", num_envs=3, continuous_actions=actions == "continuous", seed=3)
     env.reset()

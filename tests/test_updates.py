@@ -199,13 +199,20 @@ def test_the_critic_learns_the_teams_return_of_dead_agents_too() -> None:
     """B0.3: the value target of an agent that is not alive stays the team's return."""
     actor = StochasticActor(DISCRETE, hidden=[7])
     batch = batch_of(actor)
-    batch.set(keys.ALIVE, torch.zeros_like(batch[keys.ALIVE]))
-    critic = LocalCritic(DISCRETE, hidden=[4])
-    before = snapshot(actor), snapshot(critic)
-    step = PpoClipUpdate(DISCRETE, epochs=1)
-    step.update(batch, learning(actor, critic, Descent(nn.ModuleList([actor, critic]), lr=0.5)))
-    assert not changed(before[0], actor)
-    assert changed(before[1], critic)
+    gradients = []
+    for alive in (True, False):
+        batch.set(keys.ALIVE, torch.full_like(batch[keys.ALIVE], alive))
+        torch.manual_seed(1)
+        critic = LocalCritic(DISCRETE, hidden=[4])
+        descent = Descent(nn.ModuleList([actor, critic]))
+        PpoClipUpdate(DISCRETE, epochs=1).update(batch, learning(actor, critic, descent))
+        found = [gradient for gradient in descent.gradients[0] if gradient is not None]
+        count = len(list(actor.parameters()))
+        assert any(gradient.any() for gradient in found[:count]) == alive
+        gradients.append(found[count:])
+    for first, second in zip(*gradients, strict=True):
+        assert first.any()
+        assert torch.equal(first, second)
 
 
 # --- minibatches ----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Bou et al. 2024, "TorchRL: A data-driven decision-making library for PyTorch", a
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -46,7 +47,8 @@ class TorchrlEnvironment(Environment):
         factory: dotted path of a callable that returns a TorchRL environment.
         actions: whether the actions are continuous or discrete; must agree with what the environment takes.
         options: keyword arguments of the callable.
-        num_envs: number of environments B: the batch size of the environment; one without a batch is made B times.
+        num_envs: number of environments B; handed to a callable that takes `num_envs`, and otherwise the batch size that the
+            environment must have; one without a batch is made B times.
         max_steps: steps after which an episode is truncated; null leaves that to the environment.
         reward: each agent's own, or the mean or sum over the team for everybody.
 
@@ -304,6 +306,10 @@ class _Layout:
 
 def _build(factory: str, options: dict[str, Any], num_envs: int) -> EnvBase:
     make = _load(factory)
+    # A class of TorchRL hides its arguments behind a metaclass; its constructor does not.
+    constructor = vars(make).get("__init__", make) if isinstance(make, type) else make
+    if "num_envs" in inspect.signature(constructor).parameters:
+        options = {"num_envs": num_envs, **options}
 
     def one() -> EnvBase:
         try:

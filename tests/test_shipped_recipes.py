@@ -1,0 +1,101 @@
+"""The shipped recipes: flat, complete, commented, related as they claim, and running wherever they may be swapped to."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from marlkit import run
+from marlkit.catalogue import components
+from marlkit.dry_run import dry_run
+from marlkit.outputs.metrics_file import read_metrics
+from marlkit.recipe import Recipe, load_recipe, shipped
+
+RECIPES = sorted(shipped())
+UNEQUAL = ["env.scenario=simple_speaker_listener", "env.scenario_options={}"]
+
+
+def sections(recipe: Recipe) -> dict[str, Any]:
+    config = OmegaConf.to_container(recipe.config)
+    assert isinstance(config, dict)
+    return {str(name): value for name, value in config.items() if name != "name"}
+
+
+def differing(first: str, second: str) -> set[str]:
+    """Sections in which two completed recipes differ."""
+    a, b = sections(load_recipe(first)), sections(load_recipe(second))
+    return {name for name in a.keys() | b.keys() if a.get(name) != b.get(name)}
+
+
+@pytest.mark.parametrize(("first", "second"), [("mappo", "perla_mappo"), ("ippo", "perla_ippo"), ("mappo", "ippo")])
+def test_only_the_critic_differs(first: str, second: str) -> None:
+    assert differing(first, second) == {"critic"}
+
+
+def test_happo_differs_from_mappo_where_the_paper_does() -> None:
+    assert differing("mappo", "happo") == {"env", "actor", "update"}
+    assert load_recipe("happo").options("update.step") == load_recipe("mappo").options("update")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_is_flat_and_fits_on_a_screen(name: str) -> None:
+    lines = shipped()[name].read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# ")
+    assert len(lines) <= 50
+    assert not any(line.startswith("extends") for line in lines)
+    assert not load_recipe(name).notes
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
+@pytest.mark.parametrize("task", [[], UNEQUAL], ids=["balance", "unequal"])
+def test_recipe_runs_on_every_kind_of_team(name: str, discrete: bool, task: list[str]) -> None:
+    dry_run(load_recipe(name, [f"env.continuous_actions={str(not discrete).lower()}", *task]))
+
+
+@pytest.mark.parametrize(
+    ("name", "critic", "estimator", "body"),
+    list(itertools.product(("mappo", "happo"), sorted(components("critic")), sorted(components("estimator")), ("mlp", "gru"))),
+)
+def test_one_line_swaps_run(name: str, critic: str, estimator: str, body: str) -> None:
+    dry_run(load_recipe(name, [f"critic={critic}", f"estimator={estimator}", f"actor.body={body}"]))
+
+
+@pytest.mark.parametrize("share", ["none", "[[0, 1], [2]]"])
+@pytest.mark.parametrize("critic", sorted(components("critic")))
+def test_any_sharing_runs(critic: str, share: str) -> None:
+    dry_run(load_recipe("mappo", [f"critic={critic}", f"critic.share={share}", f"actor.share={share}"]))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["env={type: matrix_game, game: climbing, num_envs: 8}"],
+        ["env={type: product_game, num_envs: 8}"],
+        ["env={type: torchrl, factory: torchrl.envs.libs.vmas.VmasEnv, actions: continuous, num_envs: 8,"
+         " options: {scenario: balance, continuous_actions: true}, max_steps: 20}"],
+        ["optimizer=rmsprop", "optimizer.momentum=0.9"],
+        ["optimizer.lr_end=0", "optimizer.critic_lr=0.001", "update.entropy_coef_end=0.001"],
+        ["actor.std=predicted", "actor.layer_norm=true", "critic.layer_norm=true", "actor.activation=relu"],
+        ["critic.value_norm=false", "update.value_clip=null", "update.huber_delta=null", "update.max_grad_norm=null"],
+        ["update.normalise_advantage=false", "env.reward=sum", "env.max_steps=null"],
+    ],
+    ids=["matrix", "product", "torchrl", "rmsprop", "schedules", "networks", "plain-losses", "rewards"],
+)  # fmt: skip
+def test_variant_trains_and_changes_the_parameters(overrides: list[str], tmp_path: Path) -> None:
+    tiny = ["data.steps=10", "update.minibatch_size=20", "update.epochs=2", "trainer.iterations=2", "trainer.video=false"]
+    envs = [] if overrides[0].startswith("env=") else ["env.num_envs=6"]
+    folder = run.train(
+        load_recipe("mappo", [*overrides, *tiny, *envs, "trainer.evaluation_episodes=2", "trainer.evaluation_steps=20"]),
+        tmp_path,
+        progress=False,
+    )
+    metrics = read_metrics(folder / "metrics.csv")
+    assert len(metrics["iteration"]) == 2
+    assert metrics["actor/grad_norm"][0] > 0
+    assert metrics["critic/grad_norm"][0] > 0
+    assert (folder / "curve.png").stat().st_size > 0
