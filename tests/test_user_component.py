@@ -208,9 +208,9 @@ def test_broken_ones_are_refused_before_anything_is_written(
 def test_a_mistake_that_can_be_seen_without_running_it_is_found_without_running_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = write(tmp_path, "users_critic_f", recipe=RECIPE.replace("width: 8", "widht: 8"))
+    file = write(tmp_path, "users_critic_f", recipe=RECIPE.replace("width: 8", "widths: 8"))
     assert main(["check", str(file)]) == 2
     said = capsys.readouterr().err
-    assert "team.yaml:5: critic.widht" in said
+    assert "team.yaml:5: critic.widths" in said
     assert "Did you mean `width`?" in said
     assert "users_critic_f" not in sys.modules
