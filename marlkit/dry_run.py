@@ -42,6 +42,7 @@ def dry_run(recipe: Recipe) -> None:
             _check_shapes(batch, section, learner)
         with _named("update", learner):
             learner.update.update(batch, Learning(learner.actor, learner.critic, learner.opponents, _without_step, progress=0.0))
+        _check_gradients(learner)
         env.close()
 
 
@@ -75,6 +76,23 @@ def _named(section: str, learner: Learner) -> Iterator[None]:
     except Exception as error:
         component = type(getattr(learner, section)).__name__
         raise MarlkitError(f"dry run: {section} ({component}) failed: {type(error).__name__}: {error}") from error
+
+
+def _check_gradients(learner: Learner) -> None:
+    """Make sure that the update reaches actor and critic.
+
+    Raises:
+        MarlkitError: a component has parameters and none of them would ever be trained.
+    """
+    for section in ("actor", "critic"):
+        component = getattr(learner, section)
+        parameters = list(component.parameters())
+        if parameters and all(parameter.grad is None for parameter in parameters):
+            who = f"{section} ({type(component).__name__})"
+            raise MarlkitError(
+                f"dry run: no gradient reaches {who}, so it would never be trained: is its output detached, or computed without "
+                "its parameters?"
+            )
 
 
 def _check_shapes(batch: TensorDictBase, section: str, learner: Learner) -> None:

@@ -166,6 +166,11 @@ BROKEN = {
         "batch[keys.ACTION_VALUES]",
         ["dry run: critic (NeighbourCritic) failed: KeyError", "action_values"],
     ),
+    "its prediction is detached": (
+        "return self.network(torch.cat([seen, mean], -1))",
+        "return self.network(torch.cat([seen, mean], -1)).detach()",
+        ["dry run: no gradient reaches critic (NeighbourCritic)", "detached"],
+    ),
     "its constructor fails": (
         "inputs = 2 * spec.observation",
         "inputs = 2 * spec.observations",
