@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marlkit.errors import OptionError
-from marlkit.functional.activation import tanh
+from marlkit.functional.activation import tanh_
 from marlkit.options import Share
 
+# Each may write over its argument, which is always what a layer has just computed.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": tanh,
+    "tanh": tanh_,
     "relu": torch.relu,
     "leaky_relu": F.leaky_relu,
     "gelu": F.gelu,

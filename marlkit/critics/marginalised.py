@@ -176,7 +176,7 @@ class MarginalisedCritic(Critic):
         sampled = rows[keys.OPPONENT_LOC].unsqueeze(1) + rows[keys.OPPONENT_SCALE].unsqueeze(1) * noise
         sampled = sampled.masked_fill(~rows[keys.ACTION_DIMS][:, None, None], 0.0)
         features = self._without_own(sampled.expand(-1, -1, n_agents, -1, -1))
-        values = self.network.leave(entered.unsqueeze(1) + self.action_layer(features))
+        values = self.network.leave(self.action_layer(features).add_(entered.unsqueeze(1)))
         return values.sum(1) / self.samples
 
     def _sampled_discrete(self, entered: Tensor, actions: Tensor) -> Tensor:

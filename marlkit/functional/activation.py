@@ -15,7 +15,9 @@ from torch import Tensor
 class _Tanh(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = (x * 2).sigmoid_().mul_(2).sub_(1)
+        y = x.mul_(2).sigmoid_()
+        torch.add(y.new_tensor(-1.0), y, alpha=2, out=y)
+        ctx.mark_dirty(y)
         ctx.save_for_backward(y)
         return y
 
@@ -25,8 +27,11 @@ class _Tanh(torch.autograd.Function):
         return torch.ops.aten.tanh_backward(gradients[0], y)
 
 
-def tanh(x: Tensor) -> Tensor:
-    """``tanh(x)`` to within 3e-7; differentiable twice. Other devices and other precisions use torch's own."""
+def tanh_(x: Tensor) -> Tensor:
+    """``tanh(x)`` to within 3e-7, written over ``x`` as what a layer has just computed; differentiable twice.
+
+    Other devices and other precisions use torch's own.
+    """
     if x.device.type == "cpu" and x.dtype == torch.float32:
         return _Tanh.apply(x)
-    return torch.tanh(x)
+    return torch.tanh_(x)
