@@ -11,6 +11,7 @@ import importlib.util
 import json
 import logging
 import signal
+import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,8 @@ def _fit(recipe: Recipe, folder: Path, *, checkpoint: Path | None, first_iterati
         ).summary(),
         evaluation_interval=options.evaluation_interval,
     )
+    # Lightning 2.6 calls a function of torch that torch has since deprecated; nobody who trains can do anything about it.
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints are about other ways of using it
     callbacks = [Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds)]
     trainer = lightning.Trainer(
