@@ -30,7 +30,8 @@ TASKS: dict[str, list[str]] = {
     "navigation": ["env.scenario=navigation", "env.scenario_options={}"],
     "main_job": [],
 }
-"""`main_job` is what `make train` does. `balance` ends early when the package falls or arrives; `navigation` almost always by its time limit."""
+"""`main_job` is what `make train` does. `balance` ends early when the package falls or arrives; `navigation` almost always by its
+time limit."""
 COLUMNS = (ITERATION, "frames", EVALUATION_RETURN)
 
 
