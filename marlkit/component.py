@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from marlkit.contract import Contract
 from marlkit.distributions import TeamDistribution
-from marlkit.errors import OptionError
+from marlkit.errors import MarlkitError, OptionError
 from marlkit.keys import Key
 from marlkit.normalisers import ValueNormaliser
 from marlkit.options import problem_with
@@ -129,6 +129,18 @@ class Environment(Component, ABC):
             before any reset, with reward, terminated, truncated and done. ``current`` is where the next step starts: equal
             to ``arrived`` except in the environments that finished, which have been reset. Neither may be written to later.
         """
+
+    def refuse_unfit_action(self, action: Tensor, who: str) -> None:
+        """Look at the shape and the type of an action; not at its values, which would wait for the device.
+
+        Raises:
+            MarlkitError: it is not what the team spec asks for; names ``who`` takes what.
+        """
+        spec = self.spec
+        shape = (self.num_envs, spec.n_agents) if spec.discrete else (self.num_envs, spec.n_agents, spec.action_features)
+        if action.shape != shape or action.is_floating_point() == spec.discrete:
+            wanted = "whole numbers [B, N]" if spec.discrete else "floating-point numbers [B, N, D]"
+            raise MarlkitError(f"{who} takes actions as {wanted} = {list(shape)}, got {action.dtype} {list(action.shape)}")
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

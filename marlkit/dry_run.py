@@ -66,6 +66,10 @@ def _without_step(loss: Tensor, max_grad_norm: float | None) -> Metrics:
     return {}
 
 
+def _who(section: str, learner: Learner) -> str:
+    return f"{section} ({type(getattr(learner, section)).__name__})"
+
+
 @contextmanager
 def _named(section: str, learner: Learner) -> Iterator[None]:
     """Name the component in any error that it did not foresee."""
@@ -74,8 +78,7 @@ def _named(section: str, learner: Learner) -> Iterator[None]:
     except MarlkitError:
         raise
     except Exception as error:
-        component = type(getattr(learner, section)).__name__
-        raise MarlkitError(f"dry run: {section} ({component}) failed: {type(error).__name__}: {error}") from error
+        raise MarlkitError(f"dry run: {_who(section, learner)} failed: {type(error).__name__}: {error}") from error
 
 
 def _check_gradients(learner: Learner) -> None:
@@ -85,13 +88,11 @@ def _check_gradients(learner: Learner) -> None:
         MarlkitError: a component has parameters and none of them would ever be trained.
     """
     for section in ("actor", "critic"):
-        component = getattr(learner, section)
-        parameters = list(component.parameters())
+        parameters = list(getattr(learner, section).parameters())
         if parameters and all(parameter.grad is None for parameter in parameters):
-            who = f"{section} ({type(component).__name__})"
             raise MarlkitError(
-                f"dry run: no gradient reaches {who}, so it would never be trained: is its output detached, or computed without "
-                "its parameters?"
+                f"dry run: no gradient reaches {_who(section, learner)}, so it would never be trained: is its output detached, "
+                "or computed without its parameters?"
             )
 
 
@@ -101,9 +102,8 @@ def _check_shapes(batch: TensorDictBase, section: str, learner: Learner) -> None
     Raises:
         MarlkitError: one is missing, or of another shape or type than the table says.
     """
-    component, spec = getattr(learner, section), learner.env.spec
-    who = f"{section} ({type(component).__name__})"
-    for key in component.writes:
+    spec, who = learner.env.spec, _who(section, learner)
+    for key in getattr(learner, section).writes:
         tensor = batch.get(key, None)
         if tensor is None:
             raise MarlkitError(f"dry run: {who} declares that it writes `{keys.name(key)}`, but did not")

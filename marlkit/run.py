@@ -12,6 +12,7 @@ import json
 import logging
 import signal
 import warnings
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from marlkit.checkpoints import BEST, LAST, Checkpoints
 from marlkit.component import Actor, Environment
 from marlkit.dry_run import dry_run
 from marlkit.errors import CheckpointError, RunError
-from marlkit.evaluation import play_episodes
+from marlkit.evaluation import Episodes, play_episodes
 from marlkit.learner import Learner
 from marlkit.outputs.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from marlkit.outputs.curve import draw_curve
@@ -116,9 +117,7 @@ def evaluate(
         seed: of the episodes; ``None``: as in training.
         checkpoint: ``"best"`` or ``"last"``.
     """
-    recipe, env, actor, _ = _team(Path(folder), checkpoint, episodes)
-    seed = recipe.seed + EVALUATION_SEED if seed is None else seed
-    return play_episodes(env, actor, seed=seed, steps=recipe.config.trainer.evaluation_steps).summary()
+    return _episodes(Path(folder), checkpoint=checkpoint, count=episodes, seed=seed).summary()
 
 
 def play(
@@ -265,7 +264,6 @@ def _finish(recipe: Recipe, folder: Path) -> None:
 
 def _frames(folder: Path, *, seed: int | None = None, checkpoint: str = "best") -> list[Any]:
     """Pictures of one episode; none where the environment draws none."""
-    recipe, env, actor, _ = _team(folder, checkpoint, 1)
     frames: list[Any] = []
 
     def watch(env: Environment) -> None:
@@ -273,8 +271,7 @@ def _frames(folder: Path, *, seed: int | None = None, checkpoint: str = "best") 
         if picture is not None:
             frames.append(picture)
 
-    seed = recipe.seed + EVALUATION_SEED if seed is None else seed
-    play_episodes(env, actor, seed=seed, steps=recipe.config.trainer.evaluation_steps, watch=watch)
+    _episodes(folder, checkpoint=checkpoint, count=1, seed=seed, watch=watch)
     return frames
 
 
@@ -359,9 +356,19 @@ def _trained_actor(recipe: Recipe, spec: TeamSpec, saved: dict[str, Any]) -> Act
     return actor.eval()
 
 
-def _team(folder: Path, checkpoint: str, episodes: int | None) -> tuple[Recipe, Environment, Actor, TeamSpec]:
+def _episodes(
+    folder: Path,
+    *,
+    checkpoint: str,
+    count: int | None,
+    seed: int | None,
+    watch: Callable[[Environment], None] | None = None,
+) -> Episodes:
+    """Episodes of a trained team; ``None`` counts and seeds as evaluations during training do."""
     recipe = run_recipe(folder)
     saved = _own_checkpoint(_checkpoint_path(folder, checkpoint), recipe)
     device = choose_device(recipe)
-    env = _evaluation_environment(recipe, device, episodes)
-    return recipe, env, _trained_actor(recipe, env.spec, saved).to(device), env.spec
+    env = _evaluation_environment(recipe, device, count)
+    actor = _trained_actor(recipe, env.spec, saved).to(device)
+    seed = recipe.seed + EVALUATION_SEED if seed is None else seed
+    return play_episodes(env, actor, seed=seed, steps=recipe.config.trainer.evaluation_steps, watch=watch)

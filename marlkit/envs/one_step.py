@@ -11,7 +11,6 @@ from torch import Tensor
 
 from marlkit import keys
 from marlkit.component import Environment, Runtime
-from marlkit.errors import MarlkitError
 from marlkit.spec import TeamSpec
 
 
@@ -52,7 +51,7 @@ class OneStepGame(Environment):
         Raises:
             MarlkitError: the actions have a wrong shape or type.
         """
-        self._check(action)
+        self.refuse_unfit_action(action, "this game")
         arrived = self._position(self._no)
         reward = self.payoff(action).reshape(self.num_envs, 1, 1).expand(-1, self.spec.n_agents, -1)
         arrived.set(("agents", "reward"), reward)
@@ -70,10 +69,3 @@ class OneStepGame(Environment):
         state = self._agents["observation"].flatten(1)
         step = {"agents": dict(self._agents), keys.STATE: state, keys.IS_FIRST: is_first}
         return TensorDict(step, batch_size=[self.num_envs], device=self.device)
-
-    def _check(self, action: Tensor) -> None:
-        spec = self.spec
-        shape = (self.num_envs, spec.n_agents) if spec.discrete else (self.num_envs, spec.n_agents, spec.action_features)
-        if action.shape != shape or action.is_floating_point() == spec.discrete:
-            wanted = "whole numbers [B, N]" if spec.discrete else "floating-point numbers [B, N, D]"
-            raise MarlkitError(f"this game takes actions as {wanted} = {list(shape)}, got {action.dtype} {list(action.shape)}")

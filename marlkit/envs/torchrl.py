@@ -112,7 +112,7 @@ class TorchrlEnvironment(Environment):
         Raises:
             MarlkitError: the actions have a wrong shape or type.
         """
-        self._check(action)
+        self.refuse_unfit_action(action, "the environment")
         stepped = self.env.step(self._now.set(self._layout.action_key, self._layout.encode(action)))
         following = stepped["next"]
         terminated, truncated = self._layout.ends(following)
@@ -166,15 +166,6 @@ class TorchrlEnvironment(Environment):
             horizon=self.max_steps,
             team_reward=team_reward,
         )
-
-    def _check(self, action: Tensor) -> None:
-        spec = self.spec
-        shape = (self.num_envs, spec.n_agents) if spec.discrete else (self.num_envs, spec.n_agents, spec.action_features)
-        if action.shape != shape or action.is_floating_point() == spec.discrete:
-            wanted = "whole numbers [B, N]" if spec.discrete else "floating-point numbers [B, N, D]"
-            raise MarlkitError(
-                f"the environment takes actions as {wanted} = {list(shape)}, got {action.dtype} {list(action.shape)}"
-            )
 
     # --- saving --------------------------------------------------------------------------------------------------------------
 

@@ -114,7 +114,7 @@ class VmasEnvironment(Environment):
         Raises:
             MarlkitError: the actions have a wrong shape or type.
         """
-        self._check(action)
+        self.refuse_unfit_action(action, f"scenario `{self._scenario}`")
         observation, reward, terminated = self.simulation.advance(action)
         self._steps += 1
         terminated = terminated.unsqueeze(-1)
@@ -150,15 +150,6 @@ class VmasEnvironment(Environment):
         agents = {"observation": observation, **self._constants}
         step = {"agents": agents, keys.STATE: observation.flatten(1), keys.IS_FIRST: is_first}
         return TensorDict(step, batch_size=[self.num_envs], device=self.device)
-
-    def _check(self, action: Tensor) -> None:
-        spec = self.spec
-        shape = (self.num_envs, spec.n_agents) if spec.discrete else (self.num_envs, spec.n_agents, spec.action_features)
-        if action.shape != shape or action.is_floating_point() == spec.discrete:
-            wanted = "whole numbers [B, N]" if spec.discrete else "floating-point numbers [B, N, D]"
-            raise MarlkitError(
-                f"scenario `{self._scenario}` takes actions as {wanted} = {list(shape)}, got {action.dtype} {list(action.shape)}"
-            )
 
     # --- sizes ---------------------------------------------------------------------------------------------------------------
 
