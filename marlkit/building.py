@@ -15,7 +15,7 @@ from marlkit.learner import Learner
 from marlkit.recipe import Recipe
 from marlkit.spec import TeamSpec
 
-LEARNING_SECTIONS = ("actor", "opponents", "critic", "data", "estimator", "update", "optimizer")
+LEARNING_SECTIONS = ("actor", "opponents", "critic", "targets", "data", "estimator", "update", "optimizer")
 
 
 def build(recipe: Recipe, section: str, context: Any, **changes: Any) -> Any:

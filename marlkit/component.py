@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, Protocol, get_type_hints
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -178,7 +178,24 @@ class Actor(Component, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: TensorDictBase, deterministic: bool = False) -> TensorDictBase:
-        """Choose actions: writes ``ACTION``, ``LOG_PROB`` and the parameters of the distribution."""
+        """Choose actions as they are played: writes ``ACTION``, ``LOG_PROB`` and the parameters of the distribution.
+
+        Whatever explores belongs in here, so that ``LOG_PROB`` is that of the behaviour.
+        """
+
+    def bootstrap(self, batch: TensorDictBase) -> TensorDictBase:
+        """Choose the actions that a value is bootstrapped with: as :meth:`forward`, less what only explores."""
+        return self(batch)
+
+    def reparametrised(self, batch: TensorDictBase) -> Tensor:
+        """A fresh action of every agent with gradient, ``[*, N, F]`` (trait ``reparametrised``).
+
+        ``F`` counts action dimensions, or discrete actions (one-hot, with the gradient of a relaxation).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no actions with gradient")
+
+    def schedule(self, progress: float) -> None:
+        """Told at the start of every iteration which share of the training is done; for exploration that fades."""
 
     def initial_hidden(self, batch_size: int) -> Tensor | None:
         """Zero hidden state ``[B, N, H]`` of a recurrent actor; ``None`` for the others."""
@@ -190,11 +207,30 @@ class Actor(Component, nn.Module, ABC):
 
 
 class Opponents(Component, nn.Module, ABC):
-    """Models what each agent believes of the others' policies."""
+    """Models what each agent believes of the others' policies.
+
+    It reads ``RECENT_*`` of the ``history`` steps before each step, where it asks for any, and is trained beside the policy.
+    """
+
+    history: int = 0
+    """Number of steps M before a step that it is shown; 0: none."""
 
     @abstractmethod
-    def forward(self, batch: TensorDictBase) -> TensorDictBase:
-        """Write the beliefs under ``"opponents"``."""
+    def forward(self, batch: TensorDictBase, played: bool = True) -> TensorDictBase:
+        """Write the beliefs under ``"opponents"``, without gradient.
+
+        Args:
+            batch: of any batch size.
+            played: whether ``ACTION`` is what the agents really did. If not, each agent has only chosen its own, and the others'
+                are what it believes: agent i's ``JOINT_ACTION`` holds its own ``ACTION`` and its beliefs of the rest.
+        """
+
+    def observe(self, played: TensorDictBase) -> None:
+        """See the steps ``[B, T]`` that were just played, once, in order."""
+
+    def fit(self, batch: TensorDictBase, learning: Learning) -> Metrics:
+        """Train on a batch ``[B, T]``, after every update; nothing where there is nothing to learn."""
+        return {}
 
 
 class Critic(Component, nn.Module, ABC):
@@ -215,13 +251,52 @@ class Critic(Component, nn.Module, ABC):
         assert self.contract.predicts is not None, f"{type(self).__name__} declares no `predicts`"
         return batch.set(self.contract.predicts, self.normaliser.denormalise(self.predict(batch)))
 
+    def action_value(self, batch: TensorDictBase, own: Tensor, joint: Tensor) -> Tensor:
+        """``Q_i`` of joint actions that agent i views, in normalised units, ``[*, N, 1]`` (trait ``differentiable_in_action``).
+
+        Args:
+            batch: what the critic reads, its actions aside.
+            own: ``[*, N, F]``: action of agent i in its own view, one-hot (or a relaxation) where discrete; may carry a gradient.
+            joint: ``[*, V, N, F]``: the actions of all in each view; agent i's own entry in its own view is replaced by ``own``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is no differentiable function of the actions")
+
+    def agent_parameters(self, agents: Sequence[int]) -> Iterable[nn.Parameter]:
+        """Parameters of ``agents`` alone, in one order for every agent; for critics with the trait ``separate_parameters``."""
+        raise NotImplementedError(f"{type(self).__name__} does not keep separate parameters per agent")
+
+
+class Targets(Component, nn.Module, ABC):
+    """What values are bootstrapped with: the online networks themselves, or copies that lag behind.
+
+    The estimator's values at ``next`` come from :meth:`critic`, on actions that :meth:`actor` chooses where they were not played.
+    """
+
+    lagging: bool = True
+    """Whether the targets differ from the online networks."""
+
+    @abstractmethod
+    def track(self, actor: Actor, critic: Critic) -> None:
+        """Start from equal copies of the online networks; called once, when the learner is built."""
+
+    @abstractmethod
+    def actor(self) -> Actor:
+        """The policy whose actions a value is bootstrapped with."""
+
+    @abstractmethod
+    def critic(self) -> Critic:
+        """The critic that values them."""
+
+    def follow(self, changed: Sequence[str]) -> None:
+        """An optimiser step has changed these of ``"actor"`` and ``"critic"``."""
+
 
 class Estimator(Component, nn.Module, ABC):
-    """Turns rewards and values into advantages and value targets."""
+    """Turns rewards and values into value targets, and into advantages where there is a baseline."""
 
     @abstractmethod
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
-        """Write ``ADVANTAGE`` and ``VALUE_TARGET`` on a rollout ``[B, T]``; no gradient."""
+        """Write ``VALUE_TARGET`` and, where declared, ``ADVANTAGE`` on a batch ``[B, T]``; no gradient."""
 
 
 class Optimizer(Component, ABC):
@@ -251,26 +326,51 @@ class Optimizer(Component, ABC):
             group["lr"] = group["initial_lr"] * (1 - (1 - self.lr_end) * progress)
 
 
+class Adjust(Protocol):
+    """Changes gradients after they were clipped and before the optimiser's step."""
+
+    def __call__(self) -> None:
+        """Write to the ``grad`` of parameters."""
+
+
+class Minimise(Protocol):
+    """Takes one optimiser step."""
+
+    def __call__(self, loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
+        """One step on every parameter that ``loss`` reaches, and on no other.
+
+        Args:
+            loss: scalar.
+            max_grad_norm: what the gradient of each component is clipped to; ``None``: not.
+            adjust: called between clipping and the step.
+
+        Returns:
+            The norms of the gradients before clipping, by component.
+        """
+
+
 @dataclass(frozen=True)
 class Learning:
     """What an update works on.
 
     Attributes:
         actor, critic, opponents: the components whose parameters it may change.
-        minimise: ``minimise(loss, max_grad_norm)`` takes one optimiser step on every parameter that ``loss`` reaches, clipping
-            the gradient of each component to ``max_grad_norm`` (``None``: not), and returns the norms before clipping.
+        minimise: takes an optimiser step.
         progress: share of the training that is done, in [0, 1].
     """
 
     actor: Actor
     critic: Critic
-    opponents: Opponents | None
-    minimise: Callable[[Tensor, float | None], Metrics]
+    opponents: Opponents
+    minimise: Minimise
     progress: float
 
 
 class Update(Component, nn.Module, ABC):
     """Changes the parameters from an estimated batch."""
+
+    def attach(self, actor: Actor, critic: Critic) -> None:
+        """Called once, when the learner is built, before any state is loaded: for updates that keep state of parameters."""
 
     @abstractmethod
     def update(self, batch: TensorDictBase, learning: Learning) -> Metrics:
@@ -290,15 +390,38 @@ class Update(Component, nn.Module, ABC):
 
 
 class Data(Component, ABC):
-    """Produces the batches of training."""
+    """Plays, and produces the batches to learn from.
+
+    With the trait ``on_policy``, a batch is what the current policy just played, step after step; without it, batches come from
+    the past, and nothing follows a batch's last step.
+    """
+
+    history: int = 0
+    """Number of steps M before each step that batches show under ``RECENT_*``; 0: those keys are left out."""
 
     @abstractmethod
     def collect(self, env: Environment, actor: Actor) -> TensorDict:
-        """The data of one iteration, batch ``[B, T]``."""
+        """Play the steps of one iteration and return them, batch ``[B, T]``."""
+
+    def batches(self, played: TensorDict, actor: Actor) -> Iterator[TensorDict]:
+        """The batches ``[*, T]`` to learn from in this iteration, one at a time; here what was just played, once."""
+        yield played
+
+    @classmethod
+    def brief(cls, steps: int) -> dict[str, Any]:
+        """Options for a trial: ``steps`` steps of two environments, and a batch to learn from at once."""
+        return {}
+
+    def refuse_unfit_length(self, sequence_length: int | None) -> None:
+        """Look whether batches can be cut into sequences of this length (``None``: into single steps).
+
+        Raises:
+            OptionError: they cannot; names the actor's option.
+        """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """What the next :meth:`collect` starts from."""
+        """Everything that decides what the next :meth:`collect` and :meth:`batches` give."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:

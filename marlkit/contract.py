@@ -53,7 +53,8 @@ class Contract:
         reads: keys that must have been written before it runs.
         writes: keys that it adds.
         traits: facts about it that others may need.
-        needs: for a section (``"actor"``) or an own option that holds a component (``"step"``), the traits it must have.
+        needs: for a section (``"actor"``) or an own option that holds a component (``"step"``), the traits it must have; an
+            entry may be conditional like those of ``reads``.
         predicts: for a critic, the written key that is regressed on the value target.
         at_most: for an own option, the options (``"env.num_envs"``) whose product it may not exceed.
         check: ``"module:function"`` inside marlkit, called with the completed options; yields ``(option, message)`` pairs.
@@ -62,7 +63,7 @@ class Contract:
     reads: tuple[Any, ...] = ()
     writes: tuple[Any, ...] = ()
     traits: tuple[Any, ...] = ()
-    needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     predicts: Key | None = None
     at_most: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     check: str | None = None
@@ -70,6 +71,11 @@ class Contract:
     def resolve(self, field_name: str, options: Mapping[str, Any], environment: Collection[str]) -> tuple[Any, ...]:
         """``reads``, ``writes`` or ``traits`` with every condition decided."""
         return tuple(_decided(getattr(self, field_name), options, environment))
+
+    def needed(self, options: Mapping[str, Any], environment: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """``needs`` with every condition decided; sections of which nothing is needed are left out."""
+        decided = {target: tuple(_decided(wanted, options, environment)) for target, wanted in self.needs.items()}
+        return {target: wanted for target, wanted in decided.items() if wanted}
 
 
 def _decided(entries: Iterable[Any], options: Mapping[str, Any], environment: Collection[str]) -> Iterable[Any]:
@@ -106,6 +112,7 @@ KINDS: dict[str, Kind] = {
         Kind("actor", "marlkit.actors", "marlkit.component.Actor", "Actor"),
         Kind("opponents", "marlkit.opponents", "marlkit.component.Opponents", "Opponents", default="true_policy"),
         Kind("critic", "marlkit.critics", "marlkit.component.Critic", "Critic"),
+        Kind("targets", "marlkit.targets", "marlkit.component.Targets", "Targets", default="online"),
         Kind("data", "marlkit.data", "marlkit.component.Data", "Data", default="rollout"),
         Kind("estimator", "marlkit.estimators", "marlkit.component.Estimator", "Estimator"),
         Kind("update", "marlkit.updates", "marlkit.component.Update", "Update"),

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from marlkit import keys, rng
 from marlkit.building import build, build_environment, build_learner, refusal
-from marlkit.component import Data, Learning, Metrics
+from marlkit.component import Adjust, Data, Learning, Metrics
 from marlkit.errors import MarlkitError, OptionError
 from marlkit.learner import Learner
-from marlkit.minibatches import units
 from marlkit.recipe import Recipe
 
 STEPS = 3
@@ -33,36 +32,41 @@ def dry_run(recipe: Recipe) -> None:
         learner = build_learner(recipe, env)
         learner.data = _short_data(recipe, learner)
         with _named("data", learner):
-            batch = learner.data.collect(env, learner.actor)
+            played = learner.data.collect(env, learner.actor)
+            batch = next(learner.data.batches(played, learner.actor))
         _check_shapes(batch, "env", learner)
         _check_shapes(batch, "actor", learner)
         for section, step in (("critic", learner.annotate), ("estimator", learner.estimator)):
             with _named(section, learner):
                 step(batch)
             _check_shapes(batch, section, learner)
+        learning = Learning(learner.actor, learner.critic, learner.opponents, _without_step, progress=0.0)
         with _named("update", learner):
-            learner.update.update(batch, Learning(learner.actor, learner.critic, learner.opponents, _without_step, progress=0.0))
+            learner.update.update(batch, learning)
+        with _named("opponents", learner):
+            learner.opponents.observe(played)
+            learner.opponents.fit(batch, learning)
         _check_gradients(learner)
         env.close()
 
 
 def _short_data(recipe: Recipe, learner: Learner) -> Data:
-    """The recipe's data, of as few steps as its actor is trained on where the number of steps can be chosen."""
-    steps = recipe.options("data").get("steps")
-    if steps is None:
-        return learner.data
+    """The recipe's data, of as few steps as its actor is trained on."""
     length = learner.actor.sequence_length
     try:
-        units(TensorDict({}, batch_size=[1, steps]), length)
+        learner.data.refuse_unfit_length(length)
     except OptionError as error:
         raise refusal(recipe, f"actor.{error.option}", error.message) from error
-    short = build(recipe, "data", learner.env.spec, steps=length or STEPS)
+    short = build(recipe, "data", learner.env.spec, **learner.data.brief(length or STEPS))
     assert isinstance(short, Data)
+    short.history = learner.data.history
     return short
 
 
-def _without_step(loss: Tensor, max_grad_norm: float | None) -> Metrics:
+def _without_step(loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
     loss.backward()
+    if adjust is not None:
+        adjust()
     return {}
 
 

@@ -21,8 +21,8 @@ from marlkit.keys import Key
 if TYPE_CHECKING:
     from marlkit.recipe import Recipe
 
-ORDER = ("env", "data", "actor", "opponents", "critic", "estimator", "update", "optimizer", "trainer")
-"""Sections in the order in which they run; the last two touch no keys."""
+ORDER = ("env", "data", "actor", "opponents", "critic", "targets", "estimator", "update", "optimizer", "trainer")
+"""Sections in the order in which they run; `targets`, `optimizer` and `trainer` touch no keys."""
 
 ON_NEXT = ("env", "critic")
 """Sections whose keys also exist at the next step, for those who run once a whole rollout is there."""
@@ -157,7 +157,7 @@ class _Check:
 
     def unmet(self, member: Member) -> Iterator[Problem]:
         """The traits that `member` needs of others and that they are without."""
-        for target, wanted in member.entry.contract.needs.items():
+        for target, wanted in member.entry.contract.needed(member.options, self.environment).items():
             path = f"{member.path}.{target}" if target in member.entry.options else target
             if path not in self.team:
                 continue

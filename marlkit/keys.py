@@ -2,8 +2,8 @@
 
 Agents are stacked on one axis ``N`` and nested under ``"agents"`` (TorchRL's convention). A shape names the dimensions that
 follow the batch dimensions (``[B, T]`` for a rollout): ``N`` agents, ``O`` observation features, ``S`` state features, ``A``
-discrete actions, ``D`` action dimensions, ``H`` hidden features of a recurrent actor, ``V`` believing agents: N, or 1 where all
-believe the same. This module imports no torch.
+discrete actions, ``D`` action dimensions, ``H`` hidden features of a recurrent actor, ``E`` features of an encoded agent, ``V``
+believing agents: N, or 1 where all believe the same, ``M`` steps of the recent past. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ LOGITS = ("agents", "logits")
 LOC = ("agents", "loc")
 SCALE = ("agents", "scale")
 HIDDEN = ("agents", "hidden")
+ENCODING = ("agents", "encoding")
 
 REWARD = ("next", "agents", "reward")
 TERMINATED = ("next", "terminated")
@@ -47,6 +48,11 @@ OPPONENT_LOGITS = ("opponents", "logits")
 OPPONENT_LOC = ("opponents", "loc")
 OPPONENT_SCALE = ("opponents", "scale")
 SAMPLE_SEED = ("opponents", "sample_seed")
+JOINT_ACTION = ("opponents", "action")
+
+RECENT_OBSERVATION = ("recent", "observation")
+RECENT_ACTION = ("recent", "action")
+RECENT_VALID = ("recent", "valid")
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,14 @@ TABLE: dict[Key, KeyInfo] = {
     OPPONENT_LOGITS: KeyInfo("V N A", "float32", "what agent i (axis -3) believes of the logits of agent j (axis -2)"),
     OPPONENT_LOC: KeyInfo("V N D", "float32", "what agent i believes of the action mean of agent j"),
     OPPONENT_SCALE: KeyInfo("V N D", "float32", "what agent i believes of the action deviation of agent j"),
+    ENCODING: KeyInfo("N E", "float32", "features of each agent from all agents' observations; with gradient during an update"),
     SAMPLE_SEED: KeyInfo("1", "int64", "seed of the opponents' action samples here; fixed for one iteration"),
+    JOINT_ACTION: KeyInfo(
+        "V N", "int64", "what agent i takes for the joint action: own as chosen, others' known or believed", continuous="V N D"
+    ),
+    RECENT_OBSERVATION: KeyInfo("M N O", "float32", "observations of the last M steps before this one, oldest first"),
+    RECENT_ACTION: KeyInfo("M N", "int64", "actions of the last M steps before this one, oldest first", continuous="M N D"),
+    RECENT_VALID: KeyInfo("M", "bool", "whether that step belongs to the running episode"),
 }
 """All keys at the current step. ``following(key)`` of any of them has the same shape and meaning at the next step."""
 

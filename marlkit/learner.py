@@ -1,4 +1,4 @@
-"""One iteration of every system: collect, annotate, estimate, update.
+"""One iteration of every system: collect, then annotate, estimate and update for each batch that the data gives.
 
 Optimisation is manual (Lightning counts and saves, the update decides when to step). The batch is collected inside the training
 step and not by a data loader, because a loader that reads ahead would collect with the parameters of the iteration before.
@@ -7,17 +7,31 @@ step and not by a data loader, because a loader that reads ahead would collect w
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import lightning
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from marlkit import keys, rng
-from marlkit.component import Actor, Critic, Data, Environment, Estimator, Learning, Metrics, Opponents, Optimizer, Update
+from marlkit.component import (
+    Actor,
+    Adjust,
+    Critic,
+    Data,
+    Environment,
+    Estimator,
+    Learning,
+    Metrics,
+    Opponents,
+    Optimizer,
+    Targets,
+    Update,
+)
 from marlkit.errors import NonFiniteError
 
 ANNOTATED_ROWS = 16384
@@ -28,7 +42,7 @@ class Learner(lightning.LightningModule):
     """Holds the components of a recipe and runs its iterations.
 
     Args:
-        env, actor, opponents, critic, data, estimator, update, optimizer: the components.
+        env, actor, opponents, critic, targets, data, estimator, update, optimizer: the components.
         iterations: length of the whole training; schedules end there.
         recipe: text of the completed recipe, kept in every checkpoint.
         evaluate: called every ``evaluation_interval`` iterations and after the last; what it returns is logged.
@@ -42,6 +56,7 @@ class Learner(lightning.LightningModule):
         actor: Actor,
         opponents: Opponents,
         critic: Critic,
+        targets: Targets,
         data: Data,
         estimator: Estimator,
         update: Update,
@@ -59,6 +74,7 @@ class Learner(lightning.LightningModule):
         self.actor = actor
         self.critic = critic
         self.opponents = opponents
+        self.targets = targets
         self.estimator = estimator
         self.update = update
         self.iterations = iterations
@@ -69,79 +85,113 @@ class Learner(lightning.LightningModule):
         self.frames = 0
         self.returns = EpisodeReturns()
         self._generators: dict[str, Any] | None = None
-        self._opponents_are_read = bool(set(opponents.writes) & {*critic.reads, *estimator.reads, *update.reads})
-        self._policy_is_read = bool(set(actor.writes) & {*critic.reads, *(opponents.reads if self._opponents_are_read else ())})
+        self._wire()
+
+    def _wire(self) -> None:
+        """Let the components know of one another what their contracts say."""
+        read = {*self.critic.reads, *self.estimator.reads, *self.update.reads}
+        believed = set(self.opponents.writes)
+        self._opponents_are_read = bool(believed & read)
+        self._critic_reads_beliefs = bool(believed & set(self.critic.reads))
+        valued = {*self.critic.reads, *(self.opponents.reads if self._critic_reads_beliefs else ())}
+        self._policy_is_read = bool(set(self.actor.writes) & valued)
+        read |= set(self.opponents.reads) if self._opponents_are_read else set()
+        # What was played stays; what the policy says of it now may be another thing than then.
+        current = [key for key in self.actor.writes if key not in (keys.ACTION, keys.LOG_PROB)]
+        off_policy = "on_policy" not in self.data.traits
+        self._refreshed = tuple(current) if off_policy and read & set(current) else ()
+        self.data.history = self.opponents.history if self._opponents_are_read else 0
+        self.update.attach(self.actor, self.critic)
+        self.targets.track(self.actor, self.critic)
 
     # --- the four steps -------------------------------------------------------------------------------------------------
 
     def training_step(self, *_: Any) -> None:
         """One iteration."""
-        seconds: dict[str, float] = {}
+        seconds: dict[str, float] = defaultdict(float)
+        history: list[Metrics] = []
+        self.actor.schedule(self.progress())
         self.actor.eval()
         with self._timed("collect", seconds):
-            batch = self.data.collect(self.env, self.actor)
-        with self._timed("annotate", seconds):
-            self.annotate(batch)
-        with self._timed("estimate", seconds):
-            self.estimator(batch)
-        self.actor.train()
-        with self._timed("update", seconds):
-            metrics = self.update.update(batch, self.learning())
-        self._finish(batch, metrics, seconds)
+            played = self.data.collect(self.env, self.actor)
+            if self._opponents_are_read:
+                self.opponents.observe(played)
+        batch = played
+        for batch in self._timed_each(self.data.batches(played, self.actor), "collect", seconds):
+            with self._timed("annotate", seconds):
+                self.annotate(batch)
+            with self._timed("estimate", seconds):
+                self.estimator(batch)
+            self.actor.train()
+            with self._timed("update", seconds):
+                history.append(self.learn(batch))
+            self.actor.eval()
+        self._finish(played, batch, mean_metrics(history), seconds)
+
+    def learn(self, batch: TensorDictBase) -> Metrics:
+        """Update policy and critic from an estimated batch, then the opponent model."""
+        learning = self.learning()
+        metrics = self.update.update(batch, learning)
+        return metrics | self.opponents.fit(batch, learning) if self._opponents_are_read else metrics
 
     @torch.no_grad()
     def annotate(self, batch: TensorDictBase) -> None:
-        """Write what opponents and critic say of a rollout ``[B, T]`` and of its ``next``.
+        """Write what opponents and critic say of a batch ``[B, T]`` and of its ``next``.
 
-        The next state of a step is the state of the step after it, so only the steps after which an episode was cut or the
-        rollout ended are evaluated again. After a true end nothing is worth anything, and nothing is evaluated.
+        On policy, the next state of a step is the state of the step after it, so only the steps after which an episode was cut or
+        the batch ended are evaluated again. Off policy every next state is, on actions that the policy chooses afresh; and
+        the parameters of the policy's distribution become those of the current policy (``ACTION`` and ``LOG_PROB`` stay what was
+        played). After a true end nothing is worth anything, and nothing is evaluated.
         """
         rows = batch.transpose(0, 1).flatten(0, 1)
-        self._annotate_rows(rows)
-        ended = rows[keys.TERMINATED]
-        cut = batch[keys.TRUNCATED].clone()
-        cut[:, -1] = True
-        cut &= ~batch[keys.TERMINATED]
-        index = cut.transpose(0, 1).flatten().nonzero().squeeze(-1)
+        steps_first = batch.batch_size[::-1]
+        beliefs = self.opponents.writes if self._opponents_are_read else ()
+        if self._refreshed:
+            rows.update(self.actor.distribution(rows).parameters())
+        self._annotate_rows(rows, self.critic, beliefs)
+        for key in [*self.critic.writes, *beliefs, *self._refreshed]:
+            batch.set(key, rows[key].unflatten(0, steps_first).transpose(0, 1))
+        target, afresh = self.targets.critic(), "on_policy" not in self.data.traits
+        if self.targets.lagging and not afresh:
+            rows = rows.copy()
+            self._annotate_rows(rows, target, ())
+        index = _evaluated_again(batch, all_steps=afresh)
         following = rows["next"][index] if len(index) else None
         if following is not None:
-            self._annotate_rows(following, choose=self._policy_is_read)
+            self._annotate_rows(following, target, beliefs if self._critic_reads_beliefs else (), imagined=True)
         for key in self.critic.writes:
-            values = rows[key].unflatten(0, batch.batch_size[::-1])
-            shifted = torch.zeros_like(values)
-            shifted[:-1] = values[1:]
-            flat = shifted.flatten(0, 1)
-            # What follows a true end is the first state of another episode.
-            flat.masked_fill_(ended.view(-1, *[1] * (flat.dim() - 1)), 0.0)
+            values = _shifted(rows[key], batch)
             if following is not None:
-                flat[index] = following[key]
-            batch.set(key, values.transpose(0, 1))
-            batch.set(keys.following(key), flat.unflatten(0, batch.batch_size[::-1]).transpose(0, 1))
-        for key in self.opponents.writes if self._opponents_are_read else ():
-            batch.set(key, rows[key].unflatten(0, batch.batch_size[::-1]).transpose(0, 1))
+                values[index] = following[key]
+            batch.set(keys.following(key), values.unflatten(0, steps_first).transpose(0, 1))
 
-    def _annotate_rows(self, rows: TensorDictBase, choose: bool = False) -> None:
-        wanted = [*self.critic.writes, *(self.opponents.writes if self._opponents_are_read else ())]
+    def _annotate_rows(
+        self, rows: TensorDictBase, critic: Critic, beliefs: Sequence[keys.Key], *, imagined: bool = False
+    ) -> None:
+        """Write what the critic reads and says of ``rows``; ``imagined`` ones are states whose action nobody has taken."""
+        wanted = [*critic.writes, *beliefs]
         blocks = []
         for start in range(0, len(rows), ANNOTATED_ROWS):
             block = rows[start : start + ANNOTATED_ROWS]
-            if choose:
-                self.actor(block)
-            if self._opponents_are_read:
-                self.opponents(block)
-            blocks.append(self.critic(block).select(*wanted))
+            if imagined and self._policy_is_read:
+                self.targets.actor().bootstrap(block)
+            if beliefs:
+                self.opponents(block, played=not imagined)
+            blocks.append(critic(block).select(*wanted))
         for key in wanted:
             rows.set(key, torch.cat([block[key] for block in blocks]))
 
+    def progress(self) -> float:
+        """Share of the training that is done, in [0, 1]."""
+        return min(1.0, self.iteration / max(1, self.iterations))
+
     def learning(self) -> Learning:
         """What the update works on."""
-        progress = min(1.0, self.iteration / max(1, self.iterations))
-        optimizer = self._torch_optimizer()
-        self.optimizer.schedule(optimizer, progress)
-        return Learning(self.actor, self.critic, self.opponents, self.minimise, progress)
+        self.optimizer.schedule(self._torch_optimizer(), self.progress())
+        return Learning(self.actor, self.critic, self.opponents, self.minimise, self.progress())
 
-    def minimise(self, loss: Tensor, max_grad_norm: float | None) -> Metrics:
-        """One optimiser step on what ``loss`` reaches; see :class:`marlkit.component.Learning`."""
+    def minimise(self, loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
+        """One optimiser step on what ``loss`` reaches; see :class:`marlkit.component.Minimise`."""
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         optimizer.zero_grad(set_to_none=True)
@@ -152,7 +202,10 @@ class Learner(lightning.LightningModule):
             if reached:
                 limit = float("inf") if max_grad_norm is None else max_grad_norm
                 norms[f"{name}/grad_norm"] = nn.utils.clip_grad_norm_(reached, limit, foreach=True)
+        if adjust is not None:
+            adjust()
         optimizer.step()
+        self.targets.follow([name.partition("/")[0] for name in norms])
         return norms
 
     # --- around them ----------------------------------------------------------------------------------------------------
@@ -177,13 +230,13 @@ class Learner(lightning.LightningModule):
         assert isinstance(optimizer, torch.optim.Optimizer)
         return optimizer
 
-    def _finish(self, batch: TensorDictBase, metrics: Metrics, seconds: dict[str, float]) -> None:
+    def _finish(self, played: TensorDictBase, batch: TensorDictBase, metrics: Metrics, seconds: dict[str, float]) -> None:
         refuse_non_finite(batch, metrics, self)
         self.iteration += 1
-        frames = batch.batch_size.numel()
+        frames = played.batch_size.numel()
         self.frames += frames
         logged = {name: float(value) for name, value in metrics.items()}
-        logged |= self.returns.take(batch)
+        logged |= self.returns.take(played)
         logged |= {f"time/{name}": value for name, value in seconds.items()}
         logged["time/frames_per_second"] = frames / sum(seconds.values())
         logged["optimizer/lr"] = self._torch_optimizer().param_groups[0]["lr"]
@@ -203,7 +256,15 @@ class Learner(lightning.LightningModule):
     def _timed(self, name: str, seconds: dict[str, float]) -> Iterator[None]:
         start = self._now()
         yield
-        seconds[name] = self._now() - start
+        seconds[name] += self._now() - start
+
+    def _timed_each(self, batches: Iterator[TensorDict], name: str, seconds: dict[str, float]) -> Iterator[TensorDict]:
+        while True:
+            with self._timed(name, seconds):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -278,6 +339,32 @@ class EpisodeReturns:
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
         """Continue from :meth:`state_dict`."""
         self.running, self.steps = state["running"], state["steps"]
+
+
+def mean_metrics(history: Sequence[Metrics]) -> Metrics:
+    """The mean over several updates of each metric that any of them has."""
+    names = dict.fromkeys(name for metrics in history for name in metrics)
+    return {name: torch.stack([metrics[name] for metrics in history if name in metrics]).mean() for name in names}
+
+
+def _evaluated_again(batch: TensorDictBase, *, all_steps: bool) -> Tensor:
+    """Time-major indices of the steps of ``batch`` whose next state is valued by itself: those cut, or all that did not end."""
+    if all_steps:
+        chosen = ~batch[keys.TERMINATED]
+    else:
+        cut = batch[keys.TRUNCATED].clone()
+        cut[:, -1] = True
+        chosen = cut & ~batch[keys.TERMINATED]
+    return chosen.transpose(0, 1).flatten().nonzero().squeeze(-1)
+
+
+def _shifted(values: Tensor, batch: TensorDictBase) -> Tensor:
+    """Time-major ``values`` one step later; zero behind the last step and after a true end."""
+    later = torch.zeros_like(values)
+    later[: -batch.batch_size[0]] = values[batch.batch_size[0] :]
+    # What follows a true end is the first state of another episode.
+    ended = batch[keys.TERMINATED].transpose(0, 1).reshape(-1, *[1] * (values.dim() - 1))
+    return later.masked_fill_(ended, 0.0)
 
 
 def refuse_non_finite(batch: TensorDictBase, metrics: Metrics, learner: Learner) -> None:

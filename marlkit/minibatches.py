@@ -20,9 +20,18 @@ def units(batch: TensorDictBase, sequence_length: int | None) -> TensorDictBase:
         # A rollout is stored time-major: flattened in this order it is a view, not a copy.
         return batch.transpose(0, 1).flatten(0, 1)
     steps = batch.batch_size[1]
-    if steps % sequence_length:
-        raise OptionError("sequence_length", f"must divide the {steps} steps of a rollout, got {sequence_length}")
+    refuse_unfit_length(steps, sequence_length)
     return batch.reshape(batch.batch_size[0] * (steps // sequence_length), sequence_length)
+
+
+def refuse_unfit_length(steps: int, sequence_length: int | None) -> None:
+    """Look whether ``steps`` steps are so many whole sequences.
+
+    Raises:
+        OptionError: they are not.
+    """
+    if sequence_length is not None and steps % sequence_length:
+        raise OptionError("sequence_length", f"must divide the {steps} steps of a rollout, got {sequence_length}")
 
 
 def minibatches(rows: TensorDictBase, size: int | None) -> Iterator[TensorDictBase]:

@@ -23,7 +23,7 @@ from marlkit.distributions import UNAVAILABLE
 from marlkit.keys import Key
 from marlkit.spec import Continuous, Discrete, TeamSpec
 
-FREE_SIZES = {"V": 1, "H": 4}
+FREE_SIZES = {"V": 1, "H": 4, "E": 64, "M": 2}
 """Sizes of the dimensions that a component decides itself, where nothing says otherwise."""
 
 
@@ -102,6 +102,10 @@ def check_component(component: Component) -> None:
     before = batch.clone()
     component(batch)
     _check_writes(component, batch, before)
+    if isinstance(component, Opponents):
+        imagined = before.clone()
+        component(imagined, played=False)
+        _check_writes(component, imagined, before)
     if isinstance(component, Critic):
         _check_own_action(component, before)
 
@@ -128,19 +132,17 @@ def _check_writes(component: Component, batch: TensorDict, before: TensorDict) -
 
 def _check_own_action(critic: Critic, before: TensorDict) -> None:
     """Change agent 0's action and belief of itself; its own baseline must stay what it was."""
-    own = {keys.ACTION: 0, keys.OPPONENT_LOGITS: 1, keys.OPPONENT_LOC: 1}
+    own = {keys.ACTION: 0, keys.JOINT_ACTION: 1, keys.OPPONENT_LOGITS: 1, keys.OPPONENT_LOC: 1}
     changed = before.clone()
     for key, offset in own.items():
         if key in _leaves(before):
             agent = changed[key].select(1 + offset, 0)
-            agent.copy_(
-                (agent + 1) % critic.spec.own_action_sizes[0] if key == keys.ACTION and critic.spec.discrete else agent.flip(-1)
-            )
-    if keys.STATE_VALUE in critic.writes:
-        first, second = (critic(batch)[keys.STATE_VALUE][:, 0] for batch in (before.clone(), changed))
+            agent.copy_((agent + 1) % critic.spec.own_action_sizes[0] if agent.dtype == torch.int64 else agent.flip(-1))
+    for key in {keys.STATE_VALUE, keys.ACTION_VALUES} & set(critic.writes):
+        first, second = (critic(batch)[key][:, 0] for batch in (before.clone(), changed))
         # Not bit for bit: a critic may evaluate the agents in one product, whose rounding depends on its size.
         assert torch.allclose(first, second, rtol=1e-5, atol=1e-6), (
-            f"{type(critic).__name__}: agent 0's baseline depends on its own action"
+            f"{type(critic).__name__}: agent 0's {keys.name(key)} depends on its own action"
         )
 
 

@@ -57,6 +57,8 @@ DIMENSIONS = {
     "A": "discrete actions",
     "D": "action dimensions",
     "H": "hidden",
+    "E": "features of an encoded agent",
+    "M": "steps of the recent past",
     "V": "believing agents (1 where all believe the same)",
 }
 """The named dimensions of :mod:`marlkit.keys` for people."""

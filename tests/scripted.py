@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from marlkit import keys
-from marlkit.component import Actor, Critic, Data, Environment, Estimator, Opponents, Update
+from marlkit.component import Actor, Critic, Data, Environment, Estimator, Opponents, Targets, Update
 from marlkit.contract import Contract, When
 from marlkit.critics.local import LocalCritic
 from marlkit.data.rollout import RolloutData
@@ -20,6 +20,7 @@ from marlkit.learner import Learner
 from marlkit.opponents.true_policy import TruePolicyOpponents
 from marlkit.optimizers.adam import AdamOptimizer
 from marlkit.spec import TeamSpec
+from marlkit.targets.online import OnlineTargets
 from marlkit.updates.ppo_clip import PpoClipUpdate
 
 
@@ -109,14 +110,16 @@ class ScriptedEnvironment(Environment):
 class FixedData(Data):
     """Hands out copies of the same batches, in order."""
 
+    contract = Contract(traits=("on_policy",))
+
     def __init__(self, spec: TeamSpec, batches: list[TensorDict]) -> None:
         self.spec = spec
-        self.batches = batches
+        self.stored = batches
         self.count = 0
 
     def collect(self, env: Environment, actor: Actor) -> TensorDict:
         self.count += 1
-        return self.batches[(self.count - 1) % len(self.batches)].clone()
+        return self.stored[(self.count - 1) % len(self.stored)].clone()
 
     def state_dict(self) -> dict[str, Any]:
         return {"count": self.count}
@@ -131,6 +134,7 @@ def learner_of(
     *,
     critic: Critic | None = None,
     opponents: Opponents | None = None,
+    targets: Targets | None = None,
     estimator: Estimator | None = None,
     update: Update | None = None,
     data: Data | None = None,
@@ -143,6 +147,7 @@ def learner_of(
         actor=actor,
         critic=critic or LocalCritic(env.spec, hidden=[4]),
         opponents=opponents or TruePolicyOpponents(env.spec),
+        targets=targets or OnlineTargets(env.spec),
         estimator=estimator or GaeEstimator(env.spec),
         update=update or PpoClipUpdate(env.spec, epochs=1),
         data=data or RolloutData(env.spec, steps=4),

@@ -186,6 +186,7 @@ def test_wiring(tmp_path: Path) -> None:
         "actor",
         "opponents",
         "critic",
+        "targets",
         "estimator",
         "update",
         "update.step",
@@ -193,7 +194,7 @@ def test_wiring(tmp_path: Path) -> None:
         "trainer",
     ]
     assert rows["critic"].reads[keys.OPPONENT_LOC] == "opponents"
-    assert rows["opponents"].reads == {keys.LOC: "actor", keys.SCALE: "actor"}
+    assert rows["opponents"].reads == {keys.ACTION: "actor", keys.LOC: "actor", keys.SCALE: "actor"}
     assert rows["estimator"].reads[keys.following(keys.STATE_VALUE)] == "critic"
     assert rows["update.step"].reads[keys.ADVANTAGE] == "estimator"
     assert rows["update"].component == "sequential"

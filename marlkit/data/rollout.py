@@ -11,6 +11,7 @@ from torch import Tensor
 from marlkit import keys
 from marlkit.component import Actor, Data, Environment
 from marlkit.contract import Contract
+from marlkit.minibatches import refuse_unfit_length
 from marlkit.options import PositiveInt
 from marlkit.spec import TeamSpec
 
@@ -45,6 +46,15 @@ class RolloutData(Data):
             self._current = self._with_memory(current, hidden)
         assert self._storage is not None
         return self._storage.transpose(0, 1)
+
+    @classmethod
+    def brief(cls, steps: int) -> dict[str, Any]:
+        """A short rollout."""
+        return {"steps": steps}
+
+    def refuse_unfit_length(self, sequence_length: int | None) -> None:
+        """A rollout must be whole sequences."""
+        refuse_unfit_length(self.steps, sequence_length)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next rollout starts."""

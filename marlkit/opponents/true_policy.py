@@ -23,8 +23,9 @@ class TruePolicyOpponents(Opponents):
     """
 
     contract = Contract(
-        reads=(When("discrete", (keys.LOGITS,)), When("continuous", (keys.LOC, keys.SCALE))),
+        reads=(keys.ACTION, When("discrete", (keys.LOGITS,)), When("continuous", (keys.LOC, keys.SCALE))),
         writes=(
+            keys.JOINT_ACTION,
             keys.SAMPLE_SEED,
             When("discrete", (keys.OPPONENT_LOGITS,)),
             When("continuous", (keys.OPPONENT_LOC, keys.OPPONENT_SCALE)),
@@ -36,10 +37,12 @@ class TruePolicyOpponents(Opponents):
         super().__init__()
         self.spec = spec
 
-    def forward(self, batch: TensorDictBase) -> TensorDictBase:
-        """Copy the actor's parameters to the beliefs and draw the seeds of the samples."""
+    def forward(self, batch: TensorDictBase, played: bool = True) -> TensorDictBase:
+        """Copy the actor's choices and parameters to the beliefs, and draw the seeds of the samples."""
         pairs: dict[Key, Key] = {keys.LOGITS: keys.OPPONENT_LOGITS, keys.LOC: keys.OPPONENT_LOC, keys.SCALE: keys.OPPONENT_SCALE}
+        action = batch[keys.ACTION].detach()
+        batch.set(keys.JOINT_ACTION, action.unsqueeze(batch.batch_dims))
         for key in self.reads:
-            batch.set(pairs[key], batch[key].detach().unsqueeze(-3))
-        seed = torch.randint(2**62, (*batch.batch_size, 1), device=batch[self.reads[0]].device)
-        return batch.set(keys.SAMPLE_SEED, seed)
+            if key in pairs:
+                batch.set(pairs[key], batch[key].detach().unsqueeze(-3))
+        return batch.set(keys.SAMPLE_SEED, torch.randint(2**62, (*batch.batch_size, 1), device=action.device))

@@ -1,0 +1,1 @@
+"""Targets: the networks that values are bootstrapped with."""
