@@ -4,13 +4,14 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 IN_VENV := $(VENV)/bin/python -m
 
-.PHONY: help install train test lint bench learning clean
+.PHONY: help install train test lint bench combinations learning clean
 
 help:
 	@echo "make train      learn a VMAS task with the recipe mappo; results in runs/"
 	@echo "make test       style, types and tests"
 	@echo "make lint       style and types only"
 	@echo "make bench      where the time of an iteration goes"
+	@echo "make combinations  rewrite docs/combinations.md: which components fit together"
 	@echo "make learning   the learning curves of the README, every recipe, five seeds (hours)"
 	@echo "make clean      remove .venv and caches; runs/ stays"
 
@@ -41,6 +42,9 @@ test: lint
 bench: $(STAMP)
 	$(IN_VENV) benchmarks.mappo_balance
 	$(IN_VENV) benchmarks.perla_floor
+
+combinations: $(STAMP)
+	$(VENV)/bin/marlkit list combinations > docs/combinations.md
 
 learning: $(STAMP)
 	$(IN_VENV) benchmarks.learning

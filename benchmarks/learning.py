@@ -1,6 +1,7 @@
 """Learning evidence: every shipped recipe on two VMAS tasks, five seeds, as small CSV files and one plot per task.
 
     python -m benchmarks.learning            # all; hours on two cores
+    python -m benchmarks.learning --tasks corners --recipes coma hatrpo … --seeds 3 --iterations 0
     python -m benchmarks.learning --plot     # only draw the committed files again
 
 Nothing differs between the recipes but the recipes: each runs as shipped, with the task and the seed set from outside.
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from benchmarks.random_play import random_return
 from marlkit.outputs.curve import draw_comparison
 from marlkit.outputs.metrics_file import EVALUATION_RETURN, ITERATION, read_metrics
 from marlkit.outputs.statistics import bootstrap_interval, interquartile_mean
@@ -29,9 +31,10 @@ TASKS: dict[str, list[str]] = {
     "balance": ["env.scenario=balance", "env.scenario_options={n_agents: 3}"],
     "navigation": ["env.scenario=navigation", "env.scenario_options={}"],
     "main_job": [],
+    "corners": [],
 }
-"""`main_job` is what `make train` does. `balance` ends early when the package falls or arrives; `navigation` almost always by its
-time limit."""
+"""`main_job` is what `make train` does, `corners` are recipes on the task that they are shipped with. `balance` ends early when
+the package falls or arrives; `navigation` almost always by its time limit."""
 COLUMNS = (ITERATION, "frames", EVALUATION_RETURN)
 
 
@@ -41,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipes", nargs="+", default=sorted(shipped()))
     parser.add_argument("--tasks", nargs="+", default=["balance", "navigation"], choices=list(TASKS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=25)
+    parser.add_argument("--iterations", type=int, default=25, help="0: as many as each recipe says")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings side by side, one thread each")
     parser.add_argument("--plot", action="store_true", help="draw and summarise what is there, without training")
     options = parser.parse_args(arguments)
@@ -49,10 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         work = [(t, r, s, options.iterations) for s in range(options.seeds) for t in options.tasks for r in options.recipes]
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(_train, work))
-        (RESULTS / "versions.json").write_text(json.dumps(versions() | {"iterations": options.iterations}, indent=2) + "\n")
+        _note_versions(options.tasks, sys.argv[1:] if arguments is None else list(arguments), options.iterations)
     summary = {task: _summarise(task) for task in TASKS if list(RESULTS.glob(f"{task}/*.csv"))}
     (RESULTS / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(json.dumps(summary, indent=2))
+
+
+def _note_versions(tasks: Sequence[str], arguments: Sequence[str], iterations: int) -> None:
+    """Keep with each task what its figures were made with."""
+    made = versions() | {"iterations": iterations, "command": " ".join(["python -m benchmarks.learning", *arguments])}
+    for task in tasks:
+        (RESULTS / task / "versions.json").write_text(json.dumps(made, indent=2) + "\n")
 
 
 def _train(job: tuple[str, str, int, int]) -> None:
@@ -60,7 +70,8 @@ def _train(job: tuple[str, str, int, int]) -> None:
     kept = RESULTS / task / f"{recipe}-seed{seed}.csv"
     if kept.exists():
         return
-    overrides = [*TASKS[task], f"seed={seed}", f"trainer.iterations={iterations}", "trainer.threads=1", "trainer.video=false"]
+    overrides = [*TASKS[task], f"seed={seed}", "trainer.threads=1", "trainer.video=false"]
+    overrides += [f"trainer.iterations={iterations}"] if iterations else []
     with tempfile.TemporaryDirectory() as root:
         command = [sys.executable, "-m", "marlkit", "train", recipe, *overrides, "--root", root]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -88,6 +99,7 @@ def _summarise(task: str) -> dict[str, dict[str, object]]:
             "first": round(float(interquartile_mean([[curve[0]] for curve in curves])[0]), 2),
             "last": round(float(interquartile_mean(last)[0]), 2),
             "interval": [round(float(low[0]), 2), round(float(high[0]), 2)],
+            "random": round(random_return(recipe, TASKS[task]), 2),
         }
     return summary
 

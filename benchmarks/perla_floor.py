@@ -52,16 +52,16 @@ def critic_work(*, agents: int, action_features: int, state: int, samples: int, 
     """Count a critic with two hidden layers of ``width``, whose first layer is split into a state and an action part.
 
     A product of ``[r, i]`` and ``[i, o]`` takes ``2 r i o`` operations. The state part is evaluated once per row, and of the
-    first layer only the gradient of the weights is needed. The last layer's output is not needed again for its gradient.
+    first layer only the gradient of the weights is needed. The last layer, which is linear, reads the mean over samples.
     """
     from_state = 2 * state * width
     from_actions = 2 * agents * action_features * width
     second, last = 2 * width * width, 2 * width
     evaluations = agents * samples
     return Work(
-        forward=from_state + evaluations * (from_actions + second + last),
+        forward=from_state + agents * last + evaluations * (from_actions + second),
         repeated=evaluations * (from_actions + second),
-        backward=from_state + evaluations * (from_actions + 2 * (second + last)),
+        backward=from_state + agents * 2 * last + evaluations * (from_actions + 2 * second),
     )
 
 

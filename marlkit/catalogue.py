@@ -8,6 +8,7 @@ instead of importing makes ``marlkit check`` fast, and lets a stranger's recipe 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import re
@@ -105,8 +106,13 @@ def _recipe_name(word: str, stem: str) -> str:
 
 def components(kind: Kind | str) -> dict[str, Entry]:
     """All of marlkit's own components of a kind, by the name that a recipe uses."""
-    kind = KINDS[kind] if isinstance(kind, str) else kind
-    sources = Sources()
+    return dict(_components(kind if isinstance(kind, str) else kind.section))
+
+
+@functools.lru_cache
+def _components(section: str) -> dict[str, Entry]:
+    # marlkit's own source does not change while it runs, so that it is evaluated once.
+    kind, sources = KINDS[section], Sources()
     found = {name: _class(f"{module}.{class_name}", sources) for name, (module, class_name) in names(kind).items()}
     return {name: _entry(kind, name, cls) for name, cls in found.items() if not cls.abstract}
 
@@ -186,7 +192,8 @@ def _entry(kind: Kind, name: str, cls: Class) -> Entry:
 
 
 def _summary(kind: Kind, cls: Class, docstring: str) -> str:
-    alike = [name for name in cls.module.bindings if name.endswith(kind.suffix) and name != kind.suffix]
+    # An imported base, such as `JointLossUpdate`, is not what the file is about.
+    alike = [n for n, found in cls.module.bindings.items() if type(found).__name__ == "ClassDef" and n.endswith(kind.suffix)]
     of_file = docstrings.of(cls.module.tree) if len(alike) == 1 else ""
     return docstrings.first_paragraph(of_file or docstring)
 

@@ -64,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--no-sizes", action="store_true", help="no shapes and parameter counts, which take building everything")
     listing = _command(commands, "list", _list, "list recipes and components")
     listing.add_argument(
-        "what", nargs="?", help="`recipes`, a recipe, a section such as `critic`, a component such as `critic.local`"
+        "what",
+        nargs="?",
+        help="`recipes`, `combinations`, a recipe, a section (`critic`) or a component (`critic.local`)",
     )
     evaluate = _with_run(commands, "evaluate", _evaluate, "play episodes with a trained team and report the return")
     evaluate.add_argument("--episodes", type=int, help="how many (as many as during training)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, get_type_hints
 
@@ -215,6 +215,9 @@ class Opponents(Component, nn.Module, ABC):
     history: int = 0
     """Number of steps M before a step that it is shown; 0: none."""
 
+    wanted: frozenset[Key] | None = None
+    """The keys that anybody reads; what is not among them need not be written. ``None``: all."""
+
     @abstractmethod
     def forward(self, batch: TensorDictBase, played: bool = True) -> TensorDictBase:
         """Write the beliefs under ``"opponents"``, without gradient.
@@ -357,6 +360,7 @@ class Learning:
         actor, critic, opponents: the components whose parameters it may change.
         minimise: takes an optimiser step.
         progress: share of the training that is done, in [0, 1].
+        moved: told the names of the components that an update has changed without ``minimise``, so that targets follow.
     """
 
     actor: Actor
@@ -364,6 +368,7 @@ class Learning:
     opponents: Opponents
     minimise: Minimise
     progress: float
+    moved: Callable[[Sequence[str]], None] = lambda changed: None
 
 
 class Update(Component, nn.Module, ABC):

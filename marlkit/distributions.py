@@ -49,16 +49,19 @@ class TeamDistribution(ABC):
 
 
 class CategoricalTeam(TeamDistribution):
-    """Softmax over discrete actions.
+    """Softmax over discrete actions, or its mixture with a uniform choice, ``p = (1 - e) softmax(logits) + e / n``.
 
     Args:
         logits: ``[*, N, A]``.
         mask: ``[*, N, A]`` bool, true where an action is available; ``None`` if ``logits`` are masked already.
+        uniform_share: ``e``, a scalar in [0, 1], shared by the ``n`` available actions; ``None`` for the plain softmax.
     """
 
-    def __init__(self, logits: Tensor, mask: Tensor | None = None) -> None:
+    def __init__(self, logits: Tensor, mask: Tensor | None = None, uniform_share: Tensor | None = None) -> None:
         masked = logits if mask is None else logits.masked_fill(~mask, UNAVAILABLE)
         self.log_probs = masked.log_softmax(-1)
+        if uniform_share is not None:
+            self.log_probs = _mixed(self.log_probs, masked < UNAVAILABLE / 2, uniform_share)
 
     def sample(self) -> Tensor:
         """Gumbel-max in its exponential form: the largest ``p / E`` with ``E ~ Exp(1)``; a zero probability never wins."""
@@ -70,7 +73,7 @@ class CategoricalTeam(TeamDistribution):
         return self.log_probs.argmax(-1)
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """``log softmax(logits)[action]``, ``[*, N, 1]``."""
+        """``log p[action]``, ``[*, N, 1]``."""
         return self.log_probs.gather(-1, action.unsqueeze(-1))
 
     def entropy(self) -> Tensor:
@@ -85,6 +88,14 @@ class CategoricalTeam(TeamDistribution):
     def parameters(self) -> dict[Key, Tensor]:
         """``LOGITS``: the log-probabilities, which are logits of the same distribution."""
         return {keys.LOGITS: self.log_probs}
+
+
+def _mixed(log_probs: Tensor, unavailable: Tensor, uniform_share: Tensor) -> Tensor:
+    """``log((1 - e) p + e / n)`` of the available actions, without leaving logarithms."""
+    count = (~unavailable).sum(-1, keepdim=True)
+    uniform = uniform_share.log() - count.to(log_probs.dtype).log()
+    mixed = torch.logaddexp(log_probs + torch.log1p(-uniform_share), uniform.expand_as(log_probs))
+    return mixed.masked_fill(unavailable, UNAVAILABLE)
 
 
 class NormalTeam(TeamDistribution):

@@ -35,18 +35,19 @@ def dry_run(recipe: Recipe) -> None:
             played = learner.data.collect(env, learner.actor)
             batch = next(learner.data.batches(played, learner.actor))
         _check_shapes(batch, "env", learner)
-        _check_shapes(batch, "actor", learner)
+        _check_shapes(played, "actor", learner)
         for section, step in (("critic", learner.annotate), ("estimator", learner.estimator)):
             with _named(section, learner):
                 step(batch)
             _check_shapes(batch, section, learner)
         learning = Learning(learner.actor, learner.critic, learner.opponents, _without_step, progress=0.0)
+        before = _trained(learner)
         with _named("update", learner):
             learner.update.update(batch, learning)
         with _named("opponents", learner):
             learner.opponents.observe(played)
             learner.opponents.fit(batch, learning)
-        _check_gradients(learner)
+        _check_training(learner, before)
         env.close()
 
 
@@ -85,15 +86,21 @@ def _named(section: str, learner: Learner) -> Iterator[None]:
         raise MarlkitError(f"dry run: {_who(section, learner)} failed: {type(error).__name__}: {error}") from error
 
 
-def _check_gradients(learner: Learner) -> None:
-    """Make sure that the update reaches actor and critic.
+def _trained(learner: Learner) -> dict[str, list[Tensor]]:
+    """Copies of the parameters that an update must change."""
+    return {name: [x.detach().clone() for x in getattr(learner, name).parameters()] for name in ("actor", "critic")}
+
+
+def _check_training(learner: Learner, before: dict[str, list[Tensor]]) -> None:
+    """Make sure that the update reaches actor and critic: with a gradient, or by changing them itself.
 
     Raises:
         MarlkitError: a component has parameters and none of them would ever be trained.
     """
-    for section in ("actor", "critic"):
+    for section, copies in before.items():
         parameters = list(getattr(learner, section).parameters())
-        if parameters and all(parameter.grad is None for parameter in parameters):
+        changed = any(not torch.equal(now, then) for now, then in zip(parameters, copies, strict=True))
+        if parameters and not changed and all(parameter.grad is None for parameter in parameters):
             raise MarlkitError(
                 f"dry run: no gradient reaches {_who(section, learner)}, so it would never be trained: is its output detached, "
                 "or computed without its parameters?"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from marlkit import keys
 from marlkit.catalogue import Entry, components
@@ -19,7 +19,7 @@ from marlkit.errors import Problem
 from marlkit.keys import Key
 
 if TYPE_CHECKING:
-    from marlkit.recipe import Recipe
+    from marlkit.yaml_lines import Place
 
 ORDER = ("env", "data", "actor", "opponents", "critic", "targets", "estimator", "update", "optimizer", "trainer")
 """Sections in the order in which they run; `targets`, `optimizer` and `trainer` touch no keys."""
@@ -29,6 +29,20 @@ ON_NEXT = ("env", "critic")
 
 ON_ONE_STEP = ("env", "actor", "opponents", "critic")
 """Sections that run on single steps, current ones and next ones alike, and therefore see no further step."""
+
+
+class Selection(Protocol):
+    """What the checks ask of a recipe."""
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """The components by path."""
+
+    def options(self, path: str) -> dict[str, Any]:
+        """The completed options of the component at ``path``."""
+
+    def place(self, path: str) -> Place:
+        """Where ``path`` is written."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,7 @@ class Member:
         return self.path.partition(".")[0]
 
 
-def environments(recipe: Recipe) -> list[frozenset[str]]:
+def environments(recipe: Selection) -> list[frozenset[str]]:
     """The traits that the environment may turn out to have; more than one set where its source does not tell."""
     entry = recipe.entries["env"]
     had = frozenset(entry.contract.resolve("traits", recipe.options("env"), ()))
@@ -65,7 +79,7 @@ def environments(recipe: Recipe) -> list[frozenset[str]]:
     return [had | set(action) | set(reward) for action, reward in itertools.product(actions, rewards)]
 
 
-def members(recipe: Recipe, environment: Collection[str]) -> list[Member]:
+def members(recipe: Selection, environment: Collection[str]) -> list[Member]:
     """The components of a recipe in the order in which they run, each after the one that it is part of."""
     found = []
     for path, entry in sorted(recipe.entries.items(), key=lambda item: ORDER.index(item[0].partition(".")[0])):
@@ -107,7 +121,28 @@ def writers(team: Iterable[Member]) -> Iterator[tuple[Member, dict[Key, str]]]:
         written.update(own)
 
 
-def check_fit(recipe: Recipe) -> list[Problem]:
+def fits(recipe: Selection) -> bool:
+    """Whether :func:`check_fit` finds nothing; without putting into words what it finds."""
+    return any(_is_whole(members(recipe, environment), environment) for environment in environments(recipe))
+
+
+def _is_whole(team: list[Member], environment: frozenset[str]) -> bool:
+    by_path = {member.path: member for member in team}
+    for member, found in writers(team):
+        if not found.keys() >= set(member.reads) or any(missing for _, missing in unmet(member, by_path, environment)):
+            return False
+    return by_path["critic"].entry.contract.predicts is not None
+
+
+def unmet(member: Member, team: Mapping[str, Member], environment: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+    """The paths of which `member` needs traits that are not had, with these traits."""
+    for target, wanted in member.entry.contract.needed(member.options, environment).items():
+        path = f"{member.path}.{target}" if target in member.entry.options else target
+        if path in team:
+            yield path, [trait for trait in wanted if trait not in team[path].traits]
+
+
+def check_fit(recipe: Selection) -> list[Problem]:
     """Everything that does not fit; empty where the recipe can run.
 
     Where the source of the environment does not tell whether actions are discrete or rewards pooled, only what is wrong in
@@ -116,7 +151,7 @@ def check_fit(recipe: Recipe) -> list[Problem]:
     return min((_problems(recipe, environment) for environment in environments(recipe)), key=len)
 
 
-def _problems(recipe: Recipe, environment: frozenset[str]) -> list[Problem]:
+def _problems(recipe: Selection, environment: frozenset[str]) -> list[Problem]:
     team = members(recipe, environment)
     check = _Check(recipe, environment, {member.path: member for member in team})
     problems = []
@@ -134,13 +169,13 @@ def _problems(recipe: Recipe, environment: frozenset[str]) -> list[Problem]:
 class _Check:
     """Words the problems of one recipe in one environment."""
 
-    recipe: Recipe
+    recipe: Selection
     environment: frozenset[str]
     team: Mapping[str, Member]
 
     def unwritten(self, reader: Member, key: Key) -> Problem:
         """`reader` reads `key`, but nobody before it writes it."""
-        current = _current(key)
+        current = keys.current(key)
         if key != current and reader.section in ON_ONE_STEP:
             message = f"`{reader.entry.name}` reads {keys.name(key)}, but runs on single steps and sees none after its own."
             return self._problem(reader, message, [f"Read {keys.name(current)}; an estimator combines a step with the next."])
@@ -157,15 +192,11 @@ class _Check:
 
     def unmet(self, member: Member) -> Iterator[Problem]:
         """The traits that `member` needs of others and that they are without."""
-        for target, wanted in member.entry.contract.needed(member.options, self.environment).items():
-            path = f"{member.path}.{target}" if target in member.entry.options else target
-            if path not in self.team:
-                continue
-            for trait in wanted:
-                if trait not in self.team[path].traits:
-                    message = f"`{member.entry.name}` needs the trait `{trait}`, which {path} {self._named(path)} is without."
-                    remedy = self._remedy(path, "traits", trait, "have it")
-                    yield self._problem(member, message, [remedy or f"No {path} of marlkit has it."])
+        for path, missing in unmet(member, self.team, self.environment):
+            for trait in missing:
+                message = f"`{member.entry.name}` needs the trait `{trait}`, which {path} {self._named(path)} is without."
+                remedy = self._remedy(path, "traits", trait, "have it")
+                yield self._problem(member, message, [remedy or f"No {path} of marlkit has it."])
 
     def _problem(self, member: Member, message: str, remedies: Iterable[str]) -> Problem:
         return self.recipe.place(member.path).problem(member.path, message, " ".join(remedies))
@@ -200,21 +231,26 @@ class _Check:
         return inside or [f"an environment with the trait `{part}`"]
 
     def _that_can(self, entry: Entry, field: str, wanted: Any) -> list[str]:
-        return [name for name, other in components(entry.kind).items() if wanted in _possible(other, field, self.environment)]
+        """Components of the kind that may write, read or have `wanted`; first those that a bare word is enough for."""
+        able = [other for other in self._at_home(entry) if wanted in _possible(other, field, self.environment)]
+        return [e.name for e in sorted(able, key=lambda e: any(option.required for option in e.options.values()))]
+
+    def _at_home(self, entry: Entry) -> list[Entry]:
+        """The components of the kind that work in this environment."""
+        found = []
+        for other in components(entry.kind).values():
+            defaults = {name: option.default for name, option in other.options.items()}
+            if set(other.contract.needed(defaults, self.environment).get("env", ())) <= self.environment:
+                found.append(other)
+        return found
 
     def _others(self, reader: Member, key: Key) -> str:
         """Components of the reader's own kind that do without the key, where nothing else helps."""
         if any(self._that_can(self.team[s].entry, "writes", key) for s in ORDER[: ORDER.index(reader.section)]):
             return ""
-        kin = components(reader.entry.kind).items()
-        without = [name for name, entry in kin if key not in map(_current, _possible(entry, "reads", self.environment))]
+        kin = self._at_home(reader.entry)
+        without = [e.name for e in kin if key not in map(keys.current, _possible(e, "reads", self.environment))]
         return f"For {reader.path}, these do without it: {', '.join(without)}." if without else ""
-
-
-def _current(key: Key) -> Key:
-    if isinstance(key, tuple) and key[0] == "next" and key not in keys.TABLE:
-        return key[1] if len(key) == 2 else key[1:]
-    return key
 
 
 def _meaning(key: Key) -> str:

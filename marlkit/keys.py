@@ -18,6 +18,13 @@ def following(key: Key) -> Key:
     return ("next", key) if isinstance(key, str) else ("next", *key)
 
 
+def current(key: Key) -> Key:
+    """The key that ``key`` follows, or ``key`` itself where it follows none (``REWARD`` belongs to the step that earns it)."""
+    if isinstance(key, tuple) and key[0] == "next" and key not in TABLE:
+        return key[1] if len(key) == 2 else key[1:]
+    return key
+
+
 OBSERVATION = ("agents", "observation")
 STATE = "state"
 ACTION_MASK = ("agents", "action_mask")
@@ -116,11 +123,8 @@ def describe(key: Key) -> KeyInfo:
     Raises:
         KeyError: the key is not in the table.
     """
-    if key in TABLE:
-        return TABLE[key]
-    if isinstance(key, tuple) and key[0] == "next":
-        rest = key[1:]
-        return TABLE[rest[0] if len(rest) == 1 else rest]
+    if current(key) in TABLE:
+        return TABLE[current(key)]
     raise KeyError(f"{key!r} is not a key of marlkit; the table stands in marlkit/keys.py")
 
 

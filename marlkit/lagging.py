@@ -34,19 +34,23 @@ class LaggingTargets(Targets):
         """Copy the networks as they are."""
         self._online: dict[str, nn.Module] = {"actor": actor, "critic": critic}
         for name in ("critic", "actor") if self.copies_actor else ("critic",):
-            self.copies[name] = copy.deepcopy(self._online[name]).requires_grad_(False).eval()
+            self.copies[name] = copy.deepcopy(self._online[name]).requires_grad_(False)
 
     def actor(self) -> Actor:
         """The copy of the policy, or the policy itself where it has none."""
-        found = self.copies["actor"] if self.copies_actor else self._online["actor"]
+        found = self._copy("actor") if self.copies_actor else self._online["actor"]
         assert isinstance(found, Actor)
         return found
 
     def critic(self) -> Critic:
         """The copy of the critic."""
-        found = self.copies["critic"]
+        found = self._copy("critic")
         assert isinstance(found, Critic)
         return found
+
+    def _copy(self, name: str) -> nn.Module:
+        # Not once and for all: Lightning warns of a training that starts with modules in evaluation mode.
+        return self.copies[name].eval()
 
     @torch.no_grad()
     def follow(self, changed: Sequence[str]) -> None:

@@ -90,14 +90,16 @@ class Learner(lightning.LightningModule):
     def _wire(self) -> None:
         """Let the components know of one another what their contracts say."""
         read = {*self.critic.reads, *self.estimator.reads, *self.update.reads}
-        believed = set(self.opponents.writes)
-        self._opponents_are_read = bool(believed & read)
-        self._critic_reads_beliefs = bool(believed & set(self.critic.reads))
+        self._beliefs = tuple(key for key in self.opponents.writes if key in read)
+        self._opponents_are_read = bool(self._beliefs)
+        self._critic_reads_beliefs = bool(set(self._beliefs) & set(self.critic.reads))
+        self.opponents.wanted = frozenset(self._beliefs)
         valued = {*self.critic.reads, *(self.opponents.reads if self._critic_reads_beliefs else ())}
         self._policy_is_read = bool(set(self.actor.writes) & valued)
         read |= set(self.opponents.reads) if self._opponents_are_read else set()
         # What was played stays; what the policy says of it now may be another thing than then.
         current = [key for key in self.actor.writes if key not in (keys.ACTION, keys.LOG_PROB)]
+        self._critic_reads_policy = bool(set(current) & set(self.critic.reads))
         off_policy = "on_policy" not in self.data.traits
         self._refreshed = tuple(current) if off_policy and read & set(current) else ()
         self.data.history = self.opponents.history if self._opponents_are_read else 0
@@ -145,20 +147,21 @@ class Learner(lightning.LightningModule):
         """
         rows = batch.transpose(0, 1).flatten(0, 1)
         steps_first = batch.batch_size[::-1]
-        beliefs = self.opponents.writes if self._opponents_are_read else ()
         if self._refreshed:
             rows.update(self.actor.distribution(rows).parameters())
-        self._annotate_rows(rows, self.critic, beliefs)
-        for key in [*self.critic.writes, *beliefs, *self._refreshed]:
+        self._annotate_rows(rows, self.critic, self._beliefs)
+        for key in [*self.critic.writes, *self._beliefs, *self._refreshed]:
             batch.set(key, rows[key].unflatten(0, steps_first).transpose(0, 1))
         target, afresh = self.targets.critic(), "on_policy" not in self.data.traits
         if self.targets.lagging and not afresh:
             rows = rows.copy()
+            if self._critic_reads_policy:
+                rows.update(self.targets.actor().distribution(rows).parameters())
             self._annotate_rows(rows, target, ())
         index = _evaluated_again(batch, all_steps=afresh)
         following = rows["next"][index] if len(index) else None
         if following is not None:
-            self._annotate_rows(following, target, beliefs if self._critic_reads_beliefs else (), imagined=True)
+            self._annotate_rows(following, target, self._beliefs if self._critic_reads_beliefs else (), imagined=True)
         for key in self.critic.writes:
             values = _shifted(rows[key], batch)
             if following is not None:
@@ -188,7 +191,7 @@ class Learner(lightning.LightningModule):
     def learning(self) -> Learning:
         """What the update works on."""
         self.optimizer.schedule(self._torch_optimizer(), self.progress())
-        return Learning(self.actor, self.critic, self.opponents, self.minimise, self.progress())
+        return Learning(self.actor, self.critic, self.opponents, self.minimise, self.progress(), self.targets.follow)
 
     def minimise(self, loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
         """One optimiser step on what ``loss`` reaches; see :class:`marlkit.component.Minimise`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from marlkit import keys, report
+from marlkit import combinations, keys, report
 from marlkit.catalogue import Entry, Option, components, find
 from marlkit.contract import KINDS, When, as_yaml
 from marlkit.errors import MarlkitError
@@ -20,8 +20,8 @@ def print_list(what: str | None) -> None:
     """Print recipes and components.
 
     Args:
-        what: ``None`` for everything, ``"recipes"`` or one of them, a section (``"critic"`` or ``"critics"``), or one component
-            (``"critic.local"``, ``"local"``, ``"critic.my_package.MyCritic"``).
+        what: ``None`` for everything, ``"recipes"`` or one of them, ``"combinations"`` for what fits together, a section
+            (``"critic"`` or ``"critics"``), or one component (``"critic.local"``, ``"local"``, ``"critic.my_package.MyCritic"``).
 
     Raises:
         MarlkitError: there is nothing of that name.
@@ -32,6 +32,8 @@ def print_list(what: str | None) -> None:
             _print_section(section)
     elif what in ("recipe", "recipes"):
         _print_recipes()
+    elif what == "combinations":
+        print(combinations.document(), end="")
     elif (section := what if what in KINDS else what.removesuffix("s")) in KINDS:
         _print_section(section, options=True)
     elif what in shipped():
@@ -67,7 +69,7 @@ def _component(what: str) -> Entry:
         return find(section, name, [Path.cwd()])
     everywhere = {name: entry for kind in KINDS for name, entry in components(kind).items()}
     if what not in everywhere:
-        known = ["recipes", *shipped(), *KINDS, *everywhere]
+        known = ["recipes", "combinations", *shipped(), *KINDS, *everywhere]
         raise MarlkitError(f"nothing is called `{what}`.{did_you_mean(what, known)} `marlkit list` shows everything.")
     return everywhere[what]
 

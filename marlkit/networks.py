@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,10 @@ from marlkit.options import Share
 # Each may write over its argument, which is always what a layer has just computed.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": tanh_,
-    "relu": torch.relu,
-    "leaky_relu": F.leaky_relu,
+    "relu": torch.relu_,
+    "leaky_relu": partial(F.leaky_relu, inplace=True),
     "gelu": F.gelu,
-    "elu": F.elu,
+    "elu": partial(F.elu, inplace=True),
 }
 
 GAINS = {"tanh": 5 / 3}
@@ -67,15 +68,20 @@ class TeamLinear(nn.Module):
         """``[*, n, inputs] -> [*, n, outputs]``, where ``n`` counts ``agents`` (``None``: all, in order)."""
         if len(self.weights) == 1:
             return F.linear(features, self.weights[0], self.biases[0] if len(self.biases) else None)
-        groups = self.groups if agents is None else [self.groups[agent] for agent in agents]
-        weight = torch.stack([self.weights[group] for group in groups])
-        flat = features.reshape(-1, len(groups), features.shape[-1]).transpose(0, 1)
+        weight = self.stacked(self.weights, agents)
+        flat = features.reshape(-1, len(weight), features.shape[-1]).transpose(0, 1)
         if len(self.biases):
-            bias = torch.stack([self.biases[group] for group in groups]).unsqueeze(1)
-            product = torch.baddbmm(bias, flat, weight.transpose(1, 2))
+            product = torch.baddbmm(self.stacked(self.biases, agents).unsqueeze(1), flat, weight.transpose(1, 2))
         else:
             product = torch.bmm(flat, weight.transpose(1, 2))
         return product.transpose(0, 1).reshape(*features.shape[:-1], weight.shape[1])
+
+    def stacked(self, parameters: nn.ParameterList, agents: Sequence[int] | None = None) -> Tensor:
+        """The ``weights`` or ``biases`` of ``agents``, ``[n, *]``; ``[1, *]`` where all agents share them."""
+        if len(parameters) == 1:
+            return parameters[0].unsqueeze(0)
+        groups = self.groups if agents is None else [self.groups[agent] for agent in agents]
+        return torch.stack([parameters[group] for group in groups])
 
     def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
         """The leaf parameters of the groups of ``agents``."""
@@ -136,7 +142,7 @@ class TeamNetwork(nn.Module):
         return entered + (self.identity if agents is None else self.identity[list(agents)])
 
     def leave(self, entered: Tensor, agents: Sequence[int] | None = None) -> Tensor:
-        """All that follows :meth:`enter`: ``[*, n, hidden[0]] -> [*, n, outputs]``."""
+        """All that follows :meth:`enter`: ``[*, n, hidden[0]] -> [*, n, outputs]``; writes over ``entered``."""
         for layer in self.layers[1:]:
             entered = layer(self._normalised(self.activation(entered)), agents)
         return entered
@@ -144,6 +150,11 @@ class TeamNetwork(nn.Module):
     def forward(self, features: Tensor, agents: Sequence[int] | None = None) -> Tensor:
         """``[*, n, inputs] -> [*, n, outputs]``, where ``n`` counts ``agents`` (``None``: all, in order)."""
         return self.leave(self.enter(features, agents), agents)
+
+    @property
+    def hooked(self) -> bool:
+        """Whether a hook waits for a call of one of the layers, so that none may be left out."""
+        return any(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks for layer in self.layers)
 
     def _normalised(self, features: Tensor) -> Tensor:
         return F.layer_norm(features, features.shape[-1:]) if self.layer_norm else features

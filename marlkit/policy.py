@@ -1,4 +1,7 @@
-"""A trained policy outside training: observations in, actions out, each agent's from its own observation only."""
+"""A trained policy outside training: observations in, actions out.
+
+Each agent's action follows from its own observation only, unless the policy is centralised (:attr:`Policy.centralised`).
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,10 @@ Observations = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 class Policy:
     """Acts for a team.
 
+    Where the policy is centralised, an agent's action also depends on what the others see and choose, so the whole team must be
+    asked at one place, with the observations of the same moment. Otherwise agent i may be asked wherever it is: only its own row
+    of the observations counts for its row of the actions (for a sample, beside the random numbers that are drawn).
+
     Args:
         actor: the trained actor.
         spec: the team that it was trained for.
@@ -29,6 +36,11 @@ class Policy:
         self.spec = spec
         self._hidden: Tensor | None = None
         self._is_first = True
+
+    @property
+    def centralised(self) -> bool:
+        """Whether acting takes the observations of all agents at one place (trait ``centralised_execution`` of the actor)."""
+        return "centralised_execution" in self.actor.traits
 
     def reset(self) -> None:
         """Forget the episode; a policy without memory has nothing to forget."""

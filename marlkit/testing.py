@@ -56,9 +56,9 @@ def fake_batch(spec: TeamSpec, batch_size: Sequence[int], keys: Iterable[Key], s
     return batch
 
 
-def key_shape(spec: TeamSpec, key: Key) -> tuple[int, ...]:
-    """Shape of ``key`` behind the batch dimensions, free dimensions at their smallest."""
-    sizes = spec.sizes() | FREE_SIZES | {"1": 1}
+def key_shape(spec: TeamSpec, key: Key, views: int = FREE_SIZES["V"]) -> tuple[int, ...]:
+    """Shape of ``key`` behind the batch dimensions, free dimensions at their smallest; ``views`` is the size of V."""
+    sizes = spec.sizes() | FREE_SIZES | {"1": 1, "V": views}
     return tuple(sizes[name] for name in keys.describe(key).dimensions(discrete=spec.discrete))
 
 
@@ -70,8 +70,9 @@ def _fake(spec: TeamSpec, batch_size: tuple[int, ...], key: Key, generator: torc
         return own.expand(shape).clone()
     if name == "alive":
         return torch.ones(shape, dtype=torch.bool)
-    if name == "action" and spec.discrete:
-        return (torch.rand(shape, generator=generator) * torch.tensor(spec.own_action_sizes)).long()
+    if name == "action":
+        uniform = torch.rand(shape, generator=generator)
+        return (uniform * torch.tensor(spec.own_action_sizes)).long() if spec.discrete else 2 * uniform - 1
     if name == "logits":
         return torch.randn(shape, generator=generator).masked_fill(~own, UNAVAILABLE)
     if info.dtype == "bool":
@@ -122,9 +123,13 @@ def _check_writes(component: Component, batch: TensorDict, before: TensorDict) -
         f"{who} declares writes {sorted(map(keys.name, declared))}, wrote {sorted(map(keys.name, wrote))}"
     )
     for key in declared:
-        wanted = (*batch.batch_size, *key_shape(component.spec, key))
-        assert tuple(batch[key].shape) == wanted, f"{who} wrote `{keys.name(key)}` as {tuple(batch[key].shape)}, not {wanted}"
-        dtype = "float32" if key == keys.ACTION and not component.spec.discrete else keys.describe(key).dtype
+        # All believe the same, or each for itself.
+        common, own = ((*batch.batch_size, *key_shape(component.spec, key, views)) for views in (1, component.spec.n_agents))
+        shape = tuple(batch[key].shape)
+        wanted = f"{common}" if common == own else f"{common} or {own}"
+        assert shape in (common, own), f"{who} wrote `{keys.name(key)}` as {shape}, not {wanted}"
+        actions = (keys.ACTION, keys.JOINT_ACTION)
+        dtype = "float32" if key in actions and not component.spec.discrete else keys.describe(key).dtype
         assert str(batch[key].dtype) == f"torch.{dtype}", f"{who} wrote `{keys.name(key)}` as {batch[key].dtype}, not {dtype}"
         if batch[key].is_floating_point():
             assert torch.isfinite(batch[key]).all(), f"{who} wrote `{keys.name(key)}` with NaN or infinity"

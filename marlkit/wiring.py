@@ -33,17 +33,22 @@ class Row:
     runs: bool = True
 
 
+ON_DEMAND = ("data",)
+"""Sections that leave out the keys that nobody reads."""
+
+
 def wiring(recipe: Recipe) -> list[Row]:
     """The components in the order in which they run."""
     team = members(recipe, environments(recipe)[0])
     found = {member.path: written for member, written in writers(team)}
     asleep = idle(team)
+    read = {key for member in team if member.section not in asleep for key in member.reads}
     return [
         Row(
             member.path,
             member.entry.name,
             {key: found.get(member.path, {}).get(key) for key in dict.fromkeys(member.reads)},
-            tuple(dict.fromkeys(member.writes)),
+            tuple(key for key in dict.fromkeys(member.writes) if key in read or member.section not in ON_DEMAND),
             member.section not in asleep,
         )
         for member in team

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from marlkit import keys
-from marlkit.catalogue import components, load_class
+from marlkit.catalogue import Entry, components, load_class
 from marlkit.component import Actor, Critic, Estimator, Opponents
 from marlkit.spec import TeamSpec
 from marlkit.testing import check_component, fake_batch, spec_examples
@@ -31,12 +32,21 @@ def cases() -> list[Any]:
                 for part in item.condition.split("&")
                 if "=" in part
             }
-            variants: list[dict[str, Any]] = [{}, *({c.split("=")[0]: c.split("=")[1]} for c in sorted(conditions))]
+            variants = [{}, *({str(k): v for k, v in OmegaConf.from_dotlist([c]).items()} for c in sorted(conditions))]
             for variant in variants:
                 for share in SHARES if "share" in entry.options and "share" not in variant else [None]:
                     label = f"{section}-{name}-{share}-" + ",".join(f"{k}={v}" for k, v in variant.items())
                     found.append(pytest.param(entry, variant, share, id=label))
     return found
+
+
+def built(entry: Entry, spec: TeamSpec, **options: Any) -> Any:
+    """The component with these options; where it must be given a part, the first of the kind that needs none itself."""
+    for name, option in entry.options.items():
+        if option.required and option.part is not None:
+            plain = (e for e in components(option.part).values() if not any(o.required for o in e.options.values()))
+            options[name] = load_class(next(plain))(spec)
+    return load_class(entry)(spec, **options)
 
 
 def groups(share: str | None, spec: TeamSpec) -> Any:
@@ -47,16 +57,16 @@ def groups(share: str | None, spec: TeamSpec) -> Any:
 
 @pytest.mark.parametrize(("entry", "variant", "share"), cases())
 @pytest.mark.parametrize("spec", spec_examples(), ids=lambda spec: f"{spec.n_agents}x{type(spec.action).__name__}")
-def test_component_keeps_its_contract(entry: Any, variant: dict[str, Any], share: str | None, spec: TeamSpec) -> None:
+def test_component_keeps_its_contract(entry: Entry, variant: dict[str, Any], share: str | None, spec: TeamSpec) -> None:
     if set(entry.contract.needs.get("env", ())) - spec.traits:
         pytest.skip("the component declares that it does not work in such an environment")
     torch.manual_seed(0)
     options = dict(variant) if share is None else {**variant, "share": groups(share, spec)}
-    check_component(load_class(entry)(spec, **options))
+    check_component(built(entry, spec, **options))
 
 
 def test_every_kind_of_tensor_component_is_covered() -> None:
-    covered = {type(load_class(case.values[0])(spec_examples()[0])) for case in cases()}
+    covered = {type(built(case.values[0], spec_examples()[0])) for case in cases()}
     for cls in covered:
         assert issubclass(cls, (Actor, Critic, Opponents, Estimator))
     assert len(covered) == sum(len(components(section)) for section in TENSOR_KINDS)

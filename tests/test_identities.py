@@ -14,7 +14,7 @@ from marlkit import keys
 from marlkit.building import build_learner
 from marlkit.learner import Learner
 from marlkit.networks import TeamNetwork
-from marlkit.recipe import load_recipe, shipped
+from marlkit.recipe import load_recipe
 from marlkit.spec import Continuous, Discrete, TeamSpec
 
 GAMMA, LMBDA, CLIP, ENTROPY, EPOCHS, ITERATIONS, LR, MAX_NORM = 0.97, 0.9, 0.05, 0.02, 4, 2, 2e-3, 0.3
@@ -142,10 +142,6 @@ def plain(kind: str) -> PlainPpo:
     for batch in batches(kind):
         ppo.update(batch)
     return ppo
-
-
-def test_every_shipped_recipe_is_compared() -> None:
-    assert set(SYSTEMS) == set(shipped())
 
 
 @pytest.mark.parametrize("kind", SPECS)

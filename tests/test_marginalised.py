@@ -214,7 +214,7 @@ def test_a_change_of_one_policy_changes_the_others_values_at_once() -> None:
 
 def test_true_policies_are_believed_as_they_are_and_carry_no_gradient() -> None:
     opponents = TruePolicyOpponents(DISCRETE)
-    batch = fake_batch(DISCRETE, [4], [keys.LOGITS])
+    batch = fake_batch(DISCRETE, [4], opponents.reads)
     batch[keys.LOGITS].requires_grad_()
     opponents(batch)
     assert torch.equal(batch[keys.OPPONENT_LOGITS][:, 0], batch[keys.LOGITS])

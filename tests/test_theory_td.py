@@ -10,6 +10,8 @@ from marlkit import keys
 from marlkit.component import Estimator
 from marlkit.estimators.gae import GaeEstimator
 from marlkit.estimators.n_step import NStepEstimator
+from marlkit.estimators.one_step import OneStepEstimator
+from marlkit.estimators.td_lambda import TdLambdaEstimator
 from marlkit.functional.losses import value_loss
 from marlkit.spec import Discrete, TeamSpec
 
@@ -49,24 +51,30 @@ def spec() -> TeamSpec:
 
 
 def one_step() -> list[Estimator]:
-    return [GaeEstimator(spec(), gamma=GAMMA, lmbda=0.0), NStepEstimator(spec(), gamma=GAMMA, n=1)]
+    return [
+        GaeEstimator(spec(), gamma=GAMMA, lmbda=0.0),
+        NStepEstimator(spec(), gamma=GAMMA, n=1),
+        OneStepEstimator(spec(), gamma=GAMMA),
+        TdLambdaEstimator(spec(), gamma=GAMMA, lmbda=0.0),
+    ]
 
 
 def longer() -> list[Estimator]:
     return [
         *(GaeEstimator(spec(), gamma=GAMMA, lmbda=lmbda) for lmbda in (0.5, 0.95, 1.0)),
         *(NStepEstimator(spec(), gamma=GAMMA, n=n) for n in (2, 3, 20)),
+        *(TdLambdaEstimator(spec(), gamma=GAMMA, lmbda=lmbda) for lmbda in (0.5, 0.95, 1.0)),
     ]
 
 
 @pytest.mark.parametrize("steps", [LIMIT, 7])
-@pytest.mark.parametrize("index", range(8))
+@pytest.mark.parametrize("index", range(len([*one_step(), *longer()])))
 def test_a_bootstrapped_time_limit_leaves_the_endless_value(index: int, steps: int) -> None:
     estimator = [*one_step(), *longer()][index]
     assert fixed_point(estimator, limit_is_terminal=False, steps=steps) == pytest.approx(ENDLESS, abs=1e-9)
 
 
-@pytest.mark.parametrize("index", range(2))
+@pytest.mark.parametrize("index", range(len(one_step())))
 def test_a_time_limit_taken_for_an_end_is_an_ending_at_random(index: int) -> None:
     """The state does not show the clock: each step ends the episode with probability 1/M."""
     expected = 1 / (1 - GAMMA * (1 - 1 / LIMIT))

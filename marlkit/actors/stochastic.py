@@ -11,11 +11,13 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from marlkit import keys
+from marlkit.agent_parameters import agent_parameters
 from marlkit.component import Actor
 from marlkit.contract import Contract, When
 from marlkit.distributions import CategoricalTeam, NormalTeam, TeamDistribution
+from marlkit.errors import OptionError
 from marlkit.networks import ACTIVATIONS, TeamGRU, TeamLinear, TeamNetwork, group_of_agents
-from marlkit.options import Activation, Hidden, PositiveFloat, PositiveInt, Share
+from marlkit.options import Activation, Hidden, PositiveFloat, PositiveInt, Probability, Share
 from marlkit.spec import Continuous, TeamSpec
 
 LOG_DEVIATION_RANGE = (-5.0, 2.0)
@@ -40,6 +42,9 @@ class StochasticActor(Actor):
         std: `parameter` for a deviation that is learnt but does not depend on the observation, `predicted` for one that does.
         initial_std: deviation at the start, in half-ranges of the action; 0.3 to 1.
         output_gain: gain of the last layer's initialisation; 0.01 starts near-uniform (Yu et al. 2022).
+        uniform_share: share of discrete actions that are chosen uniformly among the available ones. It is part of the policy, in
+            log-probabilities, entropies and losses too: ``(1 - e) softmax + e / n``; COMA's floor, 0.5 at its start.
+        uniform_share_end: its value at the end of the training, reached linearly; `null`: unchanged. 0.01 in COMA.
     """
 
     contract = Contract(
@@ -57,6 +62,7 @@ class StochasticActor(Actor):
         ),
         traits=(
             "stochastic",
+            "independent_agents",
             When("share=none", ("separate_parameters",)),
             When("body=gru", ("recurrent",)),
         ),
@@ -64,6 +70,7 @@ class StochasticActor(Actor):
 
     middle: Tensor
     half_range: Tensor
+    uniform_share: Tensor | None
 
     def __init__(
         self,
@@ -79,6 +86,8 @@ class StochasticActor(Actor):
         std: Literal["parameter", "predicted"] = "parameter",
         initial_std: PositiveFloat = 1.0,
         output_gain: PositiveFloat = 0.01,
+        uniform_share: Probability = 0.0,
+        uniform_share_end: Probability | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -102,8 +111,18 @@ class StochasticActor(Actor):
         if self.recurrent:
             self.memory = TeamGRU(widths[-1], self.groups)
             self.head = TeamLinear(widths[-1], outputs, self.groups, gain=output_gain)
+        self.uniform_shares = (uniform_share, uniform_share if uniform_share_end is None else uniform_share_end)
+        # A buffer, so that a copy of the policy and a checkpoint explore as the policy did; absent where nothing is mixed in.
+        self.register_buffer("uniform_share", torch.tensor(float(uniform_share)) if any(self.uniform_shares) else None)
         if isinstance(spec.action, Continuous):
+            self._refuse_uniform_share()
             self._prepare_continuous(spec.action, initial_std)
+
+    def _refuse_uniform_share(self) -> None:
+        for option, share in zip(("uniform_share", "uniform_share_end"), self.uniform_shares, strict=True):
+            if share:
+                message = f"mixes in discrete actions, but this environment's are continuous: must be 0 here, got {share}"
+                raise OptionError(option, message)
 
     def _prepare_continuous(self, action: Continuous, initial_std: float) -> None:
         shape = (self.spec.n_agents, action.size)
@@ -133,6 +152,12 @@ class StochasticActor(Actor):
             batch.set(key, value)
         return batch if hidden is None else batch.set(keys.following(keys.HIDDEN), hidden)
 
+    def schedule(self, progress: float) -> None:
+        """Let the share of uniformly chosen actions go linearly from its start to its end."""
+        if self.uniform_share is not None:
+            start, end = self.uniform_shares
+            self.uniform_share.fill_(start + (end - start) * progress)
+
     def initial_hidden(self, batch_size: int) -> Tensor | None:
         """Zeros ``[B, N, H]`` for a `gru`."""
         if not self.recurrent:
@@ -142,8 +167,7 @@ class StochasticActor(Actor):
 
     def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
         """The leaf parameters of ``agents``, which nobody else uses when ``share`` is `none`."""
-        layers = [layer for layer in self.modules() if isinstance(layer, TeamLinear)]
-        own = [parameter for layer in layers for parameter in layer.agent_parameters(agents)]
+        own = agent_parameters(self, agents)
         if not self.spec.discrete and not self.predicts_deviation:
             own += [self.log_deviation[group] for group in dict.fromkeys(self.groups[agent] for agent in agents)]
         return own
@@ -159,7 +183,7 @@ class StochasticActor(Actor):
 
     def _distribution(self, outputs: Tensor, batch: TensorDictBase, agents: Sequence[int] | None) -> TeamDistribution:
         if self.spec.discrete:
-            return CategoricalTeam(outputs, _of(batch[keys.ACTION_MASK], agents))
+            return CategoricalTeam(outputs, _of(batch[keys.ACTION_MASK], agents), self.uniform_share)
         selected = list(range(self.spec.n_agents)) if agents is None else list(agents)
         if self.predicts_deviation:
             outputs, raw = outputs.chunk(2, -1)

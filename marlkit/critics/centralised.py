@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tensordict import TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from marlkit import keys
+from marlkit.agent_parameters import agent_parameters
 from marlkit.component import Critic
-from marlkit.contract import Contract
+from marlkit.contract import Contract, When
 from marlkit.networks import TeamNetwork, group_of_agents
 from marlkit.normalisers import ValueNormaliser
 from marlkit.options import Activation, Hidden, Share
@@ -29,7 +32,12 @@ class CentralisedCritic(Critic):
         value_norm: regress on running-normalised targets (Yu et al. 2022).
     """
 
-    contract = Contract(reads=(keys.STATE,), writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE)
+    contract = Contract(
+        reads=(keys.STATE,),
+        writes=(keys.STATE_VALUE,),
+        traits=(When("share=none", ("separate_parameters",)),),
+        predicts=keys.STATE_VALUE,
+    )
 
     def __init__(
         self,
@@ -65,3 +73,7 @@ class CentralisedCritic(Critic):
         else:
             values = self.network(state.expand(*state.shape[:-2], self.spec.n_agents, -1))
         return values.expand(*values.shape[:-2], self.spec.n_agents, 1)
+
+    def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
+        """The leaf parameters of ``agents``, which nobody else uses when ``share`` is `none`."""
+        return agent_parameters(self, agents)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tensordict import TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from marlkit import keys
+from marlkit.agent_parameters import agent_parameters
 from marlkit.component import Critic
-from marlkit.contract import Contract
+from marlkit.contract import Contract, When
 from marlkit.networks import TeamNetwork, group_of_agents
 from marlkit.normalisers import ValueNormaliser
 from marlkit.options import Activation, Hidden, Share
@@ -27,7 +30,12 @@ class LocalCritic(Critic):
         value_norm: regress on running-normalised targets (Yu et al. 2022).
     """
 
-    contract = Contract(reads=(keys.OBSERVATION,), writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE)
+    contract = Contract(
+        reads=(keys.OBSERVATION,),
+        writes=(keys.STATE_VALUE,),
+        traits=(When("share=none", ("separate_parameters",)),),
+        predicts=keys.STATE_VALUE,
+    )
 
     def __init__(
         self,
@@ -57,3 +65,7 @@ class LocalCritic(Critic):
     def predict(self, batch: TensorDictBase) -> Tensor:
         """``V_i(o_i)`` in normalised units, ``[*, N, 1]``."""
         return self.network(batch[keys.OBSERVATION])
+
+    def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
+        """The leaf parameters of ``agents``, which nobody else uses when ``share`` is `none`."""
+        return agent_parameters(self, agents)

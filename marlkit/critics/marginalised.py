@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -15,6 +15,8 @@ from marlkit import keys
 from marlkit.component import Critic
 from marlkit.contract import Contract, When
 from marlkit.functional import marginal
+from marlkit.functional.activation import DERIVATIVES
+from marlkit.functional.sample_mean import Sampling, mean_hidden
 from marlkit.networks import TeamLinear, TeamNetwork, group_of_agents
 from marlkit.normalisers import ValueNormaliser
 from marlkit.options import Activation, Hidden, PositiveInt, Share
@@ -27,7 +29,8 @@ class MarginalisedCritic(Critic):
     ``x_i`` is the state (PERLA_MAPPO) or agent i's own observation (PERLA_IPPO). The value never depends on agent i's own action.
     The first layer is split: ``W x`` is computed once per row and agent, the actions' share per sample. Work is cut into chunks
     of ``chunk`` evaluations; with gradients each chunk is recomputed in the backward pass, so memory does not grow with
-    ``samples``. Repeated discrete samples are evaluated once and weighted.
+    ``samples``. Repeated discrete samples are evaluated once and weighted. Continuous ones use the same memory for all chunks,
+    unless layers are normalised or the activation's derivative needs more than its value (`gelu`).
 
     Args:
         spec: the team.
@@ -52,6 +55,7 @@ class MarginalisedCritic(Critic):
             When("continuous", (keys.OPPONENT_LOC, keys.OPPONENT_SCALE, keys.ACTION_DIMS)),
         ),
         writes=(keys.STATE_VALUE,),
+        needs={"actor": ("independent_agents",)},
         predicts=keys.STATE_VALUE,
     )
 
@@ -95,6 +99,7 @@ class MarginalisedCritic(Critic):
         width = hidden[0] if hidden else 1
         self.action_layer = TeamLinear(spec.n_agents * spec.action_features, width, groups, gain=1.0, bias=False)
         self.single_group = max(groups) == 0
+        self.derivative = None if layer_norm or not hidden else DERIVATIVES.get(activation)
         self.register_buffer("eye", torch.eye(spec.n_agents, dtype=torch.bool), persistent=False)
         enumerable = spec.discrete and spec.action_features ** (spec.n_agents - 1) <= (samples if exact == "auto" else 2**20)
         self._prepare_enumeration(enumerable and exact != "never")
@@ -116,8 +121,33 @@ class MarginalisedCritic(Critic):
         entered = self.network.enter(view).expand(*batch.batch_size, self.spec.n_agents, -1)
         entered = entered.reshape(rows, self.spec.n_agents, -1)
         flat = batch.select(*self.sampling_keys).reshape(rows)
-        blocks = [self._block(entered[rows_], flat[rows_]) for rows_ in self._row_blocks(rows)]
-        return torch.cat(blocks).reshape(*batch.batch_size, self.spec.n_agents, 1)
+        if self.derivative is not None and not self.spec.discrete and not self.network.hooked:
+            values = self._mean_of_samples(entered, flat, self.derivative)
+        else:
+            size = max(1, self._chunk_size() // self._evaluations_per_row())
+            blocks = zip(entered.split(size), flat.split(size), strict=True)
+            values = torch.cat([self._block(entered_, rows_) for entered_, rows_ in blocks])
+        return values.reshape(*batch.batch_size, self.spec.n_agents, 1)
+
+    def _mean_of_samples(self, entered: Tensor, rows: TensorDictBase, derivative: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Mean values ``[R, N, 1]`` over samples of continuous actions, without autograd between the first and the last layer."""
+        *between, last = cast(list[TeamLinear], list(self.network.layers)[1:])
+        sampling = Sampling(
+            draw=lambda some, samples: self._continuous_samples(rows[some], samples.start, samples.stop),
+            samples=self.samples,
+            chunk=self._chunk_size(),
+            activation=self.network.activation,
+            derivative=derivative,
+        )
+        from_sample = self.action_layer.stacked(self.action_layer.weights)
+        mean = mean_hidden(
+            sampling,
+            entered.unflatten(1, (len(from_sample), -1)).movedim(1, 0),
+            from_sample,
+            [layer.stacked(layer.weights) for layer in between],
+            [layer.stacked(layer.biases) for layer in between],
+        )
+        return last(mean.movedim(0, 1).flatten(1, 2))
 
     def _evaluations_per_row(self) -> int:
         per_agent = self.samples if self.table is None else len(self.table)
@@ -127,10 +157,6 @@ class MarginalisedCritic(Critic):
         if self.chunk is not None:
             return self.chunk
         return 4096 if self.eye.device.type == "cpu" else 262144
-
-    def _row_blocks(self, rows: int) -> Iterator[slice]:
-        size = max(1, self._chunk_size() // self._evaluations_per_row())
-        return (slice(start, start + size) for start in range(0, rows, size))
 
     def _block(self, entered: Tensor, rows: TensorDictBase) -> Tensor:
         """Mean values ``[R, N, 1]`` of a block of rows, a chunk of samples or joint actions at a time."""
@@ -159,25 +185,34 @@ class MarginalisedCritic(Critic):
             own_row = torch.arange(n_agents, device=other.device)
             weight = weight + log_probs[:, own_row, other][..., table[:, position]].transpose(1, 2)
             actions[:, own_row, other] = table[:, position].unsqueeze(-1)
-        features = self._without_own(F.one_hot(actions, self.spec.action_features).to(entered.dtype))
+        features = F.one_hot(actions, self.spec.action_features).to(entered.dtype)
+        features = features.masked_fill(self.eye.unsqueeze(-1), 0.0).flatten(-2)
         values = self.network.leave(entered.unsqueeze(1) + self.action_layer(features))
         return (weight.exp().unsqueeze(-1) * values).sum(1)
 
     def _sampled(self, entered: Tensor, rows: TensorDictBase, first: int, last: int) -> Tensor:
         """``(1/K) sum_k V_i(x_i, a_-i^(k))`` over the samples ``first`` to ``last``."""
-        n_agents = self.spec.n_agents
-        draws = 1 if self.spec.discrete else self.spec.action_features
-        uniform = marginal.counter_uniform(rows[keys.SAMPLE_SEED], first * n_agents * draws, (last - first) * n_agents * draws)
-        uniform = uniform.view(len(rows), last - first, 1, n_agents, draws)
         if self.spec.discrete:
-            actions = marginal.categorical_from_uniform(rows[keys.OPPONENT_LOGITS].unsqueeze(1), uniform.squeeze(-1))
-            return self._sampled_discrete(entered, actions.expand(-1, -1, n_agents, -1))
-        noise = marginal.normal_from_uniform(uniform)
-        sampled = rows[keys.OPPONENT_LOC].unsqueeze(1) + rows[keys.OPPONENT_SCALE].unsqueeze(1) * noise
-        sampled = sampled.masked_fill(~rows[keys.ACTION_DIMS][:, None, None], 0.0)
-        features = self._without_own(sampled.expand(-1, -1, n_agents, -1, -1))
+            actions = marginal.categorical_from_uniform(
+                rows[keys.OPPONENT_LOGITS].unsqueeze(1), self._uniform(rows, first, last, 1).squeeze(-1)
+            )
+            return self._sampled_discrete(entered, actions.expand(-1, -1, self.spec.n_agents, -1))
+        features = self._continuous_samples(rows, first, last)
         values = self.network.leave(self.action_layer(features).add_(entered.unsqueeze(1)))
         return values.sum(1) / self.samples
+
+    def _uniform(self, rows: TensorDictBase, first: int, last: int, draws: int) -> Tensor:
+        """The random numbers of the samples ``first`` to ``last``, ``[R, last - first, 1, N, draws]``."""
+        each = self.spec.n_agents * draws
+        uniform = marginal.counter_uniform(rows[keys.SAMPLE_SEED], first * each, (last - first) * each)
+        return uniform.view(len(rows), last - first, 1, self.spec.n_agents, draws)
+
+    def _continuous_samples(self, rows: TensorDictBase, first: int, last: int) -> Tensor:
+        """``a_-i^(k)`` as each agent i reads it, ``[R, last - first, N, N D]``."""
+        noise = marginal.normal_from_uniform(self._uniform(rows, first, last, self.spec.action_features))
+        sampled = rows[keys.OPPONENT_LOC].unsqueeze(1) + rows[keys.OPPONENT_SCALE].unsqueeze(1) * noise
+        read = rows[keys.ACTION_DIMS][:, None, None] & ~self.eye.unsqueeze(-1)
+        return torch.where(read, sampled, 0.0).flatten(-2)
 
     def _sampled_discrete(self, entered: Tensor, actions: Tensor) -> Tensor:
         """The share of samples ``actions`` ``[R, K, N, N]``, each distinct joint action of the others evaluated once."""
@@ -195,7 +230,3 @@ class MarginalisedCritic(Critic):
         weighted = values * count[row, slot, agent] / self.samples
         total = entered.new_zeros(len(entered) * self.spec.n_agents)
         return total.index_add(0, row * self.spec.n_agents + agent, weighted).view(len(entered), self.spec.n_agents, 1)
-
-    def _without_own(self, actions: Tensor) -> Tensor:
-        """``[..., N, N, F]`` with agent i's own action (axis -2) zeroed, flattened to ``[..., N, N F]``."""
-        return actions.masked_fill(self.eye.unsqueeze(-1), 0.0).flatten(-2)

@@ -13,24 +13,31 @@ from marlkit.component import Actor, Data, Environment
 from marlkit.contract import Contract
 from marlkit.minibatches import refuse_unfit_length
 from marlkit.options import PositiveInt
+from marlkit.recent import PAST, write_recent
 from marlkit.spec import TeamSpec
 
 
 class RolloutData(Data):
     """``steps`` joint steps of every environment, continuing where the last rollout stopped.
 
+    The recent past (``RECENT_*``) is written where a component asks for it, also across the border of two rollouts.
+
     Args:
         spec: the team.
         steps: length T of a rollout; the batch of an iteration has ``num_envs * steps`` joint steps.
     """
 
-    contract = Contract(traits=("on_policy",))
+    contract = Contract(
+        writes=(keys.RECENT_OBSERVATION, keys.RECENT_ACTION, keys.RECENT_VALID),
+        traits=("on_policy",),
+    )
 
     def __init__(self, spec: TeamSpec, *, steps: PositiveInt = 100) -> None:
         self.spec = spec
         self.steps = steps
         self._current: TensorDict | None = None
         self._storage: TensorDict | None = None
+        self._past: TensorDict | None = None
 
     @torch.no_grad()
     def collect(self, env: Environment, actor: Actor) -> TensorDict:
@@ -45,7 +52,10 @@ class RolloutData(Data):
             self._store(taken, step)
             self._current = self._with_memory(current, hidden)
         assert self._storage is not None
-        return self._storage.transpose(0, 1)
+        batch = self._storage.transpose(0, 1)
+        if self.history:
+            self._show_past(batch, self._storage.select(*PAST))
+        return batch
 
     @classmethod
     def brief(cls, steps: int) -> dict[str, Any]:
@@ -57,18 +67,23 @@ class RolloutData(Data):
         refuse_unfit_length(self.steps, sequence_length)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next rollout starts."""
-        return {} if self._current is None else {"current": self._current.to_dict()}
+        """Where the next rollout starts, and the steps before it that it shows."""
+        kept = {"current": self._current, "past": self._past}
+        return {name: steps.to_dict() for name, steps in kept.items() if steps is not None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
-        self._current = None
-        if state:
-            first = state["current"][keys.IS_FIRST]
-            self._current = TensorDict(state["current"], batch_size=first.shape[:1], device=first.device)
+        self._current, self._past = (_restored(state.get(name)) for name in ("current", "past"))
 
     def _with_memory(self, step: TensorDict, hidden: Tensor | None) -> TensorDict:
         return step if hidden is None else step.copy().set(keys.HIDDEN, hidden)
+
+    def _show_past(self, batch: TensorDict, steps: TensorDict) -> None:
+        # Of the zeros before the first step of all none is shown: an episode begins with that step.
+        past = steps.new_zeros((self.history, steps.batch_size[1])) if self._past is None else self._past
+        steps = torch.cat([past, steps])
+        write_recent(batch, steps, 0, self.history)
+        self._past = steps[self.steps :].clone()
 
     def _store(self, taken: TensorDict, step: int) -> None:
         if self._storage is None or self._storage.batch_size != (self.steps, *taken.batch_size):
@@ -76,3 +91,10 @@ class RolloutData(Data):
             self._storage = taken.new_empty((self.steps, *taken.batch_size))
         for key, stored in self._storage.items(include_nested=True, leaves_only=True):
             stored[step].copy_(taken.get(key))
+
+
+def _restored(steps: dict[str, Any] | None) -> TensorDict | None:
+    if steps is None:
+        return None
+    first = steps[keys.IS_FIRST]
+    return TensorDict(steps, batch_size=first.shape[:-1], device=first.device)

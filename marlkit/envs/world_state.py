@@ -66,6 +66,7 @@ class _Restoration:
         self.saved = saved
         self.tensors = tensors
         self.built: dict[str, Any] = {}
+        self.tuples: dict[str, tuple[Any, ...]] = {}  # made once each, because several places may share one
         for name, (kind, _) in saved.items():
             thing = found.objects.get(name)
             if thing is None or _kind(thing) != kind:
@@ -122,10 +123,16 @@ class _Restoration:
         kind, entries = self.saved[name]
         if kind != "tuple":
             return self.built[name]
-        contents = tuple(self._contents(name, entries).values())
-        before = self.built[name]
-        unchanged = len(before) == len(contents) and all(a is b for a, b in zip(before, contents, strict=True))
-        return before if unchanged else contents
+        if name not in self.tuples:
+            contents = tuple(self._contents(name, entries).values())
+            before = self.built[name]
+            unchanged = len(before) == len(contents) and all(map(_same, before, contents))
+            self.tuples[name] = before if unchanged else contents
+        return self.tuples[name]
+
+
+def _same(first: Any, second: Any) -> bool:
+    return first is second or (type(first) is type(second) and isinstance(first, _VALUES) and first == second)
 
 
 def _held_by(thing: Any) -> dict[Any, Any]:

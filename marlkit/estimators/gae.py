@@ -27,6 +27,7 @@ class GaeEstimator(Estimator):
     contract = Contract(
         reads=(keys.REWARD, keys.TERMINATED, keys.DONE, keys.STATE_VALUE, keys.following(keys.STATE_VALUE)),
         writes=(keys.ADVANTAGE, keys.VALUE_TARGET),
+        needs={"data": ("on_policy",)},
     )
 
     def __init__(self, spec: TeamSpec, *, gamma: Discount = 0.99, lmbda: Probability = 0.95) -> None:

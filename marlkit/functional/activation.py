@@ -1,4 +1,4 @@
-"""The hyperbolic tangent, several times faster than torch's on a CPU.
+"""The hyperbolic tangent, several times faster than torch's on a CPU, and derivatives that need only a function's value.
 
 In a network with layers of 256 units torch's tanh costs half as much as the matrix products around it (2.5 to 4.5 ns an element,
 against 5 ns for a product, on an AVX-512 core). Its sigmoid is vectorised better (0.4 ns), and ``tanh(x) = 2 sigmoid(2 x) - 1``.
@@ -6,6 +6,7 @@ against 5 ns for a product, on an AVX-512 core). Its sigmoid is vectorised bette
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,3 +36,14 @@ def tanh_(x: Tensor) -> Tensor:
     if x.device.type == "cpu" and x.dtype == torch.float32:
         return _Tanh.apply(x)
     return torch.tanh_(x)
+
+
+_BACKWARD = torch.ops.aten
+
+DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "tanh": lambda g, y: _BACKWARD.tanh_backward.grad_input(g, y, grad_input=y),
+    "relu": lambda g, y: _BACKWARD.threshold_backward.grad_input(g, y, 0, grad_input=y),
+    "leaky_relu": lambda g, y: _BACKWARD.leaky_relu_backward.grad_input(g, y, 0.01, True, grad_input=y),
+    "elu": lambda g, y: _BACKWARD.elu_backward.grad_input(g, 1, 1, 1, True, y, grad_input=y),
+}
+"""Of the activations that their value ``y = f(x)`` determines: ``derivative(g, y)`` writes ``g f'(x)`` over ``y``."""

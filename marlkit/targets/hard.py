@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from marlkit.component import Actor, Critic
@@ -28,17 +27,25 @@ class HardTargets(LaggingTargets):
     def __init__(self, spec: TeamSpec, *, interval: PositiveInt = 200, actor: bool = True) -> None:
         super().__init__(spec, actor)
         self.interval = interval
+        # Counted on the host: a counter on the device would be waited for at every step.
+        self.steps: dict[str, int] = {}
 
     def track(self, actor: Actor, critic: Critic) -> None:
         """Copy the networks as they are, and count from here."""
         super().track(actor, critic)
-        for name in self.copies:
-            self.register_buffer(f"steps_of_{name}", torch.zeros((), dtype=torch.int64))
+        self.steps = dict.fromkeys(self.copies, 0)
 
     def approach(self, name: str, pairs: Iterator[tuple[Tensor, Tensor]]) -> None:
         """Count the step; copy when it is due."""
-        steps = self.get_buffer(f"steps_of_{name}")
-        steps += 1
-        if steps % self.interval == 0:
+        self.steps[name] += 1
+        if self.steps[name] % self.interval == 0:
             for copied, online in pairs:
                 copied.copy_(online)
+
+    def get_extra_state(self) -> dict[str, int]:
+        """The steps counted so far, by network."""
+        return dict(self.steps)
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Continue from :meth:`get_extra_state`."""
+        self.steps = dict(state)

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import torch
-from tensordict import TensorDictBase
 from torch import Tensor
 
 from marlkit import keys
-from marlkit.component import Learning, Metrics, Update
+from marlkit.actor_critic import JointLossUpdate, Taken
+from marlkit.component import Metrics
 from marlkit.contract import Contract
 from marlkit.functional import losses
-from marlkit.functional.reduce import masked_mean, standardise
-from marlkit.keys import Key
-from marlkit.minibatches import minibatches, units
 from marlkit.options import NonNegativeFloat, PositiveFloat, PositiveInt
 from marlkit.spec import TeamSpec
 
-OLD_PREDICTION: Key = ("agents", "old_prediction")
-"""The critic's prediction in normalised units when the iteration began; stays inside the update."""
 
-
-class PpoClipUpdate(Update):
+class PpoClipUpdate(JointLossUpdate):
     """Minimise ``-mean(min(rho A, clip(rho, 1 - eps, 1 + eps) A)) - c_H H + c_V L_V`` over several epochs.
 
     ``rho_i = pi_i(a_i | o_i) / pi_old_i(a_i | o_i)`` per agent, never a product over agents. The critic is regressed in
@@ -44,7 +35,7 @@ class PpoClipUpdate(Update):
 
     contract = Contract(
         reads=(keys.ACTION, keys.LOG_PROB, keys.ALIVE, keys.ADVANTAGE, keys.VALUE_TARGET),
-        traits=("per_agent", "on_policy"),
+        traits=("per_agent", "by_gradient", "on_policy"),
         needs={"actor": ("stochastic",), "data": ("on_policy",)},
         at_most={"minibatch_size": ("env.num_envs", "data.steps")},
     )
@@ -64,88 +55,22 @@ class PpoClipUpdate(Update):
         normalise_advantage: bool = True,
         max_grad_norm: PositiveFloat | None = 10.0,
     ) -> None:
-        super().__init__()
-        self.spec = spec
+        super().__init__(
+            spec,
+            entropy_coef=entropy_coef,
+            entropy_coef_end=entropy_coef_end,
+            epochs=epochs,
+            minibatch_size=minibatch_size,
+            value_coef=value_coef,
+            value_clip=value_clip,
+            huber_delta=huber_delta,
+            normalise_advantage=normalise_advantage,
+            max_grad_norm=max_grad_norm,
+        )
         self.clip_epsilon = clip_epsilon
-        self.epochs = epochs
-        self.minibatch_size = minibatch_size
-        self.entropy_coefs = (entropy_coef, entropy_coef if entropy_coef_end is None else entropy_coef_end)
-        self.value_coef = value_coef
-        self.value_clip = value_clip
-        self.huber_delta = huber_delta
-        self.normalise_advantage = normalise_advantage
-        self.max_grad_norm = max_grad_norm
 
-    def update(self, batch: TensorDictBase, learning: Learning) -> Metrics:
-        """All agents and the critic together, one backward pass per minibatch."""
-
-        def loss(rows: TensorDictBase) -> tuple[Tensor, Metrics]:
-            policy, policy_metrics = self._policy_loss(rows, learning, None)
-            value, value_metrics = self._value_loss(rows, learning)
-            return policy + self.value_coef * value, policy_metrics | value_metrics
-
-        return self._fit(self.prepare(batch, learning), learning, loss)
-
-    def prepare(self, batch: TensorDictBase, learning: Learning) -> TensorDictBase:
-        """Keep what the losses read; normalise the advantages; note the critic's old predictions."""
-        actor, critic = learning.actor, learning.critic
-        memory = (keys.HIDDEN,) if actor.sequence_length is not None else ()
-        predicted = critic.contract.predicts
-        wanted = dict.fromkeys([*self.reads, *actor.reads, *critic.reads, *memory])
-        prepared = batch.select(*wanted)
-        prepared.set(OLD_PREDICTION, critic.normaliser.normalise(batch[predicted]))
-        if self.normalise_advantage:
-            prepared.set(keys.ADVANTAGE, standardise(batch[keys.ADVANTAGE], batch[keys.ALIVE]))
-        return prepared
-
-    def fit_policy(self, batch: TensorDictBase, learning: Learning, agents: Sequence[int]) -> Metrics:
-        """The policies of ``agents`` alone."""
-        return self._fit(batch, learning, lambda rows: self._policy_loss(rows, learning, agents))
-
-    def fit_critic(self, batch: TensorDictBase, learning: Learning) -> Metrics:
-        """The critic alone."""
-        return self._fit(batch, learning, lambda rows: self._value_loss(rows, learning))
-
-    def _fit(
-        self, batch: TensorDictBase, learning: Learning, loss: Callable[[TensorDictBase], tuple[Tensor, Metrics]]
-    ) -> Metrics:
-        rows = units(batch, learning.actor.sequence_length)
-        history: list[Metrics] = []
-        for _ in range(self.epochs):
-            for minibatch in minibatches(rows, self.minibatch_size):
-                total, metrics = loss(minibatch)
-                history.append(metrics | learning.minimise(total, self.max_grad_norm))
-        return {name: torch.stack([metrics[name] for metrics in history]).mean() for name in history[0]}
-
-    def _policy_loss(self, rows: TensorDictBase, learning: Learning, agents: Sequence[int] | None) -> tuple[Tensor, Metrics]:
-        of = slice(None) if agents is None else list(agents)
-        axis = (slice(None),) * rows.batch_dims
-        action, old, alive, advantage = (
-            rows[key][(*axis, of)] for key in (keys.ACTION, keys.LOG_PROB, keys.ALIVE, keys.ADVANTAGE)
-        )
-        policy = learning.actor.distribution(rows, agents)
-        log_prob = policy.log_prob(action)
-        loss = losses.ppo_clip_loss(log_prob, old, advantage, alive, clip_epsilon=self.clip_epsilon)
-        entropy = masked_mean(policy.entropy(), alive)
-        start, end = self.entropy_coefs
-        coefficient = start + (end - start) * learning.progress
-        metrics = {
-            "actor/loss": loss.detach(),
-            "actor/entropy": entropy.detach(),
-            "actor/kl": losses.approximate_kl(log_prob, old, alive),
-            "actor/clip_fraction": losses.clip_fraction(log_prob, old, alive, clip_epsilon=self.clip_epsilon),
-        }
-        return loss - coefficient * entropy, metrics
-
-    def _value_loss(self, rows: TensorDictBase, learning: Learning) -> tuple[Tensor, Metrics]:
-        critic, target = learning.critic, rows[keys.VALUE_TARGET]
-        critic.normaliser.update(target)
-        prediction, goal = critic.predict(rows), critic.normaliser.normalise(target)
-        weight = torch.ones_like(goal, dtype=torch.bool)
-        loss = losses.value_loss(
-            prediction, rows[OLD_PREDICTION], goal, weight, clip=self.value_clip, huber_delta=self.huber_delta
-        )
-        return loss, {
-            "critic/loss": loss.detach(),
-            "critic/explained_variance": losses.explained_variance(prediction.detach(), goal, weight),
-        }
+    def policy_loss(self, log_prob: Tensor, taken: Taken) -> tuple[Tensor, Metrics]:
+        """The clipped surrogate, and the share of ratios beyond the clip."""
+        old, alive = taken.log_prob, taken.alive
+        loss = losses.ppo_clip_loss(log_prob, old, taken.advantage, alive, clip_epsilon=self.clip_epsilon)
+        return loss, {"actor/clip_fraction": losses.clip_fraction(log_prob, old, alive, clip_epsilon=self.clip_epsilon)}

@@ -6,7 +6,7 @@ import torch
 from tensordict import TensorDictBase
 
 from marlkit import keys
-from marlkit.component import Learning, Metrics, Update
+from marlkit.component import Actor, Critic, Learning, Metrics, Update
 from marlkit.contract import Contract
 from marlkit.functional.sequential import compound
 from marlkit.spec import TeamSpec
@@ -16,7 +16,8 @@ class SequentialUpdate(Update):
     """Each iteration draws a fresh random order of the agents; agent m maximises its surrogate with ``M_m`` in place of ``A``.
 
     ``M_1 = A`` and ``M_{m+1} = M_m pi_new_m(a_m | o_m) / pi_old_m(a_m | o_m)``, the compound ratio (1 for agents that are not
-    alive). The critic is fitted last. With ``step: ppo_clip`` this is HAPPO.
+    alive). The critic is fitted last. With ``step: ppo_clip`` this is HAPPO, with ``step: trust_region`` HATRPO, with
+    ``step: policy_gradient`` HAA2C.
 
     Args:
         spec: the team.
@@ -33,6 +34,10 @@ class SequentialUpdate(Update):
         super().__init__()
         self.spec = spec
         self.step = step
+
+    def attach(self, actor: Actor, critic: Critic) -> None:
+        """Attach the step."""
+        self.step.attach(actor, critic)
 
     def update(self, batch: TensorDictBase, learning: Learning) -> Metrics:
         """One round over the agents, then the critic."""

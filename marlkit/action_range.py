@@ -1,0 +1,55 @@
+"""Continuous actions in half-ranges: the units in which a policy's network works, whatever the bounds of the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from marlkit.distributions import NormalTeam
+from marlkit.spec import Continuous
+
+LOG_DEVIATION_RANGE = (-5.0, 2.0)
+"""Bounds of the logarithm of the standard deviation, in half-ranges of the action."""
+
+
+class ActionRange(nn.Module):
+    """``action = middle + half_range * x``; middle 0 and half-range 1 where actions are unbounded.
+
+    Args:
+        action: the team's action space.
+        n_agents: number of agents N.
+    """
+
+    middle: Tensor
+    half_range: Tensor
+
+    def __init__(self, action: Continuous, n_agents: int) -> None:
+        super().__init__()
+        shape = (n_agents, action.size)
+        low = -torch.ones(shape) if action.low is None else torch.tensor(action.low)
+        high = torch.ones(shape) if action.high is None else torch.tensor(action.high)
+        self.register_buffer("middle", (low + high) / 2, persistent=False)
+        reach = (high - low) / 2
+        # Padding has no range; a zero deviation there would put NaN into the gradient of a logarithm that is masked anyway.
+        self.register_buffer("half_range", torch.where(reach > 0, reach, torch.ones_like(reach)), persistent=False)
+
+    def scaled(self, action: Tensor, agents: Sequence[int] | slice = slice(None)) -> Tensor:
+        """``(action - middle) / half_range`` of ``agents``, ``[*, n, D]``."""
+        return (action - self.middle[agents]) / self.half_range[agents]
+
+    def normal(
+        self, mean: Tensor, log_deviation: Tensor, dims: Tensor, agents: Sequence[int] | slice = slice(None)
+    ) -> NormalTeam:
+        """The distribution in the environment's units.
+
+        Args:
+            mean: in half-ranges, ``[*, n, D]``.
+            log_deviation: of the deviation in half-ranges, ``[*, n, D]`` or fewer dimensions; kept in ``LOG_DEVIATION_RANGE``.
+            dims: ``[*, n, D]`` bool, the dimensions that the agents have.
+            agents: which agents ``n`` counts.
+        """
+        middle, half = self.middle[agents], self.half_range[agents]
+        scale = half * log_deviation.clamp(*LOG_DEVIATION_RANGE).exp()
+        return NormalTeam(middle + half * mean, scale, dims)

@@ -1,0 +1,139 @@
+"""The deterministic actor: actions as differentiable functions of the observation (MADDPG, Lowe et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from marlkit import keys
+from marlkit.action_range import ActionRange
+from marlkit.agent_parameters import agent_parameters
+from marlkit.component import Actor
+from marlkit.contract import Contract, When
+from marlkit.distributions import CategoricalTeam, NormalTeam, TeamDistribution
+from marlkit.functional.gumbel import gumbel_from_uniform, straight_through
+from marlkit.networks import TeamNetwork, group_of_agents
+from marlkit.options import Activation, Hidden, PositiveFloat, Share
+from marlkit.spec import Continuous, TeamSpec
+
+
+class DeterministicActor(Actor):
+    """Independent agents whose actions carry the gradient of what they are worth.
+
+    Continuous: ``mu_i(o_i) = middle + half_range tanh(f(o_i))``, played with normal noise of a fixed deviation,
+    ``exploration * half_range``. The distribution is that of the behaviour, so that stored log-probabilities and ratios are
+    defined; what a value is bootstrapped with is ``mu``. Noise is not squashed; the environment clips to its bounds.
+
+    Discrete: a straight-through Gumbel-softmax, one-hot forward and with the gradient of ``softmax((f(o_i) + g) / temperature)``.
+    Its samples are exactly categorical, so that the distribution is ``softmax(f(o_i))`` and nothing is added to explore.
+
+    Args:
+        spec: the team.
+        hidden: widths of the hidden layers.
+        share: which agents use the same parameters: `all`, `none`, or groups such as `[[0, 1], [2]]`.
+        agent_id: whether agents that share parameters can be told apart.
+        activation: non-linearity of the hidden layers.
+        layer_norm: normalise the observation and the hidden layers' outputs.
+        output_gain: gain of the last layer's initialisation; 0.01 starts in the middle of the range, or near-uniform.
+        exploration: deviation of the noise on continuous actions, in half-ranges; 0.05 to 0.3.
+        exploration_end: its value at the end of the training, reached linearly; `null`: unchanged.
+        temperature: of the relaxation of discrete actions; 1 in MADDPG.
+    """
+
+    contract = Contract(
+        reads=(
+            keys.OBSERVATION,
+            When("discrete", (keys.ACTION_MASK,)),
+            When("continuous", (keys.ACTION_DIMS,)),
+        ),
+        writes=(
+            keys.ACTION,
+            keys.LOG_PROB,
+            When("discrete", (keys.LOGITS,)),
+            When("continuous", (keys.LOC, keys.SCALE)),
+        ),
+        traits=("reparametrised", "independent_agents", When("share=none", ("separate_parameters",))),
+    )
+
+    exploration: Tensor
+
+    def __init__(
+        self,
+        spec: TeamSpec,
+        *,
+        hidden: Hidden = [64, 64],  # noqa: B006
+        share: Share = "all",
+        agent_id: bool = True,
+        activation: Activation = "tanh",
+        layer_norm: bool = False,
+        output_gain: PositiveFloat = 0.01,
+        exploration: PositiveFloat = 0.1,
+        exploration_end: PositiveFloat | None = None,
+        temperature: PositiveFloat = 1.0,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.temperature = temperature
+        self.explorations = (exploration, exploration if exploration_end is None else exploration_end)
+        self.network = TeamNetwork(
+            spec.observation,
+            spec.action_features,
+            hidden=hidden,
+            groups=group_of_agents(share, spec.n_agents),
+            activation=activation,
+            output_gain=output_gain,
+            agent_id=agent_id,
+            layer_norm=layer_norm,
+        )
+        # A buffer, so that a copy of the policy and a checkpoint explore as the policy did.
+        self.register_buffer("exploration", torch.tensor(float(exploration)))
+        self.range = ActionRange(spec.action, spec.n_agents) if isinstance(spec.action, Continuous) else None
+
+    def distribution(self, batch: TensorDictBase, agents: Sequence[int] | None = None) -> TeamDistribution:
+        """The behaviour of all agents, or of ``agents`` only: ``mu_i`` with noise, or ``softmax(f(o_i))``."""
+        of = slice(None) if agents is None else list(agents)
+        outputs = self.network(batch[keys.OBSERVATION][..., of, :], agents)
+        if self.range is None:
+            return CategoricalTeam(outputs, batch[keys.ACTION_MASK][..., of, :])
+        dims, half = batch[keys.ACTION_DIMS][..., of, :], self.range.half_range[of]
+        # Padding stays in the middle of its range: nobody plays it, and no critic shall see it vary.
+        loc = self.range.middle[of] + half * outputs.tanh().masked_fill(~dims, 0.0)
+        return NormalTeam(loc, half * self.exploration, dims)
+
+    def forward(self, batch: TensorDictBase, deterministic: bool = False) -> TensorDictBase:
+        """Choose actions as they are played, with noise unless ``deterministic``."""
+        policy = self.distribution(batch)
+        return self._write(batch, policy, policy.mode() if deterministic else policy.sample())
+
+    def bootstrap(self, batch: TensorDictBase) -> TensorDictBase:
+        """Choose ``mu``, without noise; of discrete actions a sample, which is the policy itself."""
+        policy = self.distribution(batch)
+        return self._write(batch, policy, policy.sample() if self.spec.discrete else policy.mode())
+
+    def reparametrised(self, batch: TensorDictBase) -> Tensor:
+        """``mu`` ``[*, N, D]``, or a straight-through sample ``[*, N, A]``, with gradient."""
+        policy = self.distribution(batch)
+        if isinstance(policy, CategoricalTeam):
+            noise = gumbel_from_uniform(torch.rand_like(policy.log_probs))
+            return straight_through(policy.log_probs, noise, self.temperature)
+        return policy.mode()
+
+    def schedule(self, progress: float) -> None:
+        """Let the noise go linearly from its start to its end."""
+        start, end = self.explorations
+        self.exploration.fill_(start + (end - start) * progress)
+
+    def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
+        """The leaf parameters of ``agents``, which nobody else uses when ``share`` is `none`."""
+        return agent_parameters(self, agents)
+
+    def _write(self, batch: TensorDictBase, policy: TeamDistribution, action: Tensor) -> TensorDictBase:
+        if not self.spec.discrete:
+            action = torch.where(batch[keys.ACTION_DIMS], action, policy.mode())
+        batch.set(keys.ACTION, action).set(keys.LOG_PROB, policy.log_prob(action))
+        for key, value in policy.parameters().items():
+            batch.set(key, value)
+        return batch

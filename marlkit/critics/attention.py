@@ -1,0 +1,106 @@
+"""The attention critic: Q of each own action, given what the agent attends to of the others (MAAC, Iqbal and Sha 2019)."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from marlkit import keys
+from marlkit.actions import action_features
+from marlkit.component import Critic
+from marlkit.contract import Contract
+from marlkit.errors import OptionError
+from marlkit.functional.attention import attended, weights_of_others
+from marlkit.functional.counterfactual import executed_value, policy_value
+from marlkit.networks import ACTIVATIONS, GAINS, TeamLinear, TeamNetwork, group_of_agents
+from marlkit.normalisers import ValueNormaliser
+from marlkit.options import Activation, Hidden, PositiveInt, Share
+from marlkit.spec import TeamSpec
+
+
+class AttentionCritic(Critic):
+    """``Q_i[b] = f_i(c_i, x_i)[b]`` for every own action ``b``; its mean under ``pi_i`` is the state value.
+
+    ``c_i = f(senc_i(o_i))`` and ``e_j = f(enc_j(o_j, a_j))``, ``f`` being the activation. Each head attends to the others,
+    ``x_i = concat_h sum_{j != i} w_ij f(V^h e_j)`` with ``w_ij = softmax_j(W_q^h c_i . W_k^h e_j / sqrt(d))``. The own action is
+    no input, so that the mean over it is exact and needs no further pass. ``W_q``, ``W_k`` and ``V`` are common to all agents
+    whatever ``share`` says. An agent that is alone has ``x_i = 0``.
+
+    Args:
+        spec: the team.
+        hidden: widths of the encoders' layers; the last is the size of the embeddings and of the layer above the attention.
+        heads: number of attention heads; divides the size of the embeddings.
+        share: which agents use the same encoders and head: `all`, `none`, or groups such as `[[0, 1], [2]]`.
+        agent_id: whether agents that share parameters can be told apart.
+        activation: non-linearity of the hidden layers and of the values attended to.
+        layer_norm: normalise the observation and the hidden layers' outputs.
+        value_norm: regress on running-normalised targets (Yu et al. 2022).
+
+    Raises:
+        OptionError: ``hidden`` is empty, or its last width is no multiple of ``heads``.
+    """
+
+    contract = Contract(
+        reads=(keys.OBSERVATION, keys.JOINT_ACTION, keys.ACTION, keys.LOGITS),
+        writes=(keys.ACTION_VALUES, keys.ACTION_VALUE, keys.STATE_VALUE),
+        needs={"env": ("discrete",), "actor": ("independent_agents",)},
+        predicts=keys.ACTION_VALUE,
+    )
+
+    def __init__(
+        self,
+        spec: TeamSpec,
+        *,
+        hidden: Hidden = [64, 64],  # noqa: B006
+        heads: PositiveInt = 4,
+        share: Share = "all",
+        agent_id: bool = True,
+        activation: Activation = "leaky_relu",
+        layer_norm: bool = False,
+        value_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        if not hidden or hidden[-1] % heads:
+            raise OptionError("hidden", f"needs a last width that the {heads} heads divide (the embeddings'), got {list(hidden)}")
+        self.spec = spec
+        self.heads = heads
+        self.activation = ACTIVATIONS[activation]
+        self.normaliser = ValueNormaliser(enabled=value_norm)
+        groups, size = group_of_agents(share, spec.n_agents), hidden[-1]
+        gain = GAINS.get(activation, math.sqrt(2))
+        network = partial(TeamNetwork, groups=groups, activation=activation, layer_norm=layer_norm)
+        encoder = partial(network, spec.observation, size, hidden=hidden[:-1], output_gain=gain, agent_id=agent_id)
+        self.own_encoder, self.encoder = encoder(), encoder()
+        self.action_layer = TeamLinear(spec.action_features, hidden[0], groups, gain=1.0, bias=False)
+        self.query, self.key = (TeamLinear(size, size, (0,), gain=1.0, bias=False) for _ in range(2))
+        self.value = TeamLinear(size, size, (0,), gain=gain)
+        self.head = network(2 * size, spec.action_features, hidden=[size], output_gain=1.0, agent_id=False)
+
+    def predict(self, batch: TensorDictBase) -> Tensor:
+        """``Q_i`` of the executed actions in normalised units, ``[*, N, 1]``."""
+        return executed_value(self._action_values(batch), batch[keys.ACTION])
+
+    def forward(self, batch: TensorDictBase) -> TensorDictBase:
+        """Write ``Q_i`` of every own action, of the executed one, and its mean under the policy, in real units."""
+        values = self.normaliser.denormalise(self._action_values(batch))
+        batch.set(keys.ACTION_VALUES, values)
+        batch.set(keys.ACTION_VALUE, executed_value(values, batch[keys.ACTION]))
+        return batch.set(keys.STATE_VALUE, policy_value(values, batch[keys.LOGITS]))
+
+    def _action_values(self, batch: TensorDictBase) -> Tensor:
+        """``Q_i`` in normalised units, ``[*, N, A]``."""
+        observation = batch[keys.OBSERVATION]
+        joint = action_features(batch[keys.JOINT_ACTION], self.spec, observation.dtype)
+        own = self.activation(self.own_encoder(observation))
+        # [*, V, N, H]: what an agent sees enters once, whatever the number of views of what it did.
+        entered = self.encoder.enter(observation).unsqueeze(-3) + self.action_layer(joint)
+        others = self.activation(self.encoder.leave(entered))
+        query, key, value = (
+            features.unflatten(-1, (self.heads, -1))
+            for features in (self.query(own), self.key(others), self.activation(self.value(others)))
+        )
+        return self.head(torch.cat([own, attended(weights_of_others(query, key), value)], -1))

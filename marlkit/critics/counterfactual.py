@@ -1,0 +1,113 @@
+"""The counterfactual critic: Q of each own action while the others' executed actions are held (COMA, Foerster et al. 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from marlkit import keys
+from marlkit.actions import action_features
+from marlkit.agent_parameters import agent_parameters
+from marlkit.component import Critic
+from marlkit.contract import Contract, When
+from marlkit.functional.counterfactual import executed_value, others_features, policy_value
+from marlkit.networks import TeamLinear, TeamNetwork, group_of_agents
+from marlkit.normalisers import ValueNormaliser
+from marlkit.options import Activation, Hidden, Share
+from marlkit.spec import TeamSpec
+
+
+class CounterfactualCritic(Critic):
+    """``Q_i(s, (b, a_-i))`` for every own action ``b``; its mean under ``pi_i`` is the state value, COMA's baseline.
+
+    The first layer is split: the state's share is computed once for all agents that share a network, the others' actions' share
+    per agent. The state must not contain the agent's own action of the same step, or the baseline would depend on it.
+
+    Args:
+        spec: the team.
+        own_observation: whether row i also sees agent i's own observation, for states that do not hold it.
+        hidden: widths of the hidden layers.
+        share: which agents use the same parameters: `all`, `none`, or groups such as `[[0, 1], [2]]`.
+        agent_id: whether agents that share parameters can be told apart.
+        activation: non-linearity of the hidden layers.
+        layer_norm: normalise the state, the own observation and the hidden layers' outputs.
+        value_norm: regress on running-normalised targets (Yu et al. 2022).
+    """
+
+    contract = Contract(
+        reads=(
+            keys.STATE,
+            When("own_observation=true", (keys.OBSERVATION,)),
+            keys.JOINT_ACTION,
+            keys.ACTION,
+            When("discrete", (keys.LOGITS,)),
+        ),
+        writes=(keys.ACTION_VALUES, keys.ACTION_VALUE, keys.STATE_VALUE),
+        traits=(When("share=none", ("separate_parameters",)),),
+        needs={"env": ("discrete",), "actor": ("independent_agents",)},
+        predicts=keys.ACTION_VALUE,
+    )
+
+    def __init__(
+        self,
+        spec: TeamSpec,
+        *,
+        own_observation: bool = False,
+        hidden: Hidden = [64, 64],  # noqa: B006
+        share: Share = "all",
+        agent_id: bool = True,
+        activation: Activation = "tanh",
+        layer_norm: bool = False,
+        value_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.layer_norm = layer_norm
+        self.normaliser = ValueNormaliser(enabled=value_norm)
+        groups = group_of_agents(share, spec.n_agents)
+        self.single_group = max(groups) == 0
+        self.network = TeamNetwork(
+            spec.state_size,
+            spec.action_features,
+            hidden=hidden,
+            groups=groups,
+            activation=activation,
+            output_gain=1.0,
+            agent_id=agent_id,
+            layer_norm=layer_norm,
+        )
+        width = hidden[0] if hidden else spec.action_features
+        self.action_layer = TeamLinear(spec.n_agents * spec.action_features, width, groups, gain=1.0, bias=False)
+        self.observation_layer = TeamLinear(spec.observation, width, groups, gain=1.0, bias=False) if own_observation else None
+
+    def predict(self, batch: TensorDictBase) -> Tensor:
+        """``Q_i(s, a)`` of the executed actions in normalised units, ``[*, N, 1]``."""
+        return executed_value(self._action_values(batch), batch[keys.ACTION])
+
+    def forward(self, batch: TensorDictBase) -> TensorDictBase:
+        """Write ``Q_i`` of every own action, of the executed one, and its mean under the policy, in real units."""
+        values = self.normaliser.denormalise(self._action_values(batch))
+        batch.set(keys.ACTION_VALUES, values)
+        batch.set(keys.ACTION_VALUE, executed_value(values, batch[keys.ACTION]))
+        return batch.set(keys.STATE_VALUE, policy_value(values, batch[keys.LOGITS]))
+
+    def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
+        """The leaf parameters of ``agents``, which nobody else uses when ``share`` is `none`."""
+        return agent_parameters(self, agents)
+
+    def _action_values(self, batch: TensorDictBase) -> Tensor:
+        """``Q_i`` in normalised units, ``[*, N, A]``."""
+        state = batch[keys.STATE].unsqueeze(-2)
+        if not self.single_group:
+            state = state.expand(*state.shape[:-2], self.spec.n_agents, -1)
+        joint = action_features(batch[keys.JOINT_ACTION], self.spec, state.dtype)
+        entered = self.network.enter(state) + self.action_layer(others_features(joint))
+        if self.observation_layer is not None:
+            observation = batch[keys.OBSERVATION]
+            if self.layer_norm:
+                observation = F.layer_norm(observation, observation.shape[-1:])
+            entered = entered + self.observation_layer(observation)
+        return self.network.leave(entered)

@@ -1,0 +1,124 @@
+"""The joint critic: Q of the actions of all agents, a differentiable function of them (MADDPG, Lowe et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from marlkit import keys
+from marlkit.actions import action_features
+from marlkit.agent_parameters import agent_parameters
+from marlkit.component import Critic
+from marlkit.contract import Contract, When
+from marlkit.networks import TeamLinear, TeamNetwork, group_of_agents
+from marlkit.normalisers import ValueNormaliser
+from marlkit.options import Activation, Hidden, Share
+from marlkit.spec import TeamSpec
+
+
+class JointCritic(Critic):
+    """``Q_i(x_i, a_1, …, a_N)``, with the joint action as agent i views it and its own action in its own entry.
+
+    The first layer is split. The products of the weights with ``x`` and with the joint action are taken once for all agents that
+    view the same; agent i's own entry enters as a change, ``W_i (own_i - joint_ii)``. What an agent's actions are padded with
+    never enters.
+
+    Args:
+        spec: the team.
+        view: `state`, or `own` for the agent's own observation: what the value depends on besides the actions.
+        hidden: widths of the hidden layers.
+        share: which agents use the same parameters: `all`, `none` as in MADDPG, or groups such as `[[0, 1], [2]]`.
+        agent_id: whether agents that share parameters can be told apart.
+        activation: non-linearity of the hidden layers.
+        layer_norm: normalise the view and the hidden layers' outputs.
+        value_norm: regress on running-normalised targets (Yu et al. 2022).
+    """
+
+    contract = Contract(
+        reads=(
+            When("view=state", (keys.STATE,)),
+            When("view=own", (keys.OBSERVATION,)),
+            keys.ACTION,
+            keys.JOINT_ACTION,
+        ),
+        writes=(keys.ACTION_VALUE,),
+        traits=("differentiable_in_action", When("share=none", ("separate_parameters",))),
+        predicts=keys.ACTION_VALUE,
+    )
+
+    owned: Tensor
+
+    def __init__(
+        self,
+        spec: TeamSpec,
+        *,
+        view: Literal["state", "own"] = "state",
+        hidden: Hidden = [64, 64],  # noqa: B006
+        share: Share = "all",
+        agent_id: bool = True,
+        activation: Activation = "tanh",
+        layer_norm: bool = False,
+        value_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.view = view
+        self.normaliser = ValueNormaliser(enabled=value_norm)
+        groups = group_of_agents(share, spec.n_agents)
+        self.single_group = max(groups) == 0
+        self.network = TeamNetwork(
+            spec.state_size if view == "state" else spec.observation,
+            1,
+            hidden=hidden,
+            groups=groups,
+            activation=activation,
+            output_gain=1.0,
+            agent_id=agent_id,
+            layer_norm=layer_norm,
+        )
+        width = hidden[0] if hidden else 1
+        self.action_layer = TeamLinear(spec.n_agents * spec.action_features, width, groups, gain=1.0, bias=False)
+        sizes = torch.tensor(spec.own_action_sizes).unsqueeze(-1)
+        self.register_buffer("owned", torch.arange(spec.action_features) < sizes, persistent=False)
+
+    def predict(self, batch: TensorDictBase) -> Tensor:
+        """``Q_i`` of the actions taken in normalised units, ``[*, N, 1]``."""
+        dtype = self.action_layer.weights[0].dtype
+        own, joint = (action_features(batch[key], self.spec, dtype) for key in (keys.ACTION, keys.JOINT_ACTION))
+        return self.action_value(batch, own, joint)
+
+    def action_value(self, batch: TensorDictBase, own: Tensor, joint: Tensor) -> Tensor:
+        """``Q_i`` with ``own`` ``[*, N, F]`` in place of agent i's entry in its view of ``joint`` ``[*, V, N, F]``."""
+        joint, own = joint.masked_fill(~self.owned, 0.0), own.masked_fill(~self.owned, 0.0)
+        one_view = joint.shape[-3] == 1
+        before = joint.squeeze(-3) if one_view else joint.diagonal(dim1=-3, dim2=-2).movedim(-1, -2)
+        change = torch.einsum("...nf,hnf->...nh", own - before, self._own_weight())
+        return self.network.leave(self._entered(batch) + self._from_joint(joint.flatten(-2)) + change)
+
+    def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
+        """The leaf parameters of ``agents``, which nobody else uses when ``share`` is `none`."""
+        return agent_parameters(self, agents)
+
+    def _entered(self, batch: TensorDictBase) -> Tensor:
+        """What the view adds to the first layer: ``[*, N, H]``, or ``[*, 1, H]`` where it is the same for all."""
+        view = batch[keys.OBSERVATION] if self.view == "own" else batch[keys.STATE].unsqueeze(-2)
+        if not self.single_group:
+            view = view.expand(*view.shape[:-2], self.spec.n_agents, -1)
+        return self.network.enter(view)
+
+    def _from_joint(self, joint: Tensor) -> Tensor:
+        """What the joint actions ``[*, V, N F]`` add to the first layer: ``[*, N, H]``, or ``[*, 1, H]`` likewise."""
+        if joint.shape[-2] == self.spec.n_agents:
+            return self.action_layer(joint)
+        weight = self.action_layer.stacked(self.action_layer.weights)
+        return F.linear(joint, weight.flatten(0, 1)).unflatten(-1, (len(weight), -1)).squeeze(-3)
+
+    def _own_weight(self) -> Tensor:
+        """Of agent i's weights those of agent i's own action, ``[H, N, F]``."""
+        weight = self.action_layer.stacked(self.action_layer.weights).unflatten(-1, (self.spec.n_agents, -1))
+        return weight[0] if len(weight) == 1 else weight.diagonal(dim1=0, dim2=2).movedim(-1, 1)

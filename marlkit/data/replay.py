@@ -1,0 +1,161 @@
+"""Off-policy replay: batches drawn from what was played in the past (Lin 1992; Lowe et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from marlkit import keys
+from marlkit.component import Actor, Data, Environment
+from marlkit.contract import Contract
+from marlkit.data.rollout import RolloutData
+from marlkit.errors import OptionError
+from marlkit.functional.history import ring_slot
+from marlkit.options import NonNegativeInt, PositiveInt
+from marlkit.recent import PAST, write_recent
+from marlkit.spec import TeamSpec
+
+BEHAVIOUR = (keys.ACTION, keys.LOG_PROB, keys.HIDDEN, keys.following(keys.HIDDEN))
+"""What is kept of an actor's choice. The parameters of its distribution are not: batches show those of the current policy."""
+
+
+class ReplayData(Data):
+    """Plays ``steps`` joint steps per environment and draws ``updates`` batches of what was played in the past.
+
+    Every step is kept as it was played, with the log-probability of the policy that played it, its hidden state, and the state
+    that followed before any reset. It is overwritten after ``capacity // num_envs`` further steps of its environment. Draws are
+    uniform, with replacement. Actors without memory learn from single steps, ``[batch_size, 1]``; recurrent ones from sequences
+    of consecutive steps, ``[batch_size // L, L]``, which may go on behind the end of an episode. The recent past (``RECENT_*``)
+    is written where a component asks for it, as far back as it is still kept.
+
+    A checkpoint holds everything that is kept, so that its size grows with ``capacity``.
+
+    Args:
+        spec: the team.
+        steps: joint steps that each environment plays per iteration.
+        capacity: joint steps kept over all environments; 5e4 to 1e6.
+        batch_size: joint steps per batch; 128 to 1024.
+        updates: batches per iteration.
+        warm_up: joint steps played before the first batch.
+
+    Raises:
+        OptionError: ``warm_up`` is larger than ``capacity``; on the first collect: the share of an environment holds fewer steps
+            than it plays per iteration or than a sequence has.
+    """
+
+    contract = Contract(
+        writes=(keys.RECENT_OBSERVATION, keys.RECENT_ACTION, keys.RECENT_VALID),
+        at_most={"warm_up": ("data.capacity",)},
+    )
+
+    def __init__(
+        self,
+        spec: TeamSpec,
+        *,
+        steps: PositiveInt = 10,
+        capacity: PositiveInt = 100_000,
+        batch_size: PositiveInt = 1024,
+        updates: PositiveInt = 1,
+        warm_up: NonNegativeInt = 1000,
+    ) -> None:
+        if warm_up > capacity:
+            raise OptionError("warm_up", f"must be at most the capacity, {capacity}, got {warm_up}")
+        self.spec = spec
+        self.capacity = capacity
+        self.batch_size = batch_size
+        self.updates = updates
+        self.warm_up = warm_up
+        self._player = RolloutData(spec, steps=steps)
+        self._storage: TensorDict | None = None
+        self._position = 0
+        self._filled = 0
+
+    def collect(self, env: Environment, actor: Actor) -> TensorDict:
+        """The steps of this iteration, batch ``[B, T]``, which are kept; overwritten by the next call."""
+        self._refuse_unfit_capacity(env.num_envs, actor.sequence_length or 1)
+        played = self._player.collect(env, actor)
+        forgotten = [key for key in actor.writes if key not in BEHAVIOUR]
+        kept = played.exclude(*forgotten).transpose(0, 1)
+        if self._storage is None:
+            self._storage = self._allocated(kept)
+        slots = torch.arange(self._position, self._position + len(kept), device=kept[keys.IS_FIRST].device) % len(self._storage)
+        self._storage[slots] = kept
+        self._position = (self._position + len(kept)) % len(self._storage)
+        self._filled = min(self._filled + len(kept), len(self._storage))
+        return played
+
+    def batches(self, played: TensorDict, actor: Actor) -> Iterator[TensorDict]:
+        """Batches drawn from all that is kept; none before ``warm_up`` joint steps have been played."""
+        length = actor.sequence_length or 1
+        envs = played.batch_size[0]
+        if self._filled * envs >= self.warm_up and self._filled >= length:
+            for _ in range(self.updates):
+                yield self._draw(length)
+
+    @classmethod
+    def brief(cls, steps: int) -> dict[str, Any]:
+        """A short rollout, all of which can be drawn at once."""
+        return {"steps": steps, "capacity": 2 * steps, "batch_size": 2 * steps, "updates": 1, "warm_up": 0}
+
+    def refuse_unfit_length(self, sequence_length: int | None) -> None:
+        """A batch must hold a sequence."""
+        if sequence_length is not None and sequence_length > self.batch_size:
+            raise OptionError(
+                "sequence_length",
+                f"must be at most data.batch_size, the {self.batch_size} steps of a batch, got {sequence_length}",
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is kept, where the next step is written and where the next one starts."""
+        state: dict[str, Any] = {"player": self._player.state_dict()}
+        if self._storage is not None:
+            # Copied: what a step was must not change with the steps that are played after it.
+            kept = self._storage[: self._filled].apply(lambda tensor: tensor.to("cpu", copy=True))
+            state |= {"kept": kept.to_dict(), "position": self._position}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        self._player.load_state_dict(state["player"])
+        self._storage, self._position, self._filled = None, 0, 0
+        if "kept" in state:
+            device = state["player"]["current"][keys.IS_FIRST].device
+            kept = TensorDict(state["kept"], batch_size=state["kept"][keys.IS_FIRST].shape[:2])
+            self._storage = self._allocated(kept[:0].to(device))
+            self._storage[: len(kept)] = kept.to(device)
+            self._position, self._filled = state["position"], len(kept)
+
+    def _allocated(self, steps: TensorDict) -> TensorDict:
+        # Time-major, as rollouts are.
+        envs = steps.batch_size[1]
+        return steps.new_empty((self.capacity // envs, envs))
+
+    def _draw(self, length: int) -> TensorDict:
+        assert self._storage is not None
+        capacity, envs = self._storage.batch_size
+        count, device = self.batch_size // length, self._storage[keys.IS_FIRST].device
+        drawn = torch.randint((self._filled - length + 1) * envs, (count,), device=device)
+        first, env = drawn // envs, drawn % envs
+        order = first + torch.arange(-self.history, length, device=device).unsqueeze(-1)
+        index = ring_slot(order, position=self._position, filled=self._filled, capacity=capacity) * envs + env
+        stored = self._storage.flatten(0, 1)
+        batch = stored[index[self.history :]].transpose(0, 1)
+        if self.history:
+            write_recent(batch, stored.select(*PAST)[index], (self.history - first).clamp(min=0), self.history)
+        return batch
+
+    def _refuse_unfit_capacity(self, envs: int, sequence_length: int) -> None:
+        each = self.capacity // envs
+        needed = max(self._player.steps, sequence_length)
+        if each < needed:
+            what = "a sequence has" if sequence_length == needed else "an iteration plays"
+            raise OptionError(
+                "capacity",
+                f"{self.capacity} joint steps are {each} of each of {envs} environments, fewer than the {needed} that {what}; "
+                f"set data.capacity={needed * envs} or more",
+            )
+        if each * envs < self.warm_up:
+            raise OptionError("warm_up", f"must be at most {each * envs}, the {each} steps kept of each of {envs} environments")

@@ -1,0 +1,34 @@
+"""One-step returns: a reward and the value of where it led, from data of any age (Sutton 1988; with replay, Lin 1992)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from marlkit.bootstrapping import READS, WRITES, Bootstrap, BootstrappingEstimator
+from marlkit.contract import Contract
+from marlkit.functional.returns import lambda_return
+from marlkit.options import Discount
+from marlkit.spec import TeamSpec
+
+
+class OneStepEstimator(BootstrappingEstimator):
+    """``G_t = r_t + gamma (1 - terminated_t) U_t``.
+
+    ``U_t`` is ``V(s'_t)`` or ``Q(s'_t, a'_t)``, ``s'_t`` being the state before any reset. Steps need not follow one another, so
+    that batches may come from the past. With a state value the advantage is ``A_t = G_t - V(s_t)``.
+
+    Args:
+        spec: the team.
+        gamma: discount factor; 0.9 to 0.999.
+        bootstrap: `state_value`, or `action_value` of the next action, without an advantage.
+    """
+
+    contract = Contract(reads=READS, writes=WRITES)
+
+    def __init__(self, spec: TeamSpec, *, gamma: Discount = 0.99, bootstrap: Bootstrap = "state_value") -> None:
+        super().__init__(spec, bootstrap)
+        self.gamma = gamma
+
+    def returns(self, reward: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor) -> Tensor:
+        """The TD(0) return."""
+        return lambda_return(reward, next_value, terminated, done, gamma=self.gamma, lmbda=0.0)

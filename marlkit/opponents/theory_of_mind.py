@@ -1,0 +1,303 @@
+"""Opponents modelled by a theory of mind that is learnt beside the policy (Rabinowitz et al. 2018; Li et al., F2A2)."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from marlkit import keys
+from marlkit.action_range import ActionRange
+from marlkit.actions import action_features
+from marlkit.belief_networks import BeliefNetworks
+from marlkit.component import Learning, Metrics, Opponents
+from marlkit.contract import Contract, When
+from marlkit.distributions import CategoricalTeam, NormalTeam, TeamDistribution, stored_distribution
+from marlkit.first_trajectories import FirstTrajectories
+from marlkit.functional.beliefs import mean_of_logits, mean_of_normals, pairs_modelled
+from marlkit.functional.reduce import masked_mean
+from marlkit.keys import Key
+from marlkit.latest_steps import LatestSteps
+from marlkit.networks import group_of_agents
+from marlkit.options import Activation, Hidden, NonNegativeFloat, PositiveFloat, PositiveInt, Share
+from marlkit.spec import Continuous, TeamSpec
+
+EVALUATIONS = {"cpu": 4096, "cuda": 65536}
+"""Agents times networks looked at together where no gradient is needed: bounds memory, and fits a processor's cache."""
+
+BELIEFS: dict[Key, Key] = {keys.LOGITS: keys.OPPONENT_LOGITS, keys.LOC: keys.OPPONENT_LOC, keys.SCALE: keys.OPPONENT_SCALE}
+
+
+class TheoryOfMindOpponents(Opponents):
+    """Every agent i believes of agent j what its networks make of j's observation, character and mental state.
+
+    *Character*: the mean, over trajectories that were played before the policy had learnt, of the last hidden state of a
+    recurrent network on ``(o_j, a_j)``. *Mental state*: the hidden state of another on j's last few steps of the running episode,
+    never on the present action. The *natural* prediction reads ``o_j``, character and mental state, the *impromptu* prediction
+    ``o_j`` alone; the belief is their geometric mean (mean of logits, precision-weighted mean of normals; the paper leaves both
+    this and the loss open). The loss is the sum of the cross-entropies of the executed ``a_j`` under the belief and under either
+    prediction, over ``j != i`` and agents that are alive; the impromptu prediction's is on the latest steps. Nothing else trains
+    these networks.
+
+    An agent's belief of itself is written too, and means nothing. One network serves for all j; where agents share, it serves
+    for several i, and with `share: all` all believe the same (view axis of size 1).
+
+    Args:
+        spec: the team.
+        share: which modelling agents use the same network: `none` (decentralised), `all`, or groups such as `[[0, 1], [2]]`.
+        history: steps before the present one that a mental state is made of; 5 in F2A2.
+        characters: trajectories per agent that characters are made of; 1000 in F2A2, fewer here as every fit reads them all.
+        character_length: steps of a trajectory, fewer where its episode ends; 25 in F2A2.
+        character_batch: trajectories, drawn at random, through which a fit trains the characters.
+        memory: features of a character and of a mental state.
+        memory_layers: recurrent units on top of one another.
+        hidden: widths of the hidden layers of either prediction.
+        activation: non-linearity of the hidden layers.
+        head_coef: weight of either prediction's own cross-entropy; 1 weighs all three alike. Where behaviour depends on more than
+            the observation, the two predictions disagree, and a smaller weight makes a better belief.
+        every: updates from one fit to the next.
+        fit_rows: joint steps per fit, drawn at random; 1600 pairs of observation and action in F2A2, 533 steps of three agents.
+        recent: latest pairs of observation and action, of all agents, that train the impromptu prediction.
+        max_grad_norm: gradient norm that is clipped to; `null`: unclipped.
+    """
+
+    contract = Contract(
+        reads=(
+            *(keys.OBSERVATION, keys.ACTION, keys.ALIVE, keys.IS_FIRST),
+            *(keys.RECENT_OBSERVATION, keys.RECENT_ACTION, keys.RECENT_VALID),
+            When("discrete", (keys.ACTION_MASK,)),
+            When("continuous", (keys.ACTION_DIMS,)),
+        ),
+        writes=(
+            keys.JOINT_ACTION,
+            keys.SAMPLE_SEED,
+            When("discrete", (keys.OPPONENT_LOGITS,)),
+            When("continuous", (keys.OPPONENT_LOC, keys.OPPONENT_SCALE)),
+        ),
+    )
+
+    character: Tensor
+    updates: Tensor
+    pairs: Tensor
+    views: Tensor
+
+    def __init__(
+        self,
+        spec: TeamSpec,
+        *,
+        share: Share = "none",
+        history: PositiveInt = 5,
+        characters: PositiveInt = 64,
+        character_length: PositiveInt = 25,
+        character_batch: PositiveInt = 16,
+        memory: PositiveInt = 64,
+        memory_layers: PositiveInt = 2,
+        hidden: Hidden = [128],  # noqa: B006
+        activation: Activation = "leaky_relu",
+        head_coef: NonNegativeFloat = 1.0,
+        every: PositiveInt = 1,
+        fit_rows: PositiveInt = 512,
+        recent: PositiveInt = 1200,
+        max_grad_norm: PositiveFloat | None = 10.0,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.history = history
+        self.character_batch = character_batch
+        self.head_coef = head_coef
+        self.every = every
+        self.fit_rows = fit_rows
+        self.max_grad_norm = max_grad_norm
+        groups = group_of_agents(share, spec.n_agents)
+        self.networks = BeliefNetworks(
+            spec.observation,
+            spec.action_features,
+            spec.action_features * (1 if spec.discrete else 2),
+            networks=max(groups) + 1,
+            width=memory,
+            layers=memory_layers,
+            hidden=hidden,
+            activation=activation,
+        )
+        if isinstance(spec.action, Continuous):
+            self.range = ActionRange(spec.action, spec.n_agents)
+        self.trajectories = FirstTrajectories(spec, characters, character_length)
+        self.latest = LatestSteps(spec, -(-recent // spec.n_agents))
+        self.register_buffer("character", torch.zeros(spec.n_agents, max(groups) + 1, memory))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("pairs", pairs_modelled(groups).unsqueeze(-1), persistent=False)
+        self.register_buffer("views", torch.tensor([0] if share == "all" else groups), persistent=False)
+
+    # --- beliefs --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def forward(self, batch: TensorDictBase, played: bool = True) -> TensorDictBase:
+        """Write what each agent believes; where the action is imagined, draw the others' actions from it."""
+        if not played or self.wanted is None or self.wanted & set(BELIEFS.values()):
+            self._write_beliefs(batch, played)
+        if played:
+            batch.set(keys.JOINT_ACTION, batch[keys.ACTION].detach().unsqueeze(batch.batch_dims))
+        device = batch[keys.ACTION].device
+        return batch.set(keys.SAMPLE_SEED, torch.randint(2**62, (*batch.batch_size, 1), device=device))
+
+    def _write_beliefs(self, batch: TensorDictBase, played: bool) -> None:
+        rows = batch.select(*self.reads).reshape(-1)
+        blocks = [self._annotated(block, played) for block in rows.split(self._at_a_time(self.pairs.numel()))]
+        for key in blocks[0]:
+            batch.set(key, torch.cat([block[key] for block in blocks]).unflatten(0, batch.batch_size))
+
+    def _at_a_time(self, evaluations: int) -> int:
+        """How many units of so many evaluations are computed together."""
+        return max(1, EVALUATIONS.get(self.character.device.type, EVALUATIONS["cuda"]) // evaluations)
+
+    def _annotated(self, rows: TensorDictBase, played: bool) -> dict[Key, Tensor]:
+        """The keys that are written of ``rows`` ``[R]``, less those that need no network."""
+        belief, _ = self.beliefs(rows, self.character)
+        parameters = belief.parameters()
+        written = {BELIEFS[key]: value[:, self.views] for key, value in parameters.items()}
+        if not played:
+            written[keys.JOINT_ACTION] = self._imagined(rows, parameters)
+        return written
+
+    def _imagined(self, rows: TensorDictBase, parameters: dict[Key, Tensor]) -> Tensor:
+        """Own actions as chosen, the others' drawn anew by each agent, ``[R, N, N]`` or ``[R, N, N, D]``."""
+        n_agents = self.spec.n_agents
+        each = [value[:, self.views].expand(-1, n_agents, -1, -1) for value in parameters.values()]
+        own = rows[keys.ACTION].detach().unsqueeze(1)
+        mine = torch.eye(n_agents, dtype=torch.bool, device=own.device)
+        if self.spec.discrete:
+            return torch.where(mine, own, CategoricalTeam(each[0]).sample())
+        drawn = NormalTeam(each[0], each[1]).sample().to(own.dtype)
+        return torch.where(mine.unsqueeze(-1), own, drawn.masked_fill(~rows[keys.ACTION_DIMS].unsqueeze(1), 0.0))
+
+    def beliefs(self, rows: TensorDictBase, character: Tensor) -> tuple[TeamDistribution, TeamDistribution]:
+        """What each network believes, and its natural prediction alone.
+
+        Args:
+            rows: batch ``[R]`` with the keys that this component reads.
+            character: ``[N, G, H]``.
+
+        Returns:
+            Distributions of the actions of all agents, ``[R, G, N, *]``.
+        """
+        recent = [rows[keys.RECENT_OBSERVATION], action_features(rows[keys.RECENT_ACTION], self.spec)]
+        dtype = character.dtype
+        mental = self.networks.mental_states(torch.cat([x.to(dtype) for x in recent], -1), rows[keys.RECENT_VALID])
+        natural = self._prediction(self.networks.natural(rows[keys.OBSERVATION].to(dtype), character, mental), rows)
+        return self._combined(natural, self.impromptu(rows), rows), natural
+
+    def impromptu(self, rows: TensorDictBase) -> TeamDistribution:
+        """What each network predicts from the present observations ``[R, N, O]`` alone, ``[R, G, N, *]``."""
+        return self._prediction(self.networks.impromptu(rows[keys.OBSERVATION].to(self.character.dtype)), rows)
+
+    def _prediction(self, output: Tensor, rows: TensorDictBase) -> TeamDistribution:
+        if self.spec.discrete:
+            return CategoricalTeam(output, rows[keys.ACTION_MASK].unsqueeze(1))
+        mean, log_deviation = output.chunk(2, -1)
+        return self.range.normal(mean, log_deviation, rows[keys.ACTION_DIMS].unsqueeze(1))
+
+    def _combined(self, first: TeamDistribution, second: TeamDistribution, rows: TensorDictBase) -> TeamDistribution:
+        if isinstance(first, CategoricalTeam) and isinstance(second, CategoricalTeam):
+            return CategoricalTeam(mean_of_logits(first.log_probs, second.log_probs))
+        assert isinstance(first, NormalTeam)
+        assert isinstance(second, NormalTeam)
+        loc, scale = mean_of_normals((first.loc, first.scale), (second.loc, second.scale))
+        return NormalTeam(loc, scale, rows[keys.ACTION_DIMS].unsqueeze(1))
+
+    # --- what they are learnt from --------------------------------------------------------------------------------------
+
+    def observe(self, played: TensorDictBase) -> None:
+        """Keep the first trajectories for characters, and the latest steps for the impromptu prediction."""
+        if self.spec.n_agents == 1:
+            return
+        self.latest.record(played)
+        if not self.trajectories.complete:
+            self.trajectories.record(played)
+            self._refresh_character()
+
+    @torch.no_grad()
+    def _refresh_character(self) -> None:
+        """Make the characters that beliefs are written with anew, of all trajectories."""
+        begun = self.trajectories.begun
+        if begun == 0:
+            return
+        size = self._at_a_time(self.pairs.numel() * self.trajectories.observation.shape[1])
+        everything = torch.arange(begun, device=self.character.device)
+        encoded = [self.networks.characters(*self.trajectories.steps(index)) for index in everything.split(size)]
+        self.character.copy_(torch.cat(encoded).mean(0))
+
+    def fit(self, batch: TensorDictBase, learning: Learning) -> Metrics:
+        """One optimiser step on the steps of a batch and on the latest steps, every few updates."""
+        if self.spec.n_agents == 1:
+            return {}
+        due = self.every == 1 or int(self.updates) % self.every == 0
+        self.updates += 1
+        if not due:
+            return {}
+        loss, metrics = self.loss(self._drawn(batch))
+        metrics |= learning.minimise(loss, self.max_grad_norm)
+        self._refresh_character()
+        return metrics
+
+    def _drawn(self, batch: TensorDictBase) -> TensorDictBase:
+        """Rows ``[R]`` of the batch, at random where it has more than are wanted, with the true policies where it has them."""
+        wanted = [*self.reads, *(key for key in BELIEFS if key in batch.keys(include_nested=True))]
+        given = batch.select(*wanted).detach()
+        count = batch.batch_size.numel()
+        if count <= self.fit_rows:
+            return given.reshape(-1)
+        index = torch.randperm(count, device=self.character.device)[: self.fit_rows]
+        return given[torch.unravel_index(index, batch.batch_size)]
+
+    def loss(self, rows: TensorDictBase) -> tuple[Tensor, Metrics]:
+        """The three cross-entropies, weighted and summed, and how good the beliefs are.
+
+        Args:
+            rows: batch ``[R]`` with the keys that this component reads and, for the divergence, the parameters of the policy.
+        """
+        belief, natural = self.beliefs(rows, self._trained_character())
+        latest = self.latest.steps()
+        combined = self._cross_entropy(belief, rows)
+        natural_loss = self._cross_entropy(natural, rows)
+        impromptu_loss = self._cross_entropy(self.impromptu(latest), latest)
+        metrics = {
+            "opponents/cross_entropy": combined.detach(),
+            "opponents/natural_cross_entropy": natural_loss.detach(),
+            "opponents/impromptu_cross_entropy": impromptu_loss.detach(),
+        }
+        return combined + self.head_coef * (natural_loss + impromptu_loss), metrics | self._quality(belief, rows)
+
+    def _trained_character(self) -> Tensor:
+        """Characters ``[N, G, H]`` of a random part of the trajectories, with gradient."""
+        begun = self.trajectories.begun
+        if begun == 0:
+            return self.character
+        index = torch.randperm(begun, device=self.character.device)[: self.character_batch]
+        return self.networks.characters(*self.trajectories.steps(index)).mean(0)
+
+    def _cross_entropy(self, belief: TeamDistribution, rows: TensorDictBase) -> Tensor:
+        """``-mean log q_i(a_j)`` over rows, i and j that is not i and is alive."""
+        return -self._mean(belief.log_prob(self._executed(rows)), rows)
+
+    @torch.no_grad()
+    def _quality(self, belief: TeamDistribution, rows: TensorDictBase) -> Metrics:
+        """How often the likeliest action was taken, and the divergence of the beliefs from the policy that the rows tell of."""
+        metrics = {}
+        if self.spec.discrete:
+            hit = belief.mode() == self._executed(rows)
+            metrics["opponents/accuracy"] = self._mean(hit.unsqueeze(-1).to(self.character.dtype), rows)
+        known = {key for key in BELIEFS if key in rows.keys(include_nested=True)}
+        if {key for key, believed in BELIEFS.items() if believed in self.writes} <= known:
+            true = stored_distribution(rows.unsqueeze(1), discrete=self.spec.discrete)
+            metrics["opponents/kl"] = self._mean(true.kl(belief), rows)
+        return metrics
+
+    def _executed(self, rows: TensorDictBase) -> Tensor:
+        """``[R, G, N]`` or ``[R, G, N, D]``."""
+        action = rows[keys.ACTION].unsqueeze(1)
+        return action.expand(-1, len(self.pairs), *action.shape[2:])
+
+    def _mean(self, values: Tensor, rows: TensorDictBase) -> Tensor:
+        """Mean of ``[R, G, N, 1]`` over rows, modelling agents and modelled agents that are alive."""
+        weight = rows[keys.ALIVE].unsqueeze(1) * self.pairs
+        return masked_mean(values, weight)
