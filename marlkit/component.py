@@ -270,13 +270,10 @@ class Critic(Component, nn.Module, ABC):
 
 
 class Targets(Component, nn.Module, ABC):
-    """What values are bootstrapped with: the online networks themselves, or copies that lag behind.
+    """What values are bootstrapped with: the online networks themselves, or copies that lag behind (trait ``lagging``).
 
     The estimator's values at ``next`` come from :meth:`critic`, on actions that :meth:`actor` chooses where they were not played.
     """
-
-    lagging: bool = True
-    """Whether the targets differ from the online networks."""
 
     @abstractmethod
     def track(self, actor: Actor, critic: Critic) -> None:

@@ -153,7 +153,7 @@ class Learner(lightning.LightningModule):
         for key in [*self.critic.writes, *self._beliefs, *self._refreshed]:
             batch.set(key, rows[key].unflatten(0, steps_first).transpose(0, 1))
         target, afresh = self.targets.critic(), "on_policy" not in self.data.traits
-        if self.targets.lagging and not afresh:
+        if "lagging" in self.targets.traits and not afresh:
             rows = rows.copy()
             if self._critic_reads_policy:
                 rows.update(self.targets.actor().distribution(rows).parameters())

@@ -91,7 +91,7 @@ def print_wiring(recipe: Recipe, sizes: Mapping[str, int], parameters: Mapping[s
     made = table(*columns)
     discrete = is_discrete(recipe)
     for row in wiring(recipe):
-        if not (row.reads or row.writes or row.path in parameters):
+        if not (row.reads or row.writes or row.follows or row.path in parameters):
             continue
         cells = [
             f"{row.path}\n{row.component}{'' if row.runs else chr(10) + '(idle: nobody reads its keys)'}",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from marlkit import keys
-from marlkit.fit import ORDER, environments, idle, members, writers
+from marlkit.fit import ORDER, Member, environments, idle, members, writers
 from marlkit.keys import Key
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ class Row:
         component: its name.
         reads: the keys that it reads, each with the path of the component that wrote it (``None``: nobody).
         writes: the keys that it writes.
-        runs: false for an opponent model that nobody asks for.
+        runs: false for an opponent model that nobody asks for, and for targets that are the online networks.
+        follows: paths of components that it has without a key: its parts, or what it is a copy of.
     """
 
     path: str
@@ -31,6 +32,7 @@ class Row:
     reads: Mapping[Key, str | None]
     writes: tuple[Key, ...]
     runs: bool = True
+    follows: tuple[str, ...] = ()
 
 
 ON_DEMAND = ("data",)
@@ -43,16 +45,28 @@ def wiring(recipe: Recipe) -> list[Row]:
     found = {member.path: written for member, written in writers(team)}
     asleep = idle(team)
     read = {key for member in team if member.section not in asleep for key in member.reads}
-    return [
-        Row(
+    lagging = any("lagging" in member.traits for member in team)
+    valued = {keys.following(key) for member in team if member.section == "critic" for key in member.writes} if lagging else set()
+
+    def writer(member: Member, key: Key) -> str | None:
+        return "targets" if key in valued else found.get(member.path, {}).get(key)
+
+    def row(member: Member) -> Row:
+        copies = lagging and member.section == "targets"
+        return Row(
             member.path,
             member.entry.name,
-            {key: found.get(member.path, {}).get(key) for key in dict.fromkeys(member.reads)},
-            tuple(key for key in dict.fromkeys(member.writes) if key in read or member.section not in ON_DEMAND),
-            member.section not in asleep,
+            {key: writer(member, key) for key in dict.fromkeys(member.reads)},
+            tuple(valued & read) if copies else _written(member, read),
+            member.section not in asleep and (lagging or member.section != "targets"),
+            ("critic",) if copies else tuple(other.path for other in team if other.path.rpartition(".")[0] == member.path),
         )
-        for member in team
-    ]
+
+    return [row(member) for member in team]
+
+
+def _written(member: Member, read: Collection[Key]) -> tuple[Key, ...]:
+    return tuple(key for key in dict.fromkeys(member.writes) if key in read or member.section not in ON_DEMAND)
 
 
 DIMENSIONS = {
@@ -100,7 +114,7 @@ def is_discrete(recipe: Recipe) -> bool:
 
 def mermaid(recipe: Recipe) -> str:
     """The wiring as a Mermaid flowchart: a node for each component, an edge for the keys that go from one to another."""
-    rows = [row for row in wiring(recipe) if row.runs and (row.reads or row.writes)]
+    rows = [row for row in wiring(recipe) if row.runs and (row.reads or row.writes or row.follows)]
     lines = ["flowchart LR"]
     lines += [f'    {_node(row.path)}["<b>{row.path}</b><br/>{row.component}"]' for row in rows]
     for row in rows:
@@ -110,6 +124,7 @@ def mermaid(recipe: Recipe) -> str:
         for writer in sorted(by_writer, key=lambda path: (ORDER.index(path.partition(".")[0]) if path != "nobody" else -1, path)):
             if writer != row.path:
                 lines.append(f'    {_node(writer)} -->|"{"<br/>".join(by_writer[writer])}"| {_node(row.path)}')
+        lines += [f"    {_node(other)} -.- {_node(row.path)}" for other in row.follows]
     return "\n".join(lines) + "\n"
 
 

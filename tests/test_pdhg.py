@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from marlkit import keys
 from marlkit.actors.stochastic import StochasticActor
 from marlkit.building import build_environment, build_learner
-from marlkit.component import Adjust, Critic, Learning, Metrics, Update
+from marlkit.component import Actor, Adjust, Critic, Learning, Metrics, Update
 from marlkit.contract import Contract
 from marlkit.critics.centralised import CentralisedCritic
 from marlkit.critics.local import LocalCritic
@@ -77,6 +77,10 @@ class FittedUpdate(Update):
         self.steps = steps
         self.agents = agents
         self.adjust: Adjust | None = None
+        self.attached: list[Tensor] = []
+
+    def attach(self, actor: Actor, critic: Critic) -> None:
+        self.attached.append(critic.predict(NOTHING).detach())
 
     def update(self, batch: TensorDictBase, learning: Learning) -> Metrics:
         for _ in range(self.steps):
@@ -265,6 +269,8 @@ def test_the_copies_start_as_the_first_agents_and_are_never_overwritten() -> Non
     trial = Trial(quadratics(), 1, penalty=1.0)
     torch.manual_seed(0)
     untouched = FourNumbers(trial.critic.spec)
+    (attached,) = trial.step.attached
+    assert np.array_equal(attached.numpy(), trial.start), "the step is attached to the equal copies"
     assert np.array_equal(trial.start, np.broadcast_to(untouched.predict(NOTHING)[0].detach().numpy(), (N, SIZE)))
     trial.run()
     # The first step is plain: copies equal their view, and the duals are zero.

@@ -68,7 +68,7 @@ def test_online_targets_are_the_networks_themselves() -> None:
     targets.track(actor, critic)
     assert targets.actor() is actor
     assert targets.critic() is critic
-    assert not targets.lagging
+    assert "lagging" not in targets.traits
     assert not targets.state_dict()
     targets.follow(["actor", "critic"])
 

@@ -22,7 +22,7 @@ class HardTargets(LaggingTargets):
         actor: whether the policy has a lagging copy too.
     """
 
-    contract = Contract()
+    contract = Contract(traits=("lagging",))
 
     def __init__(self, spec: TeamSpec, *, interval: PositiveInt = 200, actor: bool = True) -> None:
         super().__init__(spec, actor)

@@ -15,7 +15,6 @@ class OnlineTargets(Targets):
     """
 
     contract = Contract()
-    lagging = False
 
     def __init__(self, spec: TeamSpec) -> None:
         super().__init__()

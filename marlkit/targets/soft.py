@@ -21,7 +21,7 @@ class SoftTargets(LaggingTargets):
         actor: whether the policy has a lagging copy too.
     """
 
-    contract = Contract()
+    contract = Contract(traits=("lagging",))
 
     def __init__(self, spec: TeamSpec, *, tau: Probability = 0.005, actor: bool = True) -> None:
         super().__init__(spec, actor)

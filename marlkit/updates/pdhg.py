@@ -41,7 +41,7 @@ class PdhgUpdate(Update):
         weights: W: `metropolis`, or `uniform` over an agent and its neighbours, which with the dual by `node` weights agents by
             their number of neighbours.
         interval_mean: steps of an agent from one exchange to the next on average; 1 to 200. An optimiser that takes steps of a
-            limited size, as Adam does, needs some for the copies to follow the duals, which else swing to and fro.
+            limited size, as Adam does, needs some for the copies to follow the duals, which else swing back and forth.
         interval_std: deviation of that interval, which is normally distributed, rounded, and at least 1.
     """
 
@@ -86,7 +86,7 @@ class PdhgUpdate(Update):
 
     def attach(self, actor: Actor, critic: Critic) -> None:
         """Draw the order of the agents in a ring, make the copies equal, and start what is kept of them."""
-        if self.is_random and self.graph.any():
+        if self.is_random:
             order = torch.randperm(self.spec.n_agents)
             self.graph = self.graph[order][:, order]
         networks: dict[str, Actor | Critic] = {"critic": critic, "actor": actor} if self.share_actor else {"critic": critic}
@@ -97,9 +97,8 @@ class PdhgUpdate(Update):
 
     def update(self, batch: TensorDictBase, learning: Learning) -> Metrics:
         """The wrapped update, its optimiser steps followed by exchanges."""
-        if self.graph.any():
-            learning = replace(learning, minimise=self._minimise(learning.minimise))
-        return self.step.update(batch, learning) | self._metrics()
+        agreeing = replace(learning, minimise=self._minimise(learning.minimise))
+        return self.step.update(batch, agreeing) | self._metrics()
 
     def _minimise(self, inner: Minimise) -> Minimise:
         neighboured = set(self.graph.any(-1).nonzero().flatten().tolist())
