@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import marlkit
+from marlkit.catalogue import components
 from marlkit.contract import KINDS
 
 PACKAGE = Path(marlkit.__file__).parent
@@ -41,6 +42,19 @@ def test_components_are_known_by_their_contract_only(file: Path) -> None:
     own = kind_of(dotted(file))
     strangers = {name for name in imported(ast.parse(file.read_text(encoding="utf-8"))) if kind_of(name) not in (None, own)}
     assert not strangers
+
+
+LIBRARIES = {"vmas", "torchrl", "lightning"}
+"""Names of components that are also names of libraries."""
+DEFAULTS = PACKAGE / "contract.py"
+
+
+@pytest.mark.parametrize("file", [file for file in MODULES if kind_of(dotted(file)) is None and file != DEFAULTS], ids=dotted)
+def test_no_component_is_known_by_name(file: Path) -> None:
+    """Outside the kinds' packages only the defaults of absent sections are named, and those at one place."""
+    names = {name for kind in KINDS for name in components(kind)} - LIBRARIES
+    constants = {node.value for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Constant)}
+    assert not constants & names
 
 
 @pytest.mark.parametrize("file", sorted((PACKAGE / "functional").glob("*.py")), ids=dotted)

@@ -11,17 +11,15 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from marlkit import keys
+from marlkit.action_range import ActionRange
 from marlkit.agent_parameters import agent_parameters
 from marlkit.component import Actor
 from marlkit.contract import Contract, When
-from marlkit.distributions import CategoricalTeam, NormalTeam, TeamDistribution
+from marlkit.distributions import CategoricalTeam, TeamDistribution
 from marlkit.errors import OptionError
 from marlkit.networks import ACTIVATIONS, TeamGRU, TeamLinear, TeamNetwork, group_of_agents
 from marlkit.options import Activation, Hidden, PositiveFloat, PositiveInt, Probability, Share
 from marlkit.spec import Continuous, TeamSpec
-
-LOG_DEVIATION_RANGE = (-5.0, 2.0)
-"""Bounds of the logarithm of the standard deviation, in half-ranges of the action."""
 
 
 class StochasticActor(Actor):
@@ -68,8 +66,6 @@ class StochasticActor(Actor):
         ),
     )
 
-    middle: Tensor
-    half_range: Tensor
     uniform_share: Tensor | None
 
     def __init__(
@@ -125,13 +121,7 @@ class StochasticActor(Actor):
                 raise OptionError(option, message)
 
     def _prepare_continuous(self, action: Continuous, initial_std: float) -> None:
-        shape = (self.spec.n_agents, action.size)
-        low = -torch.ones(shape) if action.low is None else torch.tensor(action.low)
-        high = torch.ones(shape) if action.high is None else torch.tensor(action.high)
-        self.register_buffer("middle", (low + high) / 2, persistent=False)
-        reach = (high - low) / 2
-        # Padding has no range; a zero deviation there would put NaN into the gradient of a logarithm that is masked anyway.
-        self.register_buffer("half_range", torch.where(reach > 0, reach, torch.ones_like(reach)), persistent=False)
+        self.range = ActionRange(action, self.spec.n_agents)
         self.initial_log_deviation = math.log(initial_std)
         if not self.predicts_deviation:
             count = max(self.groups) + 1
@@ -190,9 +180,8 @@ class StochasticActor(Actor):
             log_deviation = raw + self.initial_log_deviation
         else:
             log_deviation = torch.stack([self.log_deviation[self.groups[agent]] for agent in selected])
-        middle, half = (self.middle, self.half_range) if agents is None else (self.middle[selected], self.half_range[selected])
-        scale = half * log_deviation.clamp(*LOG_DEVIATION_RANGE).exp()
-        return NormalTeam(middle + half * outputs, scale, _of(batch[keys.ACTION_DIMS], agents))
+        dims = _of(batch[keys.ACTION_DIMS], agents)
+        return self.range.normal(outputs, log_deviation, dims, slice(None) if agents is None else selected)
 
 
 def _of(tensor: Tensor, agents: Sequence[int] | None) -> Tensor:
