@@ -68,7 +68,10 @@ def build_learner(recipe: Recipe, env: Environment, **extras: Any) -> Learner:
     """
     rng.seed_all(recipe.seed)
     components = {section: build(recipe, section, env.spec) for section in LEARNING_SECTIONS}
-    return Learner(env=env, iterations=recipe.config.trainer.iterations, recipe=recipe.to_yaml(), **components, **extras)
+    try:
+        return Learner(env=env, iterations=recipe.config.trainer.iterations, recipe=recipe.to_yaml(), **components, **extras)
+    except OptionError as error:  # of the targets, which see the networks only here
+        raise refusal(recipe, f"targets.{error.option}", error.message) from error
 
 
 def build_trainer_options(recipe: Recipe, spec: TeamSpec) -> Trainer:

@@ -414,11 +414,16 @@ class Data(Component, ABC):
         """Options for a trial: ``steps`` steps of two environments, and a batch to learn from at once."""
         return {}
 
-    def refuse_unfit_length(self, sequence_length: int | None) -> None:
-        """Look whether batches can be cut into sequences of this length (``None``: into single steps).
+    def refuse_unfit(self, envs: int, iterations: int, sequence_length: int | None) -> None:
+        """Look whether this many environments and iterations give batches to learn from.
+
+        Args:
+            envs: number of environments.
+            iterations: length of the training.
+            sequence_length: of the sequences that batches are cut into; ``None``: into single steps.
 
         Raises:
-            OptionError: they cannot; names the actor's option.
+            OptionError: they do not; names an option of its own, or `sequence_length` of the actor.
         """
 
     @abstractmethod

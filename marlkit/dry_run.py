@@ -44,9 +44,10 @@ def dry_run(recipe: Recipe) -> None:
         before = _trained(learner)
         with _named("update", learner):
             learner.update.update(batch, learning)
-        with _named("opponents", learner):
-            learner.opponents.observe(played)
-            learner.opponents.fit(batch, learning)
+        if learner.opponents_are_read:
+            with _named("opponents", learner):
+                learner.opponents.observe(played)
+                learner.opponents.fit(batch, learning)
         _check_training(learner, before)
         env.close()
 
@@ -55,9 +56,10 @@ def _short_data(recipe: Recipe, learner: Learner) -> Data:
     """The recipe's data, of as few steps as its actor is trained on."""
     length = learner.actor.sequence_length
     try:
-        learner.data.refuse_unfit_length(length)
+        learner.data.refuse_unfit(recipe.config.env.num_envs, recipe.config.trainer.iterations, length)
     except OptionError as error:
-        raise refusal(recipe, f"actor.{error.option}", error.message) from error
+        section = "data" if error.option in recipe.entries["data"].options else "actor"
+        raise refusal(recipe, f"{section}.{error.option}", error.message) from error
     short = build(recipe, "data", learner.env.spec, **learner.data.brief(length or STEPS))
     assert isinstance(short, Data)
     short.history = learner.data.history

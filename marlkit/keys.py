@@ -117,6 +117,10 @@ TABLE: dict[Key, KeyInfo] = {
 """All keys at the current step. ``following(key)`` of any of them has the same shape and meaning at the next step."""
 
 
+WITH_GRADIENT = frozenset({ENCODING})
+"""Keys that :meth:`marlkit.component.Actor.distribution` renews on a batch, with gradient."""
+
+
 def describe(key: Key) -> KeyInfo:
     """Shape and meaning of ``key``, or of the key that it follows.
 

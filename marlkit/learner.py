@@ -32,7 +32,7 @@ from marlkit.component import (
     Targets,
     Update,
 )
-from marlkit.errors import NonFiniteError
+from marlkit.errors import NonFiniteError, OptionError
 
 ANNOTATED_ROWS = 16384
 """Rows that a component annotates at a time: bounds memory, and keeps a layer's output within a processor's cache."""
@@ -91,20 +91,22 @@ class Learner(lightning.LightningModule):
         """Let the components know of one another what their contracts say."""
         read = {*self.critic.reads, *self.estimator.reads, *self.update.reads}
         self._beliefs = tuple(key for key in self.opponents.writes if key in read)
-        self._opponents_are_read = bool(self._beliefs)
+        self.opponents_are_read = bool(self._beliefs)
         self._critic_reads_beliefs = bool(set(self._beliefs) & set(self.critic.reads))
         self.opponents.wanted = frozenset(self._beliefs)
         valued = {*self.critic.reads, *(self.opponents.reads if self._critic_reads_beliefs else ())}
         self._policy_is_read = bool(set(self.actor.writes) & valued)
-        read |= set(self.opponents.reads) if self._opponents_are_read else set()
+        read |= set(self.opponents.reads) if self.opponents_are_read else set()
         # What was played stays; what the policy says of it now may be another thing than then.
         current = [key for key in self.actor.writes if key not in (keys.ACTION, keys.LOG_PROB)]
-        self._critic_reads_policy = bool(set(current) & set(self.critic.reads))
+        self._encoder_is_shared = bool(set(current) & set(self.critic.reads) & keys.WITH_GRADIENT)
         off_policy = "on_policy" not in self.data.traits
         self._refreshed = tuple(current) if off_policy and read & set(current) else ()
-        self.data.history = self.opponents.history if self._opponents_are_read else 0
+        self.data.history = self.opponents.history if self.opponents_are_read else 0
         self.update.attach(self.actor, self.critic)
         self.targets.track(self.actor, self.critic)
+        if self._encoder_is_shared and "lagging" in self.targets.traits and self.targets.actor() is self.actor:
+            raise OptionError("actor", "must be true, because the critic reads the actor's encoder: both have to lag")
 
     # --- the four steps -------------------------------------------------------------------------------------------------
 
@@ -116,7 +118,7 @@ class Learner(lightning.LightningModule):
         self.actor.eval()
         with self._timed("collect", seconds):
             played = self.data.collect(self.env, self.actor)
-            if self._opponents_are_read:
+            if self.opponents_are_read:
                 self.opponents.observe(played)
         batch = played
         for batch in self._timed_each(self.data.batches(played, self.actor), "collect", seconds):
@@ -134,7 +136,7 @@ class Learner(lightning.LightningModule):
         """Update policy and critic from an estimated batch, then the opponent model."""
         learning = self.learning()
         metrics = self.update.update(batch, learning)
-        return metrics | self.opponents.fit(batch, learning) if self._opponents_are_read else metrics
+        return metrics | self.opponents.fit(batch, learning) if self.opponents_are_read else metrics
 
     @torch.no_grad()
     def annotate(self, batch: TensorDictBase) -> None:
@@ -155,8 +157,7 @@ class Learner(lightning.LightningModule):
         target, afresh = self.targets.critic(), "on_policy" not in self.data.traits
         if "lagging" in self.targets.traits and not afresh:
             rows = rows.copy()
-            if self._critic_reads_policy:
-                rows.update(self.targets.actor().distribution(rows).parameters())
+            self._encode(rows)
             self._annotate_rows(rows, target, ())
         index = _evaluated_again(batch, all_steps=afresh)
         following = rows["next"][index] if len(index) else None
@@ -177,12 +178,25 @@ class Learner(lightning.LightningModule):
         for start in range(0, len(rows), ANNOTATED_ROWS):
             block = rows[start : start + ANNOTATED_ROWS]
             if imagined and self._policy_is_read:
-                self.targets.actor().bootstrap(block)
+                self._choose(block)
             if beliefs:
                 self.opponents(block, played=not imagined)
             blocks.append(critic(block).select(*wanted))
         for key in wanted:
             rows.set(key, torch.cat([block[key] for block in blocks]))
+
+    def _choose(self, rows: TensorDictBase) -> None:
+        """The actions that the values of ``rows`` are bootstrapped with: on policy those of the policy that plays."""
+        if "on_policy" not in self.data.traits:
+            self.targets.actor().bootstrap(rows)
+            return
+        self.actor.bootstrap(rows)
+        self._encode(rows)
+
+    def _encode(self, rows: TensorDictBase) -> None:
+        """Let a critic that lags and reads an encoder of the actor read the encoder that lags with it."""
+        if self._encoder_is_shared and "lagging" in self.targets.traits:
+            self.targets.actor().distribution(rows)
 
     def progress(self) -> float:
         """Share of the training that is done, in [0, 1]."""

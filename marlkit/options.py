@@ -53,6 +53,8 @@ NonNegativeInt = Annotated[int, Range(at_least=0)]
 PositiveFloat = Annotated[float, Range(above=0)]
 NonNegativeFloat = Annotated[float, Range(at_least=0)]
 Probability = Annotated[float, Range(at_least=0, at_most=1)]
+Fraction = Annotated[float, Range(above=0, below=1)]
+Finite = Annotated[float, Range()]
 Discount = Annotated[float, Range(at_least=0, at_most=1)]
 
 Hidden = list[PositiveInt]
@@ -82,7 +84,7 @@ def describe_type(annotation: Any, *, several: bool = False) -> str:
     """An annotation for people: ``"a list of whole numbers"``, ``"own or state"``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        words = [constraint.words for constraint in arguments[1:] if isinstance(constraint, Range)]
+        words = [constraint.words for constraint in arguments[1:] if isinstance(constraint, Range) and constraint.words]
         return " ".join([describe_type(arguments[0], several=several), *words])
     if origin is Literal:
         return " or ".join(map(as_yaml, arguments))

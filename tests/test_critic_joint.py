@@ -14,6 +14,7 @@ from marlkit import keys
 from marlkit.critics.joint import JointCritic
 from marlkit.networks import TeamLinear, group_of_agents
 from marlkit.spec import Continuous, Discrete, TeamSpec
+from marlkit.testing import fake_batch
 
 N, F, ROWS = 3, 2, 5
 CONTINUOUS = TeamSpec(N, 4, Continuous(F), state=6)
@@ -160,3 +161,16 @@ def test_a_shared_critic_multiplies_state_and_joint_action_once() -> None:
     once = 6 * width + N * F * width
     for_each_agent = N * (F * width + width)
     assert counter.get_total_flops() == 2 * rows * (once + for_each_agent)
+
+
+def test_continuous_actions_are_valued_as_the_environment_executes_them() -> None:
+    spec = TeamSpec(2, 3, Continuous(1, ((-1.0,), (-2.0,)), ((1.0,), (0.5,))))
+    critic = JointCritic(spec, hidden=[5])
+    batch = fake_batch(spec, [4], critic.reads)
+    far = batch.clone()
+    far[keys.ACTION] = torch.tensor([[[1.7], [-2.5]]]).expand(4, 2, 1).contiguous()
+    far[keys.JOINT_ACTION] = far[keys.ACTION].unsqueeze(1)
+    near = batch.clone()
+    near[keys.ACTION] = torch.tensor([[[1.0], [-2.0]]]).expand(4, 2, 1).contiguous()
+    near[keys.JOINT_ACTION] = near[keys.ACTION].unsqueeze(1)
+    assert torch.equal(critic.predict(far), critic.predict(near))

@@ -393,14 +393,21 @@ def test_sequence_longer_than_a_batch_is_refused() -> None:
     data = ReplayData(DISCRETE, batch_size=9)
     message = "`sequence_length`: must be at most data.batch_size, the 9 steps of a batch, got 10"
     with pytest.raises(OptionError, match=re.escape(message)):
-        data.refuse_unfit_length(10)
-    data.refuse_unfit_length(9)
-    data.refuse_unfit_length(None)
+        data.refuse_unfit(4, 1000, 10)
+    data.refuse_unfit(4, 1000, 9)
+    data.refuse_unfit(4, 1000, None)
+
+
+def test_a_warm_up_longer_than_the_training_is_refused() -> None:
+    data = ReplayData(DISCRETE, steps=10, warm_up=121)
+    with pytest.raises(OptionError, match="`warm_up`: must be at most 120, all joint steps of 3 iterations: nothing is learnt"):
+        data.refuse_unfit(4, 3, None)
+    data.refuse_unfit(4, 4, None)
 
 
 @pytest.mark.parametrize("body", ["mlp", "gru"])
 def test_a_trial_has_something_to_learn_from_at_once(body: Any) -> None:
     data = ReplayData(DISCRETE, **ReplayData.brief(5))
-    data.refuse_unfit_length(5)
+    data.refuse_unfit(2, 1, 5)
     (batch,) = Play(data, an_actor(DISCRETE, body, 5), numbered(DISCRETE, envs=2)).iterate()
     assert batch.batch_size == ((2, 5) if body == "gru" else (10, 1))

@@ -223,7 +223,8 @@ def test_without_coupling_the_losses_are_plain_ddpgs_bit_for_bit(action: Any, va
     after = [parameter.clone() for parameter in critic.parameters()]
     restore(critic, before)
     goal = critic.normaliser.normalise(rows[keys.VALUE_TARGET])
-    loss = ((critic.predict(rows) - goal) ** 2).sum() / goal.numel()
+    # Contiguous: sums in another order round differently.
+    loss = ((critic.predict(rows) - goal) ** 2).contiguous().sum() / goal.numel()
     assert torch.equal(descent.losses[0], loss.detach())
     for got, wanted in zip(descent.gradients[0]["critic"], torch.autograd.grad(loss, list(critic.parameters())), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-8)
@@ -232,7 +233,6 @@ def test_without_coupling_the_losses_are_plain_ddpgs_bit_for_bit(action: Any, va
     played = rows[keys.ACTION]
     joint = (torch.nn.functional.one_hot(played, 3).float() if spec.discrete else played).unsqueeze(1)
     value = critic.action_value(rows, actor.reparametrised(rows), joint).detach()
-    # Contiguous: sums in another order round differently.
     assert torch.equal(descent.losses[1], -value.contiguous().sum() / goal.numel())
 
 
@@ -579,6 +579,8 @@ class PlainDdpg:
     def update(self, batch: TensorDict) -> None:
         seen, following = batch[keys.OBSERVATION][:, :, 0].double(), batch["next", "agents", "observation"][:, :, 0].double()
         action, reward = batch[keys.ACTION][:, :, 0].double(), batch[keys.REWARD][:, :, 0, 0].double()
+        # What the environment executes of an action beyond its bounds.
+        action = action.clamp(*torch.tensor([[-1.0, 0.0], [1.0, 3.0]], dtype=torch.float64))
         next_value = self.value(self.targets[id(self.critic)], following, self.policy(self.targets[id(self.actor)], following))
         target = reward + GAMMA * (1 - batch[keys.TERMINATED][..., 0].double()) * next_value
         self.step(1, (self.value(self.critic, seen, action) - target).square().mean())

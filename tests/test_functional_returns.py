@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrl.objectives.value.functional import generalized_advantage_estimate, td_lambda_return_estimate
 
 from marlkit.errors import OptionError
-from marlkit.functional.returns import generalised_advantage, lambda_return, n_step_return
+from marlkit.functional.returns import bootstrap_drift, generalised_advantage, lambda_return, n_step_return
 
 assert_exact = functools.partial(torch.testing.assert_close, rtol=0.0, atol=1e-10)
 Rollout = dict[str, Tensor]
@@ -253,3 +253,26 @@ def test_wrong_input_is_refused(change: dict[str, Any], words: str) -> None:
 def test_zero_steps_are_refused() -> None:
     with pytest.raises(OptionError, match="`n`: must be at least 1, got 0"):
         n_step_return(**team(random_rollout(seed=0)), gamma=0.9, n=0)
+
+
+def test_advantages_of_a_lagging_bootstrap_are_returns_less_values() -> None:
+    """Four rewards of 1, a true end, values of 10 and bootstraps of 0: the returns are 4, 3, 2, 1."""
+    value, next_value = torch.full((1, 4, 1, 1), 10.0, dtype=torch.float64), torch.zeros(1, 4, 1, 1, dtype=torch.float64)
+    reward, end = torch.ones_like(value), torch.tensor([False, False, False, True]).view(1, 4, 1)
+    drift = bootstrap_drift(value, next_value, end, gamma=1.0, lmbda=1.0)
+    _, target = generalised_advantage(reward + drift, value, next_value, end, end, gamma=1.0, lmbda=1.0)
+    assert target.flatten().tolist() == [4.0, 3.0, 2.0, 1.0]
+
+
+def test_the_drift_of_any_bootstrap_gives_the_lambda_return_and_vanishes_where_values_agree() -> None:
+    draw = torch.Generator().manual_seed(3)
+    value, next_value, reward = (torch.randn(5, 9, 2, 1, generator=draw, dtype=torch.float64) for _ in range(3))
+    terminated = torch.rand(5, 9, 1, generator=draw) < 0.15
+    done = terminated | (torch.rand(5, 9, 1, generator=draw) < 0.15)
+    decay = {"gamma": 0.9, "lmbda": 0.7}
+    drift = bootstrap_drift(value, next_value, done, **decay)
+    advantage, target = generalised_advantage(reward + drift, value, next_value, terminated, done, **decay)
+    expected = lambda_return(reward, next_value, terminated, done, **decay)
+    torch.testing.assert_close(target, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(advantage, expected - value, rtol=0, atol=1e-12)
+    assert not bootstrap_drift(value, value.roll(-1, 1), done, **decay).any()

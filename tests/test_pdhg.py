@@ -524,7 +524,7 @@ def test_without_edges_training_is_that_of_the_step_bit_for_bit(spec: TeamSpec, 
 def test_bytes_are_four_per_parameter_and_directed_edge(options: dict[str, Any], messages: int) -> None:
     learner = wrapped_learner(SPEC, lambda step: PdhgUpdate(SPEC, step=step, **options))
     fit(learner, 2)
-    steps = 2 * 2 * 2  # iterations, epochs, minibatches
+    steps = 2 * 2  # epochs, minibatches: what the last iteration sent
     actor = (5 * 4 + 4) + (4 * 4 + 4) if options.get("share_actor") else 0
     networks = 2 if actor else 1
     metrics = learner.trainer.callback_metrics
@@ -657,3 +657,9 @@ def test_actors_are_shared_only_where_they_learn_by_gradient(tmp_path: Path) -> 
     found = problem(tmp_path, text, ["critic.share=none", "actor.share=none", "env.pooled=true"])
     assert "`pdhg` needs the trait `by_gradient`, which update.step `sequential`" in found.message
     assert "ppo_clip" in found.remedy
+
+
+def test_a_wrapper_of_itself_is_refused() -> None:
+    spec = TeamSpec(2, 1, Discrete(2))
+    with pytest.raises(OptionError, match="cannot be `pdhg` itself"):
+        PdhgUpdate(spec, step=PdhgUpdate(spec, step=PpoClipUpdate(spec)))

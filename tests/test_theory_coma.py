@@ -363,10 +363,10 @@ def moved(learner: Learner) -> None:
 
 
 def spied(learner: Learner) -> dict[tuple[float, ...], Tensor]:
-    """The actions that the target policy will choose, by the first agent's observation."""
+    """The actions that the policy will choose behind a cut, by the first agent's observation."""
     chosen: dict[tuple[float, ...], Tensor] = {}
-    target = learner.targets.actor()
-    original = target.bootstrap
+    policy = learner.actor
+    original = policy.bootstrap
 
     def bootstrap(batch: TensorDictBase) -> TensorDictBase:
         original(batch)
@@ -374,7 +374,7 @@ def spied(learner: Learner) -> dict[tuple[float, ...], Tensor]:
             chosen[tuple(seen_.tolist())] = action
         return batch
 
-    object.__setattr__(target, "bootstrap", bootstrap)
+    object.__setattr__(policy, "bootstrap", bootstrap)
     return chosen
 
 

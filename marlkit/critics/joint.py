@@ -18,15 +18,15 @@ from marlkit.contract import Contract, When
 from marlkit.networks import TeamLinear, TeamNetwork, group_of_agents
 from marlkit.normalisers import ValueNormaliser
 from marlkit.options import Activation, Hidden, Share
-from marlkit.spec import TeamSpec
+from marlkit.spec import Continuous, TeamSpec
 
 
 class JointCritic(Critic):
     """``Q_i(x_i, a_1, …, a_N)``, with the joint action as agent i views it and its own action in its own entry.
 
     The first layer is split. The products of the weights with ``x`` and with the joint action are taken once for all agents that
-    view the same; agent i's own entry enters as a change, ``W_i (own_i - joint_ii)``. What an agent's actions are padded with
-    never enters.
+    view the same; agent i's own entry enters as a change, ``W_i (own_i - joint_ii)``. Continuous actions enter within the bounds
+    of the environment, as it executes them, and what an agent's actions are padded with never enters.
 
     Args:
         spec: the team.
@@ -52,6 +52,8 @@ class JointCritic(Critic):
     )
 
     owned: Tensor
+    low: Tensor | None
+    high: Tensor | None
 
     def __init__(
         self,
@@ -77,7 +79,8 @@ class JointCritic(Critic):
             hidden=hidden,
             groups=groups,
             activation=activation,
-            output_gain=1.0,
+            # An actor that climbs saturates on the slope of a critic that has learnt nothing, unless there is hardly any.
+            output_gain=0.01,
             agent_id=agent_id,
             layer_norm=layer_norm,
         )
@@ -85,6 +88,9 @@ class JointCritic(Critic):
         self.action_layer = TeamLinear(spec.n_agents * spec.action_features, width, groups, gain=1.0, bias=False)
         sizes = torch.tensor(spec.own_action_sizes).unsqueeze(-1)
         self.register_buffer("owned", torch.arange(spec.action_features) < sizes, persistent=False)
+        bounds = (spec.action.low, spec.action.high) if isinstance(spec.action, Continuous) else (None, None)
+        for name, bound in zip(("low", "high"), bounds, strict=True):
+            self.register_buffer(name, None if bound is None else torch.tensor(bound), persistent=False)
 
     def predict(self, batch: TensorDictBase) -> Tensor:
         """``Q_i`` of the actions taken in normalised units, ``[*, N, 1]``."""
@@ -94,11 +100,16 @@ class JointCritic(Critic):
 
     def action_value(self, batch: TensorDictBase, own: Tensor, joint: Tensor) -> Tensor:
         """``Q_i`` with ``own`` ``[*, N, F]`` in place of agent i's entry in its view of ``joint`` ``[*, V, N, F]``."""
-        joint, own = joint.masked_fill(~self.owned, 0.0), own.masked_fill(~self.owned, 0.0)
+        joint, own = self._executed(joint), self._executed(own)
         one_view = joint.shape[-3] == 1
         before = joint.squeeze(-3) if one_view else joint.diagonal(dim1=-3, dim2=-2).movedim(-1, -2)
         change = torch.einsum("...nf,hnf->...nh", own - before, self._own_weight())
         return self.network.leave(self._entered(batch) + self._from_joint(joint.flatten(-2)) + change)
+
+    def _executed(self, action: Tensor) -> Tensor:
+        if self.low is not None or self.high is not None:
+            action = action.clamp(self.low, self.high)
+        return action.masked_fill(~self.owned, 0.0)
 
     def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
         """The leaf parameters of ``agents``, which nobody else uses when ``share`` is `none`."""

@@ -42,13 +42,12 @@ class ReplayData(Data):
         warm_up: joint steps played before the first batch.
 
     Raises:
-        OptionError: ``warm_up`` is larger than ``capacity``; on the first collect: the share of an environment holds fewer steps
-            than it plays per iteration or than a sequence has.
+        OptionError: ``warm_up`` is larger than ``capacity``; see also :meth:`refuse_unfit`.
     """
 
     contract = Contract(
         writes=(keys.RECENT_OBSERVATION, keys.RECENT_ACTION, keys.RECENT_VALID),
-        at_most={"warm_up": ("data.capacity",)},
+        at_most={"warm_up": ("data.capacity",), "batch_size": ("data.capacity",)},
     )
 
     def __init__(
@@ -100,8 +99,14 @@ class ReplayData(Data):
         """A short rollout, all of which can be drawn at once."""
         return {"steps": steps, "capacity": 2 * steps, "batch_size": 2 * steps, "updates": 1, "warm_up": 0}
 
-    def refuse_unfit_length(self, sequence_length: int | None) -> None:
-        """A batch must hold a sequence."""
+    def refuse_unfit(self, envs: int, iterations: int, sequence_length: int | None) -> None:
+        """Each environment must keep what it plays, the warm-up must end within the training, a batch must hold a sequence."""
+        self._refuse_unfit_capacity(envs, sequence_length or 1)
+        played = iterations * self._player.steps * envs
+        if self.warm_up > played:
+            message = f"must be at most {played}, all joint steps of {iterations} iterations: nothing is learnt before"
+            raise OptionError("warm_up", message)
+
         if sequence_length is not None and sequence_length > self.batch_size:
             raise OptionError(
                 "sequence_length",

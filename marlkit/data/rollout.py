@@ -62,7 +62,7 @@ class RolloutData(Data):
         """A short rollout."""
         return {"steps": steps}
 
-    def refuse_unfit_length(self, sequence_length: int | None) -> None:
+    def refuse_unfit(self, envs: int, iterations: int, sequence_length: int | None) -> None:
         """A rollout must be whole sequences."""
         refuse_unfit_length(self.steps, sequence_length)
 

@@ -8,7 +8,7 @@ from tensordict import TensorDictBase
 from marlkit import keys
 from marlkit.component import Estimator
 from marlkit.contract import Contract
-from marlkit.functional.returns import generalised_advantage
+from marlkit.functional.returns import bootstrap_drift, generalised_advantage
 from marlkit.options import Discount, Probability
 from marlkit.spec import TeamSpec
 
@@ -16,7 +16,9 @@ from marlkit.spec import TeamSpec
 class GaeEstimator(Estimator):
     """``A_t = delta_t + gamma lmbda (1 - done_t) A_{t+1}``, ``delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t)``.
 
-    ``s'_t`` is the state before any reset, so that a time limit is bootstrapped and a true end is not.
+    ``s'_t`` is the state before any reset, so that a time limit is bootstrapped and a true end is not. Where lagging targets
+    value ``s'_t`` otherwise than the critic values ``s_{t+1}``, the difference is taken out of the chain, so that the value
+    target is the TD(lambda) return.
 
     Args:
         spec: the team.
@@ -39,13 +41,10 @@ class GaeEstimator(Estimator):
     @torch.no_grad()
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
         """Write ``ADVANTAGE`` and ``VALUE_TARGET`` (``A_t + V(s_t)``) on a rollout ``[B, T]``."""
+        value, next_value = batch[keys.STATE_VALUE], batch[keys.following(keys.STATE_VALUE)]
+        decay = {"gamma": self.gamma, "lmbda": self.lmbda}
+        drift = bootstrap_drift(value, next_value, batch[keys.DONE], **decay)
         advantage, target = generalised_advantage(
-            batch[keys.REWARD],
-            batch[keys.STATE_VALUE],
-            batch[keys.following(keys.STATE_VALUE)],
-            batch[keys.TERMINATED],
-            batch[keys.DONE],
-            gamma=self.gamma,
-            lmbda=self.lmbda,
+            batch[keys.REWARD] + drift, value, next_value, batch[keys.TERMINATED], batch[keys.DONE], **decay
         )
         return batch.set(keys.ADVANTAGE, advantage).set(keys.VALUE_TARGET, target)

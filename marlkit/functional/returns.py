@@ -52,6 +52,27 @@ def generalised_advantage(
 
 
 @torch.no_grad()
+def bootstrap_drift(value: Tensor, next_value: Tensor, done: Tensor, *, gamma: float, lmbda: float) -> Tensor:
+    """What GAE's recursion leaves out where the bootstrap is not the value of the next step.
+
+    ``gamma * lmbda * (1 - done_t) * (V_{t+1} - U_t)``, zero at the last step. :func:`generalised_advantage` of rewards to which
+    this was added is ``G_t - V_t`` with the TD(lambda) return ``G_t`` for any ``U``; exactly zero where ``U_t = V_{t+1}``.
+
+    Args:
+        value: ``V_t``, ``[B, T, N, 1]``.
+        next_value: ``U_t``, ``[B, T, N, 1]``.
+        done: bool ``[B, T, 1]`` or per agent: terminated or truncated.
+        gamma: discount in [0, 1].
+        lmbda: trace decay in [0, 1].
+
+    Returns:
+        The shape of ``value``.
+    """
+    drift = (gamma * lmbda) * (value.roll(-1, _TIME) - next_value)
+    return drift.masked_fill(_cut(_flag("done", done, value)), 0.0)
+
+
+@torch.no_grad()
 def lambda_return(reward: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, *, gamma: float, lmbda: float) -> Tensor:
     """TD(lambda) return.
 

@@ -19,7 +19,7 @@ from marlkit.functional import coupling as joint_gradients
 from marlkit.functional.losses import explained_variance, value_loss
 from marlkit.functional.reduce import masked_mean
 from marlkit.minibatches import units
-from marlkit.options import NonNegativeFloat, PositiveFloat, Probability
+from marlkit.options import Finite, NonNegativeFloat, PositiveFloat, Probability
 from marlkit.spec import TeamSpec
 
 LOGIT_PENALTY = 1e-3
@@ -65,7 +65,7 @@ class DdpgUpdate(Update):
         critic_weight: PositiveFloat = 1.0,
         coupling: Probability = 0.0,
         ratio_limit: PositiveFloat = 1.0,
-        coefficient_floor: float | None = None,
+        coefficient_floor: Finite | None = None,
         action_penalty: NonNegativeFloat | None = None,
         huber_delta: PositiveFloat | None = None,
         max_grad_norm: PositiveFloat | None = 10.0,

@@ -30,8 +30,8 @@ class PdhgUpdate(Update):
         spec: the team.
         step: how the agents learn.
         share_actor: whether the agents also hold copies of one actor; otherwise each has its own.
-        penalty: beta, which also is the step of the duals; 0.01 to 10, more than the costs bend downwards where they are not
-            convex. With 0 everybody learns alone.
+        penalty: beta, which also is the step of the duals, against losses that are means over the agents; 0.01 to 10, more than
+            the costs bend downwards where they are not convex. With 0 everybody learns alone.
         dual: `node`, as in the paper: ``lam_i += beta (w_i - z_i)`` at agent i's exchange, which finds the optimum only if all
             exchange at the same time; `edge`: ``beta W_ij (w_j - w_i)`` goes from lam_i to lam_j for every neighbour j, which
             finds it in any case and where all exchange at the same time moves twice as far.
@@ -68,6 +68,8 @@ class PdhgUpdate(Update):
         interval_std: NonNegativeFloat = 0.0,
     ) -> None:
         super().__init__()
+        if isinstance(step, PdhgUpdate):
+            raise OptionError("step", "cannot be `pdhg` itself: copies would be drawn together twice")
         if extra_edges and topology != "ring":
             raise OptionError("extra_edges", f"adds edges to the topology `ring`, got {extra_edges} with `{topology}`")
         self.spec = spec
@@ -97,8 +99,10 @@ class PdhgUpdate(Update):
 
     def update(self, batch: TensorDictBase, learning: Learning) -> Metrics:
         """The wrapped update, its optimiser steps followed by exchanges."""
+        sent = self.messages, self.bytes
         agreeing = replace(learning, minimise=self._minimise(learning.minimise))
-        return self.step.update(batch, agreeing) | self._metrics()
+        metrics = self.step.update(batch, agreeing)
+        return metrics | self._metrics(self.messages - sent[0], self.bytes - sent[1])
 
     def _minimise(self, inner: Minimise) -> Minimise:
         neighboured = set(self.graph.any(-1).nonzero().flatten().tolist())
@@ -141,8 +145,8 @@ class PdhgUpdate(Update):
         return [(name, copies) for name, copies in self.copies.items() if isinstance(copies, LocalCopies)]
 
     @torch.no_grad()
-    def _metrics(self) -> Metrics:
-        """How far the copies are apart, how large the duals and their sum are, and what has been sent since the start."""
+    def _metrics(self, messages: int, sent: int) -> Metrics:
+        """How far the copies are apart, how large the duals and their sum are, and what this update has sent."""
         kept = [copies for _, copies in self._copies()]
         gaps = [consensus.gap(copies.values(range(self.spec.n_agents))) for copies in kept]
         dual = torch.cat([copies.dual for copies in kept], -1)
@@ -150,8 +154,8 @@ class PdhgUpdate(Update):
             "consensus/gap": torch.stack(gaps).max(),
             "consensus/dual": dual.norm(),
             "consensus/dual_sum": dual.sum(0).norm(),
-            "consensus/bytes": dual.new_tensor(float(self.bytes)),
-            "consensus/messages": dual.new_tensor(float(self.messages)),
+            "consensus/bytes": dual.new_tensor(float(sent)),
+            "consensus/messages": dual.new_tensor(float(messages)),
         }
 
     def get_extra_state(self) -> dict[str, Any]:

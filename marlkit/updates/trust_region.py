@@ -26,7 +26,7 @@ from marlkit.functional.trust_region import (
     unflatten,
 )
 from marlkit.minibatches import units
-from marlkit.options import NonNegativeFloat, PositiveFloat, PositiveInt, Probability
+from marlkit.options import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Probability
 from marlkit.spec import TeamSpec
 
 
@@ -73,7 +73,7 @@ class TrustRegionUpdate(ActorCriticUpdate):
         damping: NonNegativeFloat = 0.1,
         cg_iterations: PositiveInt = 10,
         backtracks: PositiveInt = 10,
-        backtrack_factor: Probability = 0.8,
+        backtrack_factor: Fraction = 0.8,
         accept_ratio: Probability = 0.5,
         epochs: PositiveInt = 5,
         minibatch_size: PositiveInt | None = None,
