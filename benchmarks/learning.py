@@ -43,13 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=sorted(shipped()))
     parser.add_argument("--tasks", nargs="+", default=["balance", "navigation"], choices=list(TASKS))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--iterations", type=int, default=25, help="0: as many as each recipe says")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings side by side, one thread each")
     parser.add_argument("--plot", action="store_true", help="draw and summarise what is there, without training")
     options = parser.parse_args(arguments)
     if not options.plot:
-        work = [(t, r, s, options.iterations) for s in range(options.seeds) for t in options.tasks for r in options.recipes]
+        seeds = range(options.first_seed, options.first_seed + options.seeds)
+        work = [(t, r, s, options.iterations) for s in seeds for t in options.tasks for r in options.recipes]
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(_train, work))
         _note_versions(options.tasks, sys.argv[1:] if arguments is None else list(arguments), options.iterations)
