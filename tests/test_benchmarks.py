@@ -39,6 +39,8 @@ def test_the_work_of_an_iteration_by_hand() -> None:
 def test_measuring_needs_an_iteration_to_count() -> None:
     with pytest.raises(ValueError, match="at least 3 iterations"):
         measure("mappo", [], iterations=2, device="cpu")
+    with pytest.raises(ValueError, match="at least 7 iterations: 5 to warm up"):
+        measure("mappo", [], iterations=6, warm_up=5, device="cpu")
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ LEARNING_RATE, EPSILON, MAX_GRAD_NORM = 1e-3, 1e-8, 0.5
 class Work:
     """How much there is to do."""
 
+    iterations: ClassVar[int] = 40
+    warm_up: ClassVar[int] = 10
     agents: int = option(3, "env.scenario_options.n_agents={0}")
     envs: int = option(32, "env.num_envs={0}")
     steps: int = option(10, "data.steps={0}")

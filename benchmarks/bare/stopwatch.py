@@ -1,7 +1,8 @@
 """What a bare loop is told, and the JSON line of how long it took, with the entries of the other measuring sticks.
 
 Each loop says in a dataclass what its work is: the defaults are those of the recipe, and every field knows the recipe's option
-that it stands for, so that marlkit can be given the same work.
+that it stands for, so that marlkit can be given the same work. ``iterations`` of the class are enough to measure, the first
+``warm_up`` of which do not count, because they are not like those that follow.
 """
 
 from __future__ import annotations
@@ -31,24 +32,23 @@ class Loop(Protocol):
         """Learn from what was played: all that follows playing."""
 
 
-W = TypeVar("W")
-
-
 def option(default: int, overrides: str) -> Any:
     """A field of a work: its default, and what sets the same in the recipe, ``{0}`` standing for the value."""
     return field(default=default, metadata={"overrides": overrides})
 
 
-def parser(work: type, **defaults: int) -> argparse.ArgumentParser:
-    """One option per field of ``work``, and how often and where to run; ``defaults`` replaces defaults of the latter."""
+W = TypeVar("W")
+
+
+def parser(work: type[Any]) -> argparse.ArgumentParser:
+    """One option per field of ``work``, and how often and where to run."""
     made = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for entry in fields(work):
         made.add_argument(f"--{entry.name}", type=int, default=entry.default, help=entry.metadata["overrides"])
-    made.add_argument("--iterations", type=int, default=4, help="warm-up included")
-    made.add_argument("--warm-up", type=int, default=1, help="iterations that are not counted")
+    made.add_argument("--iterations", type=int, default=work.iterations, help="warm-up included")
+    made.add_argument("--warm-up", type=int, default=work.warm_up, help="iterations that are not counted")
     made.add_argument("--device", default="cpu")
     made.add_argument("--threads", type=int, default=THREADS)
-    made.set_defaults(**defaults)
     return made
 
 
@@ -64,6 +64,12 @@ def overrides(work: Any) -> list[str]:
 
 def run(recipe: str, work: type[W], loop: Callable[[W, torch.device], Loop], arguments: Sequence[str] | None = None) -> None:
     """Run a loop and print its line.
+
+    Args:
+        recipe: whose mathematics it is.
+        work: the dataclass of its work.
+        loop: makes it.
+        arguments: of the command line.
 
     Raises:
         SystemExit: the warm-up leaves no iteration to count.
