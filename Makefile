@@ -10,7 +10,7 @@ help:
 	@echo "make train      learn a VMAS task with the recipe mappo; results in runs/"
 	@echo "make test       style, types and tests"
 	@echo "make lint       style and types only"
-	@echo "make bench      where the time of an iteration goes"
+	@echo "make bench      where the time of an iteration goes, against bare loops too (minutes; larger: see benchmarks/README.md)"
 	@echo "make combinations  rewrite docs/combinations.md: which components fit together"
 	@echo "make learning   the learning curves of the README, every recipe, five seeds (hours)"
 	@echo "make clean      remove .venv and caches; runs/ stays"
@@ -39,9 +39,24 @@ lint: $(STAMP)
 test: lint
 	$(IN_VENV) pytest
 
+# A few minutes as it stands, on a CPU. BENCH_SIZES="" takes the recipes' own sizes; STICKS is a folder with the measuring sticks.
+BENCH_DEVICE ?= cpu
+BENCH_ROUNDS ?= 1
+BENCH_SIZES ?= iterations=4 warm_up=1 envs=32 steps=20 minibatch=320
+BENCH_LARGEST ?= 600
+BENCH_SERIES ?= environments recipes
+BENCH_OUT ?= benchmarks/results
+STICKS ?=
+PEER_PYTHON ?=
+
 bench: $(STAMP)
-	$(IN_VENV) benchmarks.mappo_balance
-	$(IN_VENV) benchmarks.perla_floor
+	$(IN_VENV) benchmarks.mappo_balance --device $(BENCH_DEVICE)
+	$(IN_VENV) benchmarks.perla_floor --device $(BENCH_DEVICE)
+	$(IN_VENV) benchmarks.compare --recipes happo perla_mappo maddpg f2a2_ddpg --device $(BENCH_DEVICE) --rounds $(BENCH_ROUNDS) \
+		$(if $(BENCH_SIZES),--sizes $(BENCH_SIZES)) $(if $(STICKS),--sticks $(STICKS)) $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON)) \
+		--out $(BENCH_OUT)/compare-$(BENCH_DEVICE).json
+	$(IN_VENV) benchmarks.sweep --series $(BENCH_SERIES) --largest $(BENCH_LARGEST) --device $(BENCH_DEVICE) \
+		--out $(BENCH_OUT)/sweep-$(BENCH_DEVICE)
 
 combinations: $(STAMP)
 	$(VENV)/bin/marlkit list combinations > docs/combinations.md

@@ -53,20 +53,20 @@ def work(options: argparse.Namespace) -> list[str]:
     ]
 
 
-def entries(measured: Measured, frames: int) -> dict[str, float]:
+def entries(measured: Measured, frames: int, digits: int = 3) -> dict[str, float]:
     """The entries of a measuring stick's line, and the split of ``update_s``."""
     seconds = measured.seconds
     following = seconds["annotate"] + seconds["estimate"] + seconds["update"]
     iteration = seconds["collect"] + following + seconds["overhead"]
     return {
         "agents": measured.spec.n_agents,
-        "iteration_s": round(iteration, 3),
-        "collect_s": round(seconds["collect"], 3),
-        "update_s": round(following, 3),
+        "iteration_s": round(iteration, digits),
+        "collect_s": round(seconds["collect"], digits),
+        "update_s": round(following, digits),
         "frames_per_s": round(frames / iteration),
-        "annotate_s": round(seconds["annotate"], 3),
-        "estimate_s": round(seconds["estimate"], 3),
-        "overhead_s": round(seconds["overhead"], 3),
+        "annotate_s": round(seconds["annotate"], digits),
+        "estimate_s": round(seconds["estimate"], digits),
+        "overhead_s": round(seconds["overhead"], digits),
     }
 
 

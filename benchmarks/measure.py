@@ -37,23 +37,30 @@ class Measured:
     spec: TeamSpec
 
 
-def measure(recipe: str, overrides: Sequence[str], *, iterations: int, device: str) -> Measured:
+def measure(
+    recipe: str, overrides: Sequence[str], *, iterations: int, device: str, warm_up: int = 1, threads: int = THREADS
+) -> Measured:
     """Train ``recipe`` for a few iterations and average its times over all but the first.
 
     Args:
         recipe: name or path.
         overrides: as on the command line.
-        iterations: how many to train; the first is a warm-up.
+        iterations: how many to train.
         device: ``cpu`` or ``cuda``.
+        warm_up: how many of them, from the first on, do not count.
+        threads: CPU threads.
 
     Raises:
-        ValueError: fewer than three iterations; the last one also evaluates, so that its overhead does not count.
+        ValueError: fewer than two iterations after the warm-up; the last one also evaluates, so that its overhead does not count.
     """
-    if iterations < 3:
-        raise ValueError("measuring takes at least 3 iterations: a warm-up, one to count, and the last, which also evaluates")
-    torch.set_num_threads(THREADS)
+    if iterations < warm_up + 2:
+        raise ValueError(
+            f"measuring takes at least {warm_up + 2} iterations: {warm_up} to warm up, one to count, and the last, which also "
+            "evaluates"
+        )
+    torch.set_num_threads(threads)
     trainer = [
-        f"trainer.{option}" for option in (*QUIET, f"iterations={iterations}", f"accelerator={device}", f"threads={THREADS}")
+        f"trainer.{option}" for option in (*QUIET, f"iterations={iterations}", f"accelerator={device}", f"threads={threads}")
     ]
     with tempfile.TemporaryDirectory() as root:
         folder = marlkit.train(marlkit.load_recipe(recipe, [*overrides, *trainer]), root, progress=False)
@@ -63,8 +70,8 @@ def measure(recipe: str, overrides: Sequence[str], *, iterations: int, device: s
     steps = {name: metrics[f"time/{name}"] for name in STEPS}
     whole = [later - earlier for earlier, later in pairwise(moments)]
     overheads = [between - sum(steps[name][i] for name in STEPS) for i, between in enumerate(whole, start=1)]
-    averages = {name: fmean(seconds[1:]) for name, seconds in steps.items()}
-    return Measured(averages | {"overhead": fmean(overheads[:-1])}, spec)
+    averages = {name: fmean(seconds[warm_up:]) for name, seconds in steps.items()}
+    return Measured(averages | {"overhead": fmean(overheads[warm_up - 1 : -1])}, spec)
 
 
 def _moments(folder: Path) -> list[float]:

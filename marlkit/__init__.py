@@ -19,18 +19,18 @@ __version__ = "0.1.0"
 __all__ = ["MarlkitError", "Recipe", "load_policy", "load_recipe", "resume", "train"]
 
 
-def train(recipe: Recipe | str | Path, root: str | Path = "runs", *, progress: bool = True) -> Path:
+def train(recipe: Recipe | str | Path, root: str | Path = "runs", *, progress: bool = True, profile: bool = False) -> Path:
     """Train a recipe (or the one of that name or path); see :func:`marlkit.run.train`."""
     from marlkit import run
 
-    return run.train(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), root, progress=progress)
+    return run.train(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), root, progress=progress, profile=profile)
 
 
-def resume(folder: str | Path, *, progress: bool = True) -> Path:
+def resume(folder: str | Path, *, progress: bool = True, profile: bool = False) -> Path:
     """Go on with a run that was stopped; see :func:`marlkit.run.resume`."""
     from marlkit import run
 
-    return run.resume(folder, progress=progress)
+    return run.resume(folder, progress=progress, profile=profile)
 
 
 def load_policy(folder: str | Path, checkpoint: str = "best") -> Policy:

@@ -105,6 +105,7 @@ def _with_run(commands: Any, name: str, function: Function, text: str) -> argpar
 
 def _with_progress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.add_argument("--profile", action="store_true", help="show where the time of an iteration goes, live and at the end")
 
 
 def _load(parsed: argparse.Namespace, fit: bool = True) -> Recipe:
@@ -117,7 +118,7 @@ def _train(parsed: argparse.Namespace) -> None:
     recipe = _load(parsed)
     from marlkit import run
 
-    print(run.train(recipe, parsed.root, progress=not parsed.no_progress))
+    print(run.train(recipe, parsed.root, progress=not parsed.no_progress, profile=parsed.profile))
 
 
 def _check(parsed: argparse.Namespace) -> None:
@@ -172,7 +173,7 @@ def _play(parsed: argparse.Namespace) -> None:
 def _resume(parsed: argparse.Namespace) -> None:
     from marlkit import run
 
-    print(run.resume(parsed.folder, progress=not parsed.no_progress))
+    print(run.resume(parsed.folder, progress=not parsed.no_progress, profile=parsed.profile))
 
 
 def _resumable(parsed: argparse.Namespace) -> Path | None:

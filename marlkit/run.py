@@ -19,6 +19,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
@@ -33,6 +34,7 @@ from marlkit.outputs.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from marlkit.outputs.curve import draw_curve
 from marlkit.outputs.metrics_file import MetricsFile
 from marlkit.outputs.progress import IterationProgress
+from marlkit.outputs.step_times import StepTimes
 from marlkit.outputs.versions import versions
 from marlkit.outputs.video import write_gif
 from marlkit.policy import Policy
@@ -59,13 +61,14 @@ LOGGERS = {
 """Lightning's class, the module that it needs, and the package that holds the module."""
 
 
-def train(recipe: Recipe, root: str | Path = "runs", *, progress: bool = True) -> Path:
+def train(recipe: Recipe, root: str | Path = "runs", *, progress: bool = True, profile: bool = False) -> Path:
     """Train a recipe from the start.
 
     Args:
         recipe: what to train.
         root: where run folders go.
         progress: whether to show a progress bar.
+        profile: whether to show where the time goes, in the progress bar and as a table at the end.
 
     Returns:
         The run folder.
@@ -80,12 +83,12 @@ def train(recipe: Recipe, root: str | Path = "runs", *, progress: bool = True) -
     (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
     made_with = versions() | {COMPONENT_FOLDERS: [str(path) for path in recipe.folders]}
     (folder / VERSIONS).write_text(json.dumps(made_with, indent=2) + "\n", encoding="utf-8")
-    _fit(recipe, folder, checkpoint=None, progress=progress)
+    _fit(recipe, folder, checkpoint=None, progress=progress, profile=profile)
     return folder
 
 
-def resume(folder: str | Path, *, progress: bool = True) -> Path:
-    """Go on with a run that was stopped, exactly as if it had not been.
+def resume(folder: str | Path, *, progress: bool = True, profile: bool = False) -> Path:
+    """Go on with a run that was stopped, exactly as if it had not been; `progress` and `profile` as in :func:`train`.
 
     Raises:
         RunError: the folder is not a run, or has no checkpoint yet.
@@ -102,7 +105,8 @@ def resume(folder: str | Path, *, progress: bool = True) -> Path:
     if checkpoint["marlkit"]["iteration"] >= recipe.config.trainer.iterations:
         _finish(recipe, folder)
         return folder
-    _fit(recipe, folder, checkpoint=path, first_iteration=checkpoint["marlkit"]["iteration"], progress=progress)
+    first_iteration = checkpoint["marlkit"]["iteration"]
+    _fit(recipe, folder, checkpoint=path, first_iteration=first_iteration, progress=progress, profile=profile)
     return folder
 
 
@@ -204,7 +208,9 @@ def _new_folder(parent: Path, seed: int) -> Path:
     raise RunError(f"{parent}: a thousand runs started within this second")
 
 
-def _fit(recipe: Recipe, folder: Path, *, checkpoint: Path | None, first_iteration: int = 0, progress: bool) -> None:
+def _fit(
+    recipe: Recipe, folder: Path, *, checkpoint: Path | None, first_iteration: int = 0, progress: bool, profile: bool
+) -> None:
     device = choose_device(recipe)
     options = recipe.config.trainer
     if options.threads is not None:
@@ -222,13 +228,15 @@ def _fit(recipe: Recipe, folder: Path, *, checkpoint: Path | None, first_iterati
     # Lightning 2.6 calls a function of torch that torch has since deprecated; nobody who trains can do anything about it.
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints are about other ways of using it
-    callbacks = [Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds)]
+    callbacks: list[Callback] = [Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds)]
+    callbacks += [IterationProgress(profile=profile)] if progress else []
+    callbacks += [StepTimes()] if profile else []
     trainer = lightning.Trainer(
         accelerator=device.type if device.type != "cuda" else "gpu",
         devices=[options.device] if device.type == "cuda" else 1,
         max_epochs=options.iterations,
         logger=_loggers(recipe, folder, first_iteration),
-        callbacks=[*callbacks, *([IterationProgress()] if progress else [])],
+        callbacks=callbacks,
         plugins=[AtomicCheckpointIO(REQUIRED)],
         enable_checkpointing=False,
         enable_model_summary=False,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import compare, mappo_balance, perla_floor
+from benchmarks import compare, mappo_balance, perla_floor, recipe_speed, sweep
 from benchmarks.measure import measure
 from marlkit.critics.marginalised import MarginalisedCritic
+from marlkit.recipe import load_recipe
 from marlkit.spec import Continuous, TeamSpec
 from marlkit.testing import fake_batch
 
@@ -39,6 +44,8 @@ def test_the_work_of_an_iteration_by_hand() -> None:
 def test_measuring_needs_an_iteration_to_count() -> None:
     with pytest.raises(ValueError, match="at least 3 iterations"):
         measure("mappo", [], iterations=2, device="cpu")
+    with pytest.raises(ValueError, match="at least 7 iterations: 5 to warm up"):
+        measure("mappo", [], iterations=6, warm_up=5, device="cpu")
 
 
 @pytest.mark.slow
@@ -75,3 +82,121 @@ def test_ratios_compare_medians_entry_by_entry() -> None:
         "collect_faster_than_peer": 2.5,
         "update_faster_than_peer": 1.0,
     }
+
+
+@pytest.mark.parametrize("series", ["environments", "agents", "recipes"])
+def test_every_point_of_the_sweep_is_a_recipe_that_fits(series: str) -> None:
+    for point in sweep.points(series, None):
+        config = load_recipe(point.recipe, point.overrides).config
+        assert (config.env.num_envs, config.data.steps) == (point.envs, point.steps)
+        assert series != "agents" or config.env.scenario_options.n_agents == point.size
+        assert config.data.get("warm_up", 0) == 0
+
+
+def test_the_sweep_goes_from_few_to_many_and_stops_where_it_is_told() -> None:
+    assert [point.size for point in sweep.points("environments", None)] == [60, 300, 600, 3000, 6000, 30_000, 60_000]
+    assert [(point.envs, point.steps) for point in sweep.points("environments", 700)] == [(60, 100), (300, 100), (600, 100)]
+    sizes = [point.size for point in sweep.points("agents", None) if point.line == "local"]
+    assert (sizes[0], sizes[-1]) == (3, 256)
+
+
+def swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: dict[int, dict[str, Any]], *more: str
+) -> list[dict[str, str]]:
+    """Rows of a sweep over environments whose points answer as told, by number of environments."""
+    monkeypatch.setattr(sweep, "_elsewhere", lambda series, number, _: answers[list(sweep.points(series, None))[number].size])
+    sweep.main(["--series", "environments", "--out", str(tmp_path), *more])
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def figures(seconds: float) -> dict[str, Any]:
+    split = {"collect_s": seconds / 2, "annotate_s": 0.1, "estimate_s": 0.0, "learn_s": 0.2, "overhead_s": 0.1}
+    return {"iteration_s": seconds, "frames_per_s": 100, "agents": 3, "peak_mib": 500, **split}
+
+
+def test_larger_points_are_left_out_after_one_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = swept(tmp_path, monkeypatch, {60: figures(1.0), 300: figures(2.0), 600: {"note": "longer than 300 s"}})
+    assert [(row["envs"], row["iteration_s"], row["note"]) for row in rows] == [
+        ("60", "1.0", ""),
+        ("300", "2.0", ""),
+        ("600", "", "longer than 300 s"),
+    ]
+    assert "| mappo | 300 | 3 | 100 | 2.0 | 1.0 |" in (tmp_path / "sweep.md").read_text()
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "versions.json").read_text())["environments"]["device"] == "cpu"
+
+
+def test_the_rows_of_other_series_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [{"series": "recipes", "line": "ippo"}, {"series": "environments", "line": "old"}]
+    sweep._write(tmp_path / "sweep.csv", before)
+    rows = swept(tmp_path, monkeypatch, {60: {"note": "failed"}}, "--largest", "60")
+    assert [(row["series"], row["line"]) for row in rows] == [("recipes", "ippo"), ("environments", "mappo")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("limits", "note"), [(("--limit", "0.2"), "longer than 0.2 s"), ((), "")])
+def test_a_point_is_measured_within_its_limits(limits: tuple[str, ...], note: str, tmp_path: Path) -> None:
+    sweep.main(["--series", "environments", "--largest", "60", "--threads", "1", "--out", str(tmp_path), *limits])
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["note"] == note
+    if not note:
+        split = [float(row[name]) for name in ("collect_s", "annotate_s", "estimate_s", "learn_s", "overhead_s")]
+        assert float(row["iteration_s"]) == pytest.approx(sum(split), abs=1e-3)
+        assert float(row["frames_per_s"]) == pytest.approx(6000 / float(row["iteration_s"]), rel=0.01)
+        assert 100 < int(row["peak_mib"]) < 8000
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "note"),
+    [
+        (1, "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes", "more than 5 GiB"),
+        (-9, "", "more than 5 GiB"),
+        (1, "Traceback\nValueError: no", "failed: ValueError: no"),
+    ],
+)
+def test_a_point_without_figures_says_why(code: int, error: str, note: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], code, "", error))
+    options = sweep._parser().parse_args(["--memory", "5"])
+    assert sweep._elsewhere("environments", 0, options) == {"note": note}
+
+
+def test_sizes_reach_both_programs_where_the_recipe_has_them() -> None:
+    options = compare._parser().parse_args(["--recipes", "maddpg", "--sizes", "envs=8", "epochs=2", "warm_up=3"])
+    for command in compare.recipe_commands("maddpg", options).values():
+        assert command[-6:] == ["--device", "cpu", "--envs", "8", "--warm-up", "3"]
+    options.sizes = ["envs=many"]
+    with pytest.raises(SystemExit, match="must be name=number"):
+        compare.recipe_commands("maddpg", options)
+
+
+def test_the_comparison_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([1.0, 3.0, 2.0, 3.0])
+
+    def line(command: list[str]) -> dict[str, float]:
+        return dict.fromkeys(compare.ENTRIES, next(seconds))
+
+    monkeypatch.setattr(compare, "_last_line", line)
+    compare.main(["--recipes", "happo", "--rounds", "2", "--out", str(tmp_path / "kept" / "compare.json")])
+    kept = json.loads((tmp_path / "kept" / "compare.json").read_text())
+    assert kept["happo"]["medians"]["plain"]["collect_s"] == 1.5
+    assert kept["happo"]["ratios"] == dict.fromkeys(("iteration_over_plain", "collect_over_plain", "update_over_plain"), 2.0)
+    assert (kept["rounds"], kept["device"]) == (2, "cpu")
+    assert "torch" in kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["plain", "marlkit"])
+def test_the_lines_of_a_recipe_and_its_bare_loop_have_the_same_entries(program: str) -> None:
+    sizes = ["envs=4", "steps=5", "batch=8", "iterations=4", "warm_up=1", "threads=1"]
+    options = compare._parser().parse_args(["--recipes", "maddpg", "--sizes", *sizes])
+    line = compare._last_line(compare.recipe_commands("maddpg", options)[program])
+    assert {"who", "recipe", "agents", "iteration_s", "collect_s", "update_s", "frames_per_s"} <= set(line)
+    assert (line["recipe"], line["agents"]) == ("maddpg", 3)
+    assert line["iteration_s"] >= line["collect_s"] + line["update_s"] - 0.001
+
+
+def test_only_recipes_with_a_bare_loop_are_measured_so() -> None:
+    with pytest.raises(SystemExit):
+        recipe_speed.main(["ippo"])

@@ -179,19 +179,19 @@ def test_list_of_nothing(what: str, hint: str, capsys: pytest.CaptureFixture[str
 def test_train(team: str, library: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", team, "seed=3", "--root", "elsewhere", "--no-progress"]) == 0
     ((name, (recipe, root), keywords),) = library.calls
-    assert (name, recipe.seed, root, keywords) == ("train", 3, Path("elsewhere"), {"progress": False})
+    assert (name, recipe.seed, root, keywords) == ("train", 3, Path("elsewhere"), {"progress": False, "profile": False})
     assert capsys.readouterr().out == "runs/team/1\n"
 
 
 def test_evaluate_play_and_resume(library: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "runs/x/1", "--episodes", "5", "--seed", "7", "--checkpoint", "last"]) == 0
     assert main(["play", "runs/x/1", "--output", "a.gif", "--fps", "20"]) == 0
-    assert main(["resume", "runs/x/1"]) == 0
+    assert main(["resume", "runs/x/1", "--profile"]) == 0
     run = (Path("runs/x/1"),)
     assert library.calls == [
         ("evaluate", run, {"episodes": 5, "seed": 7, "checkpoint": "last"}),
         ("play", run, {"path": Path("a.gif"), "seed": None, "checkpoint": "best", "fps": 20.0}),
-        ("resume", run, {"progress": True}),
+        ("resume", run, {"progress": True, "profile": True}),
     ]
     assert capsys.readouterr().out.splitlines() == ["return  1.25", "length  100", "team.gif", "runs/team/1"]
 
@@ -199,7 +199,7 @@ def test_evaluate_play_and_resume(library: SimpleNamespace, capsys: pytest.Captu
 def test_interrupted_training_says_how_to_go_on(
     team: str, tmp_path: Path, library: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def train(recipe: Recipe, root: Path, progress: bool) -> Path:
+    def train(recipe: Recipe, root: Path, **_: bool) -> Path:
         folder = root / recipe.name / "now-seed0"
         folder.mkdir(parents=True)
         (folder / "recipe.yaml").write_text(recipe.to_yaml())
@@ -211,7 +211,7 @@ def test_interrupted_training_says_how_to_go_on(
 
 
 def test_errors_of_the_library_are_printed(library: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
-    def resume(folder: Path, progress: bool) -> Path:
+    def resume(folder: Path, **_: bool) -> Path:
         raise RunError(f"{folder}: is not a run")
 
     library.resume = resume

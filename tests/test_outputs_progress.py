@@ -37,6 +37,8 @@ def train(progress: IterationProgress, clock: Clock, iterations: range, total: i
         trainer.callback_metrics = {
             "episode/return": torch.tensor(iteration * 1.0),
             "time/frames_per_second": torch.tensor(61_234.4),
+            "time/collect": torch.tensor(0.5),
+            "time/update": torch.tensor(1.5),
         } | ({"evaluation/return": torch.tensor(iteration + 0.5)} if iteration >= 2 else {})
         progress.on_train_epoch_end(trainer, module)
     progress.on_train_end(trainer, module)
@@ -56,6 +58,11 @@ def test_without_a_terminal_a_line_is_written_now_and_then_and_at_the_end() -> N
         "iteration 4/5  return 3  evaluation 3.5  61,234 frames/s  elapsed 0:01:20  left 0:00:20",
         "iteration 5/5  return 4  evaluation 4.5  61,234 frames/s  elapsed 0:01:40  left 0:00:00",
     ]
+
+
+def test_the_shares_of_the_steps_are_shown_on_request() -> None:
+    (line,) = lines(range(1), 1, seconds=2.0, profile=True)
+    assert "61,234 frames/s  collect 25%  update 75%  elapsed" in line
 
 
 def test_after_a_resume_the_time_left_counts_the_new_iterations_only() -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from marlkit.outputs.metrics_file import EPISODE_RETURN, EVALUATION_RETURN, FRAMES_PER_SECOND
+from marlkit.outputs.step_times import shares
 
 
 class IterationProgress(ProgressBar):
@@ -22,15 +23,22 @@ class IterationProgress(ProgressBar):
 
     Args:
         console: where to show it; ``None`` means standard output.
+        profile: whether to show the shares of the steps too.
         seconds_between_lines: how often to write a line where there is no terminal.
         clock: seconds since any fixed moment.
     """
 
     def __init__(
-        self, *, console: Console | None = None, seconds_between_lines: float = 30.0, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        console: Console | None = None,
+        profile: bool = False,
+        seconds_between_lines: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self._console = console or Console()
+        self._profile = profile
         self._seconds_between_lines = seconds_between_lines
         self._clock = clock
         self._enabled = True
@@ -56,13 +64,13 @@ class IterationProgress(ProgressBar):
         self._first_iteration = trainer.current_epoch
         if self._enabled and self._console.is_terminal:
             self._bar = _bar(self._console)
-            self._bar.add_task("training", total=_total(trainer), completed=trainer.current_epoch, text=_summary({}))
+            self._bar.add_task("training", total=_total(trainer), completed=trainer.current_epoch, text="")
             self._bar.start()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show one more iteration."""
         done = trainer.current_epoch + 1
-        text = _summary(trainer.callback_metrics)
+        text = _summary(trainer.callback_metrics, self._profile)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, text=text)
         elif self._enabled and self._line_is_due(done, _total(trainer)):
@@ -114,7 +122,7 @@ def _total(trainer: Trainer) -> int | None:
     return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else None
 
 
-def _summary(metrics: dict[str, Any]) -> str:
+def _summary(metrics: dict[str, Any], profile: bool) -> str:
     parts = [
         f"{label} {float(metrics[key]):.3g}"
         for label, key in (("return", EPISODE_RETURN), ("evaluation", EVALUATION_RETURN))
@@ -122,7 +130,9 @@ def _summary(metrics: dict[str, Any]) -> str:
     ]
     if FRAMES_PER_SECOND in metrics:
         parts.append(f"{float(metrics[FRAMES_PER_SECOND]):,.0f} frames/s")
-    return "  ".join(parts)
+    if profile:
+        parts.append(shares(metrics))
+    return "  ".join(filter(None, parts))
 
 
 def _duration(seconds: float) -> str:
