@@ -9,6 +9,7 @@ With one rank everything here is the identity.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -91,11 +92,11 @@ class Ranks:
         stacked = self.mean(torch.stack([value.detach().float() for value in values.values()]))
         return dict(zip(values, stacked.unbind(), strict=True))
 
-    def share(self, weight: Tensor) -> Tensor | float:
+    def share(self, weight: Tensor, dtype: torch.dtype) -> Tensor | float:
         """``share_r``: times this, the mean over this rank's entries of ``weight`` (any shape) counts as much as it should."""
         if self.size == 1:
             return 1.0
-        count = weight.detach().sum().float()
+        count = weight.detach().sum().to(dtype)
         return count / self.mean(count).clamp(min=1 / self.size)
 
     def weigh(self, weight: Tensor, value: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ class Ranks:
             weight: of the entries that count on this rank, any shape.
             value: their mean; keeps its gradient.
         """
-        return value if self.size == 1 else value * self.share(weight)
+        return value if self.size == 1 else value * self.share(weight, value.dtype)
 
     def masked_mean(self, x: Tensor, weight: Tensor) -> Tensor:
         """:func:`marlkit.functional.reduce.masked_mean` over the entries of all ranks; with several, without gradient."""
@@ -197,7 +198,8 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            # Without the place in the source that gloo puts first, and without its advice.
+            reason = re.sub(r"^\[\S*\]\s*", "", str(error).strip()).partition(". ")[0] or type(error).__name__
             raise RunError(
                 f"rank {self.index} of {self.size} can no longer reach the others: one of them has stopped ({reason}). Its own "
                 "message says why. `marlkit resume <run>` goes on from the last checkpoint."

@@ -177,7 +177,7 @@ class _Region:
         self.parameters = [parameter for parameter in own if parameter.requires_grad]
         self.actor, self.rows, self.agents, self.ranks = actor, rows, agents, ranks
         self.taken = taken_by(agents, rows)
-        self.share = ranks.share(self.taken.alive)
+        self.share = ranks.share(self.taken.alive, self.taken.advantage.dtype)
         with torch.no_grad():
             self.old = actor.distribution(rows, agents)
 
