@@ -87,7 +87,7 @@ def learnt(recipe: Recipe, spec: TeamSpec, batch: TensorDict, ranks: Ranks) -> d
     ]
     learner = learner_of(recipe, spec, ranks)
     if hasattr(learner.opponents, "latest"):
-        learner.opponents.latest.record(batch)
+        learner.opponents.latest.record(batch)  # type: ignore[union-attr, operator]
     with ExitStack() as stack:
         for patch in fixed:
             stack.enter_context(patch)
