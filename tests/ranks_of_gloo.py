@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,7 +117,9 @@ def ranks_run(function: Callable[..., Any], folder: Path, *arguments: Any) -> li
 
 def _work(rank: int, function: Callable[..., Any], folder: str, arguments: Sequence[Any]) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=SIZE)
+    # Ranks that wait for different things shall fail, not hang.
+    patience = timedelta(seconds=60)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=SIZE, timeout=patience)
     ranks = Ranks(SEED)
     ranks.join()
     torch.save(function(ranks, *arguments), f"{folder}/{rank}.pt")
