@@ -87,7 +87,8 @@ class ActorCriticUpdate(Update):
         prepared = batch.select(*wanted)
         prepared.set(OLD_PREDICTION, critic.normaliser.normalise(batch[predicted]))
         if self.normalise_advantage:
-            prepared.set(keys.ADVANTAGE, standardise(batch[keys.ADVANTAGE], batch[keys.ALIVE]))
+            standard = standardise(batch[keys.ADVANTAGE], batch[keys.ALIVE], mean=learning.ranks.masked_mean)
+            prepared.set(keys.ADVANTAGE, standard)
         return prepared
 
     def fit_critic(self, batch: TensorDictBase, learning: Learning) -> Metrics:
@@ -116,7 +117,7 @@ class ActorCriticUpdate(Update):
     def value_loss(self, rows: TensorDictBase, learning: Learning) -> tuple[Tensor, Metrics]:
         """The critic's loss without its weight; updates the running statistics of its targets."""
         critic, target = learning.critic, rows[keys.VALUE_TARGET]
-        critic.normaliser.update(target)
+        critic.normaliser.update(target, learning.ranks)
         prediction, goal = critic.predict(rows), critic.normaliser.normalise(target)
         weight = torch.ones_like(goal, dtype=torch.bool)
         loss = losses.value_loss(
@@ -196,4 +197,4 @@ class JointLossUpdate(ActorCriticUpdate):
             "actor/entropy": entropy.detach(),
             "actor/kl": losses.approximate_kl(log_prob, taken.log_prob, taken.alive),
         }
-        return loss - coefficient * entropy, metrics | more
+        return learning.ranks.weigh(taken.alive, loss - coefficient * entropy), metrics | more

@@ -68,8 +68,9 @@ def build_learner(recipe: Recipe, env: Environment, **extras: Any) -> Learner:
     """
     rng.seed_all(recipe.seed)
     components = {section: build(recipe, section, env.spec) for section in LEARNING_SECTIONS}
+    known = {"iterations": recipe.config.trainer.iterations, "recipe": recipe.to_yaml(), "seed": recipe.seed}
     try:
-        return Learner(env=env, iterations=recipe.config.trainer.iterations, recipe=recipe.to_yaml(), **components, **extras)
+        return Learner(env=env, **known, **components, **extras)
     except OptionError as error:  # of the targets, which see the networks only here
         raise refusal(recipe, f"targets.{error.option}", error.message) from error
 
@@ -91,8 +92,11 @@ def choose_device(recipe: Recipe) -> torch.device:
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "auto":
         wanted = "cuda" if cuda else "cpu"
-    if wanted == "cuda" and index >= cuda:
-        _refuse_device(recipe, f"GPU {index} is not there: this machine has {cuda} CUDA devices that torch can use.")
+    last = index + recipe.config.trainer.devices - 1
+    if wanted == "cuda" and last >= cuda:
+        _refuse_device(recipe, f"GPU {last} is not there: this machine has {cuda} CUDA devices that torch can use.")
+    if wanted == "mps" and recipe.config.trainer.devices * recipe.config.trainer.nodes > 1:
+        _refuse_device(recipe, "several devices cannot train together on MPS.")
     if wanted == "mps" and not torch.backends.mps.is_available():
         _refuse_device(recipe, "this machine has no MPS device that torch can use.")
     return torch.device(wanted, index) if wanted == "cuda" else torch.device(wanted)

@@ -11,6 +11,7 @@ import lightning
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 
+from marlkit.learner import Learner
 from marlkit.outputs.metrics_file import EVALUATION_RETURN
 
 LAST = "last.ckpt"
@@ -36,11 +37,16 @@ class Checkpoints(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
         """Save if it is time to, or if the team has never been better."""
         evaluated = trainer.logged_metrics.get(EVALUATION_RETURN)
-        if evaluated is not None and float(evaluated) > self.best:
-            self.best = float(evaluated)
-            trainer.save_checkpoint(self.folder / BEST, weights_only=False)
         last = trainer.current_epoch + 1 == trainer.max_epochs
-        if last or self.clock() - self._saved >= self.seconds:
+        best = self.best if evaluated is None else max(self.best, float(evaluated))
+        due = last or self.clock() - self._saved >= self.seconds
+        assert isinstance(pl_module, Learner)
+        # All ranks save together or none does: the first one has evaluated, and its clock counts.
+        best, due = pl_module.ranks.from_first((best, due))
+        if best > self.best:
+            self.best = best
+            trainer.save_checkpoint(self.folder / BEST, weights_only=False)
+        if due:
             trainer.save_checkpoint(self.folder / LAST, weights_only=False)
             self._saved = self.clock()
 

@@ -118,7 +118,7 @@ def _train(parsed: argparse.Namespace) -> None:
     recipe = _load(parsed)
     from marlkit import run
 
-    print(run.train(recipe, parsed.root, progress=not parsed.no_progress, profile=parsed.profile))
+    _print_once(run.train(recipe, parsed.root, progress=not parsed.no_progress, profile=parsed.profile))
 
 
 def _check(parsed: argparse.Namespace) -> None:
@@ -173,7 +173,15 @@ def _play(parsed: argparse.Namespace) -> None:
 def _resume(parsed: argparse.Namespace) -> None:
     from marlkit import run
 
-    print(run.resume(parsed.folder, progress=not parsed.no_progress, profile=parsed.profile))
+    _print_once(run.resume(parsed.folder, progress=not parsed.no_progress, profile=parsed.profile))
+
+
+def _print_once(folder: Path) -> None:
+    """Name the run once, though several processes may have trained it."""
+    from marlkit.ranks import is_first
+
+    if is_first():
+        print(folder)
 
 
 def _resumable(parsed: argparse.Namespace) -> Path | None:

@@ -22,6 +22,7 @@ from marlkit.errors import MarlkitError, OptionError
 from marlkit.keys import Key
 from marlkit.normalisers import ValueNormaliser
 from marlkit.options import problem_with
+from marlkit.ranks import ALONE, Ranks
 from marlkit.spec import TeamSpec
 
 Metrics = dict[str, Tensor]
@@ -340,7 +341,7 @@ class Minimise(Protocol):
         """One step on every parameter that ``loss`` reaches, and on no other.
 
         Args:
-            loss: scalar.
+            loss: scalar; it must reach the same parameters on every rank.
             max_grad_norm: what the gradient of each component is clipped to; ``None``: not.
             adjust: called between clipping and the step.
 
@@ -358,6 +359,8 @@ class Learning:
         minimise: takes an optimiser step.
         progress: share of the training that is done, in [0, 1].
         moved: told the names of the components that an update has changed without ``minimise``, so that targets follow.
+        ranks: the processes that train together, over which ``minimise`` averages gradients. Means that a loss is made of are
+            weighed, statistics and steps without ``minimise`` averaged, and draws that decide parameters made in common there.
     """
 
     actor: Actor
@@ -366,6 +369,7 @@ class Learning:
     minimise: Minimise
     progress: float
     moved: Callable[[Sequence[str]], None] = lambda changed: None
+    ranks: Ranks = ALONE
 
 
 class Update(Component, nn.Module, ABC):

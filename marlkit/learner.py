@@ -33,6 +33,7 @@ from marlkit.component import (
     Update,
 )
 from marlkit.errors import NonFiniteError, OptionError
+from marlkit.ranks import ALONE, Ranks, rank_seed
 
 ANNOTATED_ROWS = 16384
 """Rows that a component annotates at a time: bounds memory, and keeps a layer's output within a processor's cache."""
@@ -47,6 +48,7 @@ class Learner(lightning.LightningModule):
         recipe: text of the completed recipe, kept in every checkpoint.
         evaluate: called every ``evaluation_interval`` iterations and after the last; what it returns is logged.
         evaluation_interval: 0 means after the last only.
+        seed: of the recipe; from it come the draws that several ranks share, and where each other rank's own begin.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Learner(lightning.LightningModule):
         recipe: str = "",
         evaluate: Callable[[Actor], dict[str, float]] | None = None,
         evaluation_interval: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -84,6 +87,7 @@ class Learner(lightning.LightningModule):
         self.iteration = 0
         self.frames = 0
         self.returns = EpisodeReturns()
+        self.ranks = Ranks(seed)
         self._generators: dict[str, Any] | None = None
         self._wire()
 
@@ -205,7 +209,8 @@ class Learner(lightning.LightningModule):
     def learning(self) -> Learning:
         """What the update works on."""
         self.optimizer.schedule(self._torch_optimizer(), self.progress())
-        return Learning(self.actor, self.critic, self.opponents, self.minimise, self.progress(), self.targets.follow)
+        follow = self.targets.follow
+        return Learning(self.actor, self.critic, self.opponents, self.minimise, self.progress(), follow, self.ranks)
 
     def minimise(self, loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
         """One optimiser step on what ``loss`` reaches; see :class:`marlkit.component.Minimise`."""
@@ -213,12 +218,14 @@ class Learner(lightning.LightningModule):
         assert not isinstance(optimizer, list)
         optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
-        norms = {}
-        for name, parameters in self.parameter_groups().items():
-            reached = [parameter for parameter in parameters if parameter.grad is not None]
-            if reached:
-                limit = float("inf") if max_grad_norm is None else max_grad_norm
-                norms[f"{name}/grad_norm"] = nn.utils.clip_grad_norm_(reached, limit, foreach=True)
+        groups = {name: [p for p in parameters if p.grad is not None] for name, parameters in self.parameter_groups().items()}
+        self.ranks.mean_([p.grad for reached in groups.values() for p in reached if p.grad is not None])
+        limit = float("inf") if max_grad_norm is None else max_grad_norm
+        norms = {
+            f"{name}/grad_norm": nn.utils.clip_grad_norm_(reached, limit, foreach=True)
+            for name, reached in groups.items()
+            if reached
+        }
         if adjust is not None:
             adjust()
         optimizer.step()
@@ -250,10 +257,10 @@ class Learner(lightning.LightningModule):
     def _finish(self, played: TensorDictBase, batch: TensorDictBase, metrics: Metrics, seconds: dict[str, float]) -> None:
         refuse_non_finite(batch, metrics, self)
         self.iteration += 1
-        frames = played.batch_size.numel()
+        frames = played.batch_size.numel() * self.ranks.size
         self.frames += frames
-        logged = {name: float(value) for name, value in metrics.items()}
-        logged |= self.returns.take(played)
+        logged = {name: float(value) for name, value in self.ranks.mean_each(metrics).items()}
+        logged |= self.returns.take(played, self.ranks)
         logged |= {f"time/{name}": value for name, value in seconds.items()}
         logged["time/frames_per_second"] = frames / sum(seconds.values())
         logged["optimizer/lr"] = self._torch_optimizer().param_groups[0]["lr"]
@@ -292,24 +299,46 @@ class Learner(lightning.LightningModule):
         """One token per epoch: an epoch of Lightning is one iteration."""
         return [0]
 
+    def setup(self, stage: str) -> None:
+        """Join the other ranks, where there are any, and draw from here on what they do not draw."""
+        if self.trainer.world_size > 1:
+            self.ranks.join()
+        if self.ranks.index > 0:
+            rng.seed_all(rank_seed(self.ranks.seed, self.ranks.index))
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what decides the future beside the parameters."""
-        checkpoint["marlkit"] = {
-            "recipe": self.recipe,
-            "spec": self.env.spec.as_dict(),
-            "iteration": self.iteration,
-            "frames": self.frames,
+        """Add what decides the future beside the parameters: of this rank, and at the first of the others too."""
+        self.ranks.align(self.parameters())
+        own = {
             "returns": self.returns.state_dict(),
             "env": self.env.state_dict(),
             "data": self.data.state_dict(),
             "rng": rng.state(),
         }
+        checkpoint["marlkit"] = {
+            "recipe": self.recipe,
+            "spec": self.env.spec.as_dict(),
+            "iteration": self.iteration,
+            "frames": self.frames,
+            **own,
+        }
+        if self.ranks.size > 1:
+            others = self.ranks.gather(own | {"buffers": dict(self.named_buffers())})[1:]
+            kept = checkpoint["state_dict"]
+            for other in others:
+                other["buffers"] = _differing(other["buffers"], kept)
+            checkpoint["marlkit"] |= {"ranks": self.ranks.state_dict(), "others": others}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue from :meth:`on_save_checkpoint`; the generators' state is restored when training starts."""
         state = checkpoint["marlkit"]
         self.iteration = state["iteration"]
         self.frames = state["frames"]
+        if self.ranks.size > 1 or "ranks" in state:
+            self.ranks.load_state_dict(state.get("ranks", ALONE.state_dict()))
+        if self.ranks.index > 0:
+            state = state["others"][self.ranks.index - 1]
+            checkpoint["state_dict"].update(state["buffers"])
         self.returns.load_state_dict(state["returns"])
         self.env.load_state_dict(state["env"])
         self.data.load_state_dict(state["data"])
@@ -317,9 +346,15 @@ class Learner(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         """Restore the random generators last, after everything that may have drawn from them."""
+        self.ranks.align(self.parameters())
         if self._generators is not None:
             rng.restore(self._generators)
             self._generators = None
+
+
+def _differing(buffers: dict[str, Tensor], first: dict[str, Any]) -> dict[str, Tensor]:
+    """Those of a rank's ``buffers`` that a checkpoint holds and that are not as on the first rank."""
+    return {name: own for name, own in buffers.items() if name in first and not torch.equal(own, first[name].cpu())}
 
 
 class EpisodeReturns:
@@ -330,8 +365,8 @@ class EpisodeReturns:
         self.steps: Tensor | None = None
 
     @torch.no_grad()
-    def take(self, batch: TensorDictBase) -> dict[str, float]:
-        """Add a rollout ``[B, T]``; mean return and length of the episodes that ended in it (nothing if none did)."""
+    def take(self, batch: TensorDictBase, ranks: Ranks = ALONE) -> dict[str, float]:
+        """Add a rollout ``[B, T]``; mean return and length of the episodes that ended, on any rank (nothing if none did)."""
         reward = batch[keys.REWARD].mean(-2).squeeze(-1)
         done = batch[keys.DONE].squeeze(-1)
         running = torch.zeros_like(reward[:, 0]) if self.running is None else self.running
@@ -344,7 +379,9 @@ class EpisodeReturns:
             count += ended.sum()
             running, steps = running.masked_fill(ended, 0), steps.masked_fill(ended, 0)
         self.running, self.steps = running, steps
-        logged = {"episode/count": count.item(), "episode/reward": reward.mean().item()}
+        rewarded = reward.mean()
+        ranks.mean_([total, length, count, rewarded])
+        logged = {"episode/count": count.item() * ranks.size, "episode/reward": rewarded.item()}
         if count > 0:
             logged |= {"episode/return": (total / count).item(), "episode/length": (length / count).item()}
         return logged

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from marlkit.ranks import ALONE, Ranks
+
 VARIANCE_FLOOR = 1e-2
 DEBIAS_FLOOR = 1e-5
 
@@ -41,11 +43,13 @@ class ValueNormaliser(nn.Module):
         return mean, variance.sqrt()
 
     @torch.no_grad()
-    def update(self, target: Tensor) -> None:
-        """Take ``target`` (any shape, real units) into the averages."""
+    def update(self, target: Tensor, ranks: Ranks = ALONE) -> None:
+        """Take ``target`` (any shape, real units) of all ranks into the averages; it has as many entries on each."""
         if not self.enabled:
             return
-        for average, value in ((self.mean, target.mean()), (self.mean_square, target.square().mean())):
+        moments = (target.mean(), target.square().mean())
+        ranks.mean_(moments)
+        for average, value in zip((self.mean, self.mean_square), moments, strict=True):
             average.mul_(self.beta).add_(value, alpha=1 - self.beta)
         self.weight.mul_(self.beta).add_(1 - self.beta)
 

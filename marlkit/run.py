@@ -19,8 +19,10 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch import Callback
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from omegaconf import DictConfig, OmegaConf
 
 from marlkit.building import build, build_environment, build_learner, choose_device, refusal
@@ -38,8 +40,10 @@ from marlkit.outputs.step_times import StepTimes
 from marlkit.outputs.versions import versions
 from marlkit.outputs.video import write_gif
 from marlkit.policy import Policy
+from marlkit.ranks import rank_seed
 from marlkit.recipe import Recipe, load_recipe
 from marlkit.spec import TeamSpec
+from marlkit.strategy import RanksStrategy
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.csv"
@@ -78,13 +82,11 @@ def train(recipe: Recipe, root: str | Path = "runs", *, progress: bool = True, p
     """
     choose_device(recipe)
     _refuse_missing_logger(recipe)
+    trainer = _trainer(recipe, Path(root), progress=progress, profile=profile)
     dry_run(recipe)
-    folder = _new_folder(Path(root) / recipe.name, recipe.seed)
-    (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
-    made_with = versions() | {COMPONENT_FOLDERS: [str(path) for path in recipe.folders]}
-    (folder / VERSIONS).write_text(json.dumps(made_with, indent=2) + "\n", encoding="utf-8")
-    _fit(recipe, folder, checkpoint=None, progress=progress, profile=profile)
-    return folder
+    # The other ranks write nothing and need no folder.
+    folder = _begun(recipe, Path(root)) if trainer.is_global_zero else Path(root)
+    return _fit(recipe, trainer, folder, checkpoint=None)
 
 
 def resume(folder: str | Path, *, progress: bool = True, profile: bool = False) -> Path:
@@ -101,12 +103,13 @@ def resume(folder: str | Path, *, progress: bool = True, profile: bool = False) 
         raise RunError(
             f"{folder}: has no checkpoint yet ({CHECKPOINTS}/{LAST}); train it again with `marlkit train {folder / RECIPE}`."
         )
-    checkpoint = _own_checkpoint(path, recipe)
-    if checkpoint["marlkit"]["iteration"] >= recipe.config.trainer.iterations:
+    saved = _own_checkpoint(path, recipe)["marlkit"]
+    _refuse_other_ranks(recipe, saved, folder)
+    trainer = _trainer(recipe, folder, progress=progress, profile=profile)
+    if saved["iteration"] < recipe.config.trainer.iterations:
+        return _fit(recipe, trainer, folder, checkpoint=path, first_iteration=saved["iteration"])
+    if trainer.is_global_zero:
         _finish(recipe, folder)
-        return folder
-    first_iteration = checkpoint["marlkit"]["iteration"]
-    _fit(recipe, folder, checkpoint=path, first_iteration=first_iteration, progress=progress, profile=profile)
     return folder
 
 
@@ -193,6 +196,15 @@ def sizes(recipe: Recipe) -> tuple[dict[str, int], dict[str, int]]:
 # --- what these are made of ---------------------------------------------------------------------------------------------------
 
 
+def _begun(recipe: Recipe, root: Path) -> Path:
+    """A new run folder with the recipe and the versions that it is trained with."""
+    folder = _new_folder(root / recipe.name, recipe.seed)
+    (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+    made_with = versions() | {COMPONENT_FOLDERS: [str(path) for path in recipe.folders]}
+    (folder / VERSIONS).write_text(json.dumps(made_with, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
 def _new_folder(parent: Path, seed: int) -> Path:
     stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
     for attempt in range(1, 1000):
@@ -208,36 +220,27 @@ def _new_folder(parent: Path, seed: int) -> Path:
     raise RunError(f"{parent}: a thousand runs started within this second")
 
 
-def _fit(
-    recipe: Recipe, folder: Path, *, checkpoint: Path | None, first_iteration: int = 0, progress: bool, profile: bool
-) -> None:
-    device = choose_device(recipe)
-    options = recipe.config.trainer
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    env = build_environment(recipe, device, recipe.seed)
-    watched = _evaluation_environment(recipe, device)
-    learner = build_learner(
-        recipe,
-        env,
-        evaluate=lambda actor: play_episodes(
-            watched, actor, seed=recipe.seed + EVALUATION_SEED, steps=options.evaluation_steps
-        ).summary(),
-        evaluation_interval=options.evaluation_interval,
-    )
+def _trainer(recipe: Recipe, folder: Path, *, progress: bool, profile: bool) -> lightning.Trainer:
+    """A Lightning Trainer, which knows its rank among the processes that train together; it writes nothing yet."""
+    device, options = choose_device(recipe), recipe.config.trainer
+    several = options.devices * options.nodes > 1
+    _refuse_unfit_launch(recipe)
     # Lightning 2.6 calls a function of torch that torch has since deprecated; nobody who trains can do anything about it.
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints are about other ways of using it
-    callbacks: list[Callback] = [Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds)]
-    callbacks += [IterationProgress(profile=profile)] if progress else []
-    callbacks += [StepTimes()] if profile else []
+    plugins: list[Any] = [AtomicCheckpointIO(REQUIRED)]
+    if several and SLURMEnvironment.detect():
+        # Lightning would submit the job again with the same command, which begins another run.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     trainer = lightning.Trainer(
         accelerator=device.type if device.type != "cuda" else "gpu",
-        devices=[options.device] if device.type == "cuda" else 1,
+        devices=[options.device + i for i in range(options.devices)] if device.type == "cuda" else options.devices,
+        num_nodes=options.nodes,
+        strategy=RanksStrategy() if several else "auto",
         max_epochs=options.iterations,
-        logger=_loggers(recipe, folder, first_iteration),
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO(REQUIRED)],
+        logger=False,
+        callbacks=[IterationProgress(profile=profile)] if progress else [],
+        plugins=plugins,
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=progress,
@@ -245,14 +248,67 @@ def _fit(
         num_sanity_val_steps=0,
         default_root_dir=folder,
     )
+    if profile and trainer.is_global_zero:
+        trainer.callbacks.append(StepTimes())  # type: ignore[attr-defined]
+    return trainer
+
+
+def _refuse_unfit_launch(recipe: Recipe) -> None:
+    options = recipe.config.trainer
+    wanted = options.devices * options.nodes
+    if TorchElasticEnvironment.detect():
+        started = TorchElasticEnvironment().world_size()
+        if started != wanted:
+            message = f"torchrun has started {started} processes, but trainer.devices x trainer.nodes is {wanted}."
+            raise refusal(recipe, "trainer.devices", message, "Set both as torchrun's --nproc-per-node and --nnodes.")
+
+
+def _refuse_other_ranks(recipe: Recipe, saved: dict[str, Any], folder: Path) -> None:
+    options = recipe.config.trainer
+    trained, wanted = saved["ranks"]["size"] if "ranks" in saved else 1, options.devices * options.nodes
+    if trained != wanted:
+        raise CheckpointError(
+            f"{folder}: was trained by {trained} ranks (trainer.devices x trainer.nodes), its {RECIPE} now asks for {wanted}. "
+            f"Every rank has environments and data of its own, so that only as many can go on. Restore the {RECIPE}, or train it "
+            "anew."
+        )
+
+
+def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint: Path | None, first_iteration: int = 0) -> Path:
+    """Train, and draw what is left at the end; returns the run folder, on every rank."""
+    options = recipe.config.trainer
+    device = choose_device(recipe) if trainer.world_size == 1 else trainer.strategy.root_device
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    env = build_environment(recipe, device, rank_seed(recipe.seed, trainer.global_rank))
+    # Only the first rank evaluates, logs and writes.
+    watched = _evaluation_environment(recipe, device) if trainer.is_global_zero else None
+    learner = build_learner(recipe, env, evaluate=_evaluation(recipe, watched), evaluation_interval=options.evaluation_interval)
+    trainer.loggers = _loggers(recipe, folder, first_iteration) if trainer.is_global_zero else []
+    checkpoints = Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds)
+    trainer.callbacks.insert(0, checkpoints)  # type: ignore[attr-defined]
     _fit_until_interrupted(trainer, learner, checkpoint)
     env.close()
-    watched.close()
-    _finish(recipe, folder)
+    folder = Path(learner.ranks.from_first(str(folder)))
+    if watched is not None:
+        watched.close()
+        _finish(recipe, folder)
+    return folder
+
+
+def _evaluation(recipe: Recipe, env: Environment | None) -> Callable[[Actor], dict[str, float]] | None:
+    """What plays the episodes of an evaluation on ``env``."""
+    if env is None:
+        return None
+    seed, steps = recipe.seed + EVALUATION_SEED, recipe.config.trainer.evaluation_steps
+    return lambda actor: play_episodes(env, actor, seed=seed, steps=steps).summary()
 
 
 def _fit_until_interrupted(trainer: lightning.Trainer, learner: Learner, checkpoint: Path | None) -> None:
-    """Fit; an interrupt stays an interrupt, where Lightning would end the process and leave Ctrl-C switched off."""
+    """Fit; an interrupt stays an interrupt, where Lightning would end the process and leave Ctrl-C switched off.
+
+    Where this process has started other ranks, none of them outlives a failure of it.
+    """
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(learner, ckpt_path=checkpoint, weights_only=True)
@@ -261,6 +317,11 @@ def _fit_until_interrupted(trainer: lightning.Trainer, learner: Learner, checkpo
             raise
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from stop
+    except BaseException:
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGKILL)
+        raise
 
 
 def _finish(recipe: Recipe, folder: Path) -> None:

@@ -536,9 +536,9 @@ def test_it_fits_every_few_updates_on_at_most_so_many_rows(monkeypatch: pytest.M
     seen: list[TensorDict] = []
     loss = opponents.loss
 
-    def seeing(rows: TensorDict) -> Any:
+    def seeing(rows: TensorDict, *others: Any) -> Any:
         seen.append(rows)
-        return loss(rows)
+        return loss(rows, *others)
 
     monkeypatch.setattr(opponents, "loss", seeing)
     steps = Steps(opponents)

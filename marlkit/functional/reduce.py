@@ -6,6 +6,8 @@ changes neither the result nor any gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,9 @@ def masked_mean(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def standardise(x: Tensor, weight: Tensor, epsilon: float = 1e-5) -> Tensor:
+def standardise(
+    x: Tensor, weight: Tensor, epsilon: float = 1e-5, *, mean: Callable[[Tensor, Tensor], Tensor] = masked_mean
+) -> Tensor:
     """Shift and scale to zero mean and unit deviation: ``(x - mean) / (std + epsilon)``, without gradient.
 
     Mean and deviation are over all entries of ``x`` together, weighted. The deviation is the population's (divided by the sum of
@@ -42,6 +46,7 @@ def standardise(x: Tensor, weight: Tensor, epsilon: float = 1e-5) -> Tensor:
         x: any shape, for advantages ``[B, T, N, 1]``.
         weight: bool or non-negative float, of as many dimensions as ``x`` and broadcastable to it.
         epsilon: added to the deviation, so that equal entries become zero.
+        mean: weighted mean; another one takes in entries that are not here.
 
     Returns:
         Shape of ``x``; zero where the weight is zero.
@@ -50,8 +55,8 @@ def standardise(x: Tensor, weight: Tensor, epsilon: float = 1e-5) -> Tensor:
         ValueError: ``weight`` does not broadcast to ``x``.
     """
     weight = broadcast("weight", weight, "x", x)
-    centred = x - masked_mean(x, weight)
-    deviation = masked_mean(centred.square(), weight).sqrt()
+    centred = x - mean(x, weight)
+    deviation = mean(centred.square(), weight).sqrt()
     return (centred / (deviation + epsilon)).masked_fill(weight == 0, 0.0)
 
 

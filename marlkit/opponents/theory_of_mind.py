@@ -20,6 +20,7 @@ from marlkit.keys import Key
 from marlkit.latest_steps import LatestSteps
 from marlkit.networks import group_of_agents
 from marlkit.options import Activation, Hidden, NonNegativeFloat, PositiveFloat, PositiveInt, Share
+from marlkit.ranks import ALONE, Ranks
 from marlkit.spec import Continuous, TeamSpec
 
 EVALUATIONS = {"cpu": 4096, "cuda": 65536}
@@ -234,7 +235,7 @@ class TheoryOfMindOpponents(Opponents):
         self.updates += 1
         if not due:
             return {}
-        loss, metrics = self.loss(self._drawn(batch))
+        loss, metrics = self.loss(self._drawn(batch), learning.ranks)
         metrics |= learning.minimise(loss, self.max_grad_norm)
         self._refresh_character()
         return metrics
@@ -249,17 +250,18 @@ class TheoryOfMindOpponents(Opponents):
         index = torch.randperm(count, device=self.character.device)[: self.fit_rows]
         return given[torch.unravel_index(index, batch.batch_size)]
 
-    def loss(self, rows: TensorDictBase) -> tuple[Tensor, Metrics]:
+    def loss(self, rows: TensorDictBase, ranks: Ranks = ALONE) -> tuple[Tensor, Metrics]:
         """The three cross-entropies, weighted and summed, and how good the beliefs are.
 
         Args:
             rows: batch ``[R]`` with the keys that this component reads and, for the divergence, the parameters of the policy.
+            ranks: the processes over whose rows the loss is a mean; characters and latest steps are those of each rank.
         """
         belief, natural = self.beliefs(rows, self._trained_character())
         latest = self.latest.steps()
-        combined = self._cross_entropy(belief, rows)
-        natural_loss = self._cross_entropy(natural, rows)
-        impromptu_loss = self._cross_entropy(self.impromptu(latest), latest)
+        combined = self._cross_entropy(belief, rows, ranks)
+        natural_loss = self._cross_entropy(natural, rows, ranks)
+        impromptu_loss = self._cross_entropy(self.impromptu(latest), latest, ranks)
         metrics = {
             "opponents/cross_entropy": combined.detach(),
             "opponents/natural_cross_entropy": natural_loss.detach(),
@@ -275,9 +277,10 @@ class TheoryOfMindOpponents(Opponents):
         index = torch.randperm(begun, device=self.character.device)[: self.character_batch]
         return self.networks.characters(*self.trajectories.steps(index)).mean(0)
 
-    def _cross_entropy(self, belief: TeamDistribution, rows: TensorDictBase) -> Tensor:
+    def _cross_entropy(self, belief: TeamDistribution, rows: TensorDictBase, ranks: Ranks) -> Tensor:
         """``-mean log q_i(a_j)`` over rows, i and j that is not i and is alive."""
-        return -self._mean(belief.log_prob(self._executed(rows)), rows)
+        own = -self._mean(belief.log_prob(self._executed(rows)), rows)
+        return ranks.weigh(self._weight(rows), own)
 
     @torch.no_grad()
     def _quality(self, belief: TeamDistribution, rows: TensorDictBase) -> Metrics:
@@ -299,5 +302,7 @@ class TheoryOfMindOpponents(Opponents):
 
     def _mean(self, values: Tensor, rows: TensorDictBase) -> Tensor:
         """Mean of ``[R, G, N, 1]`` over rows, modelling agents and modelled agents that are alive."""
-        weight = rows[keys.ALIVE].unsqueeze(1) * self.pairs
-        return masked_mean(values, weight)
+        return masked_mean(values, self._weight(rows))
+
+    def _weight(self, rows: TensorDictBase) -> Tensor:
+        return rows[keys.ALIVE].unsqueeze(1) * self.pairs

@@ -16,7 +16,9 @@ class LightningTrainer(Trainer):
         spec: the team.
         iterations: how often to collect, annotate, estimate and update.
         accelerator: `auto` takes a GPU where there is one; `cpu`, `cuda` or `mps` ask for one kind.
-        device: index of the GPU.
+        device: index of the GPU; the first of several.
+        devices: processes on each machine that train together, one GPU each; on a CPU too. Each has `env.num_envs` environments.
+        nodes: machines.
         threads: CPU threads of a process; `null` leaves torch's choice.
         evaluation_interval: iterations between evaluations; 0: only at the end.
         evaluation_episodes: episodes per evaluation, on environments of their own, with the most likely actions.
@@ -34,6 +36,8 @@ class LightningTrainer(Trainer):
         iterations: PositiveInt = 100,
         accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto",
         device: NonNegativeInt = 0,
+        devices: PositiveInt = 1,
+        nodes: PositiveInt = 1,
         threads: PositiveInt | None = None,
         evaluation_interval: NonNegativeInt = 10,
         evaluation_episodes: PositiveInt = 32,
@@ -47,6 +51,8 @@ class LightningTrainer(Trainer):
         self.iterations = iterations
         self.accelerator = accelerator
         self.device = device
+        self.devices = devices
+        self.nodes = nodes
         self.threads = threads
         self.evaluation_interval = evaluation_interval
         self.evaluation_episodes = evaluation_episodes

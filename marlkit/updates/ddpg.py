@@ -91,7 +91,7 @@ class DdpgUpdate(Update):
         memory = (keys.HIDDEN,) if actor.sequence_length is not None else ()
         wanted = dict.fromkeys([*self.reads, *actor.reads, *critic.reads, *believing, *memory])
         rows = units(batch.select(*wanted), actor.sequence_length)
-        critic.normaliser.update(rows[keys.VALUE_TARGET])
+        critic.normaliser.update(rows[keys.VALUE_TARGET], learning.ranks)
         joint = self._joint_action(rows, learning)
         return self._fit_critic(rows, joint, learning) | self._fit_actor(rows, joint, learning)
 
@@ -109,7 +109,7 @@ class DdpgUpdate(Update):
             with torch.no_grad():
                 own = learning.actor.reparametrised(rows)
             ratio, inverse_ratio = self._ratios(rows, learning)
-            loss = loss + self.coupling * joint_gradients.critic_coupling(
+            coupled = joint_gradients.critic_coupling(
                 prediction,
                 learning.critic.action_value(rows, own, joint),
                 self._error(prediction, goal),
@@ -118,6 +118,7 @@ class DdpgUpdate(Update):
                 rows[keys.ALIVE],
                 **self.weights,
             )
+            loss = loss + self.coupling * learning.ranks.weigh(rows[keys.ALIVE], coupled)
         return metrics | learning.minimise(loss, self.max_grad_norm)
 
     def _fit_actor(self, rows: TensorDictBase, joint: Tensor, learning: Learning) -> Metrics:
@@ -126,7 +127,7 @@ class DdpgUpdate(Update):
         with _held(learning.critic):
             value = learning.critic.action_value(rows, own, joint)
         coefficient = self._coefficient(rows, learning)
-        loss = joint_gradients.actor_loss(value, coefficient, alive)
+        loss = learning.ranks.weigh(alive, joint_gradients.actor_loss(value, coefficient, alive))
         metrics = {"actor/loss": loss.detach(), "actor/value": masked_mean(value.detach(), alive)}
         if self.coupling:
             metrics |= _statistics(coefficient, alive)
@@ -172,7 +173,8 @@ class DdpgUpdate(Update):
         mask = rows[keys.ACTION_MASK]
         logits = learning.actor.distribution(rows).parameters()[keys.LOGITS].masked_fill(~mask, 0.0)
         mean = logits.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
-        return masked_mean((logits - mean).square(), mask & rows[keys.ALIVE])
+        counted = mask & rows[keys.ALIVE]
+        return learning.ranks.weigh(counted, masked_mean((logits - mean).square(), counted))
 
 
 def _statistics(coefficient: Tensor, weight: Tensor) -> Metrics:

@@ -15,6 +15,7 @@ from marlkit.errors import OptionError
 from marlkit.functional import consensus
 from marlkit.local_copies import LocalCopies
 from marlkit.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, Probability
+from marlkit.ranks import Ranks
 from marlkit.spec import TeamSpec
 
 
@@ -100,11 +101,11 @@ class PdhgUpdate(Update):
     def update(self, batch: TensorDictBase, learning: Learning) -> Metrics:
         """The wrapped update, its optimiser steps followed by exchanges."""
         sent = self.messages, self.bytes
-        agreeing = replace(learning, minimise=self._minimise(learning.minimise))
+        agreeing = replace(learning, minimise=self._minimise(learning.minimise, learning.ranks))
         metrics = self.step.update(batch, agreeing)
         return metrics | self._metrics(self.messages - sent[0], self.bytes - sent[1])
 
-    def _minimise(self, inner: Minimise) -> Minimise:
+    def _minimise(self, inner: Minimise, ranks: Ranks) -> Minimise:
         neighboured = set(self.graph.any(-1).nonzero().flatten().tolist())
 
         def minimise(loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
@@ -118,15 +119,16 @@ class PdhgUpdate(Update):
                     copies.add_gradient(stepping[name], self.penalty)
 
             metrics = inner(loss, max_grad_norm, adjust_both)
-            self._exchange({name: copies.due(stepping[name]) for name, copies in self._copies()})
+            due = {name: copies.due(stepping[name]) for name, copies in self._copies()}
+            if any(due.values()):
+                with ranks.common():
+                    self._exchange(due)
             return metrics
 
         return minimise
 
     def _exchange(self, due: dict[str, list[int]]) -> None:
         """Let those who are ``due`` exchange copies, of every network over the same graph."""
-        if not any(due.values()):
-            return
         graph = consensus.with_random_edges(self.graph, self.extra_edges) if self.extra_edges else self.graph
         weights = self.weights_of(graph)
         for name, copies in self._copies():

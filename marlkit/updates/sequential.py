@@ -45,7 +45,9 @@ class SequentialUpdate(Update):
         advantage = batch[keys.ADVANTAGE]
         factor = torch.ones_like(advantage[..., 0, :])
         history: list[Metrics] = []
-        for agent in torch.randperm(self.spec.n_agents).tolist():
+        with learning.ranks.common():
+            order = torch.randperm(self.spec.n_agents).tolist()
+        for agent in order:
             batch.set(keys.ADVANTAGE, advantage * factor.unsqueeze(-2))
             history.append(self.step.fit_policy(batch, learning, [agent]))
             factor = self._compound(factor, batch, learning, agent)

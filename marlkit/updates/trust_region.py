@@ -27,6 +27,7 @@ from marlkit.functional.trust_region import (
 )
 from marlkit.minibatches import units
 from marlkit.options import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Probability
+from marlkit.ranks import Ranks
 from marlkit.spec import TeamSpec
 
 
@@ -110,17 +111,23 @@ class TrustRegionUpdate(ActorCriticUpdate):
         return self._fit_policy(batch, learning, agents)
 
     def _fit_policy(self, batch: TensorDictBase, learning: Learning, agents: Sequence[int] | None) -> Metrics:
-        region = _Region(learning.actor, units(batch, learning.actor.sequence_length), agents)
+        ranks = learning.ranks
+        region = _Region(learning.actor, units(batch, learning.actor.sequence_length), agents, ranks)
         # Fused attention has no second derivative.
         with sdpa_kernel(SDPBackend.MATH):
             gain, divergence, entropy = region.evaluate()
         loss = -gain
         slopes = torch.autograd.grad(loss, region.parameters, retain_graph=True, allow_unused=True)
+        ranks.mean_([slope for slope in slopes if slope is not None])
         for parameter, slope in zip(region.parameters, slopes, strict=True):
             # Left where an optimiser's step leaves it: it tells what learns, even where no step is accepted.
             parameter.grad = slope
         gradient = -flatten([x.new_zeros(x.shape) if d is None else d for x, d in zip(region.parameters, slopes, strict=True)])
-        product = hessian_product(divergence, region.parameters, damping=self.damping)
+        own_product = hessian_product(divergence, region.parameters, damping=self.damping)
+
+        def product(vector: Tensor) -> Tensor:
+            return ranks.mean(own_product(vector))
+
         direction = conjugate_gradient(product, gradient, iterations=self.cg_iterations)
         step = step_to_edge(direction, product, limit=self.kl_limit)
         found = self._search(region, step, gradient.dot(step).item())
@@ -145,7 +152,8 @@ class TrustRegionUpdate(ActorCriticUpdate):
             for parameter, origin, own in zip(region.parameters, before, steps, strict=True):
                 parameter.copy_(origin + fraction * own)
             gain, divergence, _ = region.evaluate()
-            return divergence.item(), (gain - start).item()
+            over, up = region.ranks.mean(torch.stack([divergence, gain - start])).tolist()
+            return over, up
 
         found = search_back(
             trial,
@@ -164,18 +172,19 @@ class TrustRegionUpdate(ActorCriticUpdate):
 class _Region:
     """Gain and divergence of the policies of some agents on one batch, as functions of their parameters."""
 
-    def __init__(self, actor: Actor, rows: TensorDictBase, agents: Sequence[int] | None) -> None:
+    def __init__(self, actor: Actor, rows: TensorDictBase, agents: Sequence[int] | None, ranks: Ranks) -> None:
         own = actor.parameters() if agents is None else actor.agent_parameters(agents)
         self.parameters = [parameter for parameter in own if parameter.requires_grad]
-        self.actor, self.rows, self.agents = actor, rows, agents
+        self.actor, self.rows, self.agents, self.ranks = actor, rows, agents, ranks
         self.taken = taken_by(agents, rows)
+        self.share = ranks.share(self.taken.alive, self.taken.advantage.dtype)
         with torch.no_grad():
             self.old = actor.distribution(rows, agents)
 
     def evaluate(self) -> tuple[Tensor, Tensor, Tensor]:
-        """``mean(rho A)``, ``mean(KL(old || new))`` and the mean entropy."""
+        """``mean(rho A)``, ``mean(KL(old || new))`` and the mean entropy: what this rank adds to the mean over ranks."""
         policy, taken = self.actor.distribution(self.rows, self.agents), self.taken
         log_prob = policy.log_prob(taken.action)
         loss = losses.ppo_clip_loss(log_prob, taken.log_prob, taken.advantage, taken.alive, clip_epsilon=math.inf)
         divergence, entropy = masked_mean(self.old.kl(policy), taken.alive), masked_mean(policy.entropy(), taken.alive)
-        return -loss, divergence, entropy
+        return -loss * self.share, divergence * self.share, entropy * self.share

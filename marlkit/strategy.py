@@ -1,0 +1,26 @@
+"""How Lightning starts the ranks of a training on one machine or several; averaging is left to :mod:`marlkit.ranks`."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from lightning.pytorch.strategies import DDPStrategy
+
+PATIENCE = timedelta(minutes=30)
+"""How long a rank waits for another that neither answers nor is known to be dead: longer than any evaluation."""
+
+
+class RanksStrategy(DDPStrategy):
+    """Lightning's DDP without the wrapper around the model.
+
+    ``DistributedDataParallel`` averages in hooks of one backward pass that reaches every parameter. An iteration here has many
+    passes, each of which reaches some parameters, and gradients that are never accumulated (trust regions).
+    """
+
+    strategy_name = "marlkit_ranks"
+
+    def __init__(self) -> None:
+        super().__init__(timeout=PATIENCE)
+
+    def configure_ddp(self) -> None:
+        """Leave the model as it is."""
