@@ -42,10 +42,15 @@ def test_the_options_that_cannot_be_set_are_the_recipes_too() -> None:
         config = load_recipe(recipe).config
         assert (config.estimator.gamma, config.targets.tau, config.targets.actor) == (maddpg.GAMMA, maddpg.TAU, True)
         assert (config.optimizer.lr, config.data.capacity) == (maddpg.LEARNING_RATE, maddpg.CAPACITY)
+        assert (config.optimizer.critic_lr, config.optimizer.eps) == (maddpg.CRITIC_LEARNING_RATE, maddpg.EPSILON)
         assert (config.env.max_steps, config.actor.exploration) == (maddpg.EPISODE, maddpg.EXPLORATION)
     update, opponents = config["update"], config["opponents"]
     assert (update.penalty, update.interval_mean, update.topology) == (consensus.PENALTY, consensus.INTERVAL_MEAN, "ring")
-    assert (update.step.actor_weight, update.step.max_grad_norm) == (f2a2_ddpg.ACTOR_WEIGHT, maddpg.MAX_GRAD_NORM)
+    step = update.step
+    assert (step.actor_weight, step.critic_weight) == (f2a2_ddpg.ACTOR_WEIGHT, f2a2_ddpg.CRITIC_WEIGHT)
+    assert (step.ratio_limit, step.coefficient_floor) == (f2a2_ddpg.RATIO_LIMIT, f2a2_ddpg.COEFFICIENT_FLOOR)
+    assert (step.max_grad_norm, update.interval_std) == (f2a2_ddpg.MAX_GRAD_NORM, consensus.INTERVAL_DEVIATION)
+    assert load_recipe("maddpg").config["update"].max_grad_norm == maddpg.MAX_GRAD_NORM
     assert (opponents.memory, opponents.memory_layers, list(opponents.hidden)) == (mind.MEMORY, mind.LAYERS, [mind.HIDDEN])
     assert (opponents.history, opponents.every) == (f2a2_ddpg.HISTORY, f2a2_ddpg.EVERY)
     assert (opponents.characters, opponents.character_length) == (f2a2_ddpg.CHARACTERS, f2a2_ddpg.CHARACTER_LENGTH)

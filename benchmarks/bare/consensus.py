@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 PENALTY = 0.1
-INTERVAL_MEAN, INTERVAL_DEVIATION = 100.0, 50.0
+INTERVAL_MEAN, INTERVAL_DEVIATION = 50.0, 25.0
 
 
 class Agreement:

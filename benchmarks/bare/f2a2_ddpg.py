@@ -20,10 +20,10 @@ from benchmarks.bare import stopwatch
 from benchmarks.bare.consensus import Agreement
 from benchmarks.bare.maddpg import (
     CAPACITY,
+    CRITIC_LEARNING_RATE,
     EPISODE,
     EXPLORATION,
     GAMMA,
-    MAX_GRAD_NORM,
     TAU,
     action_values,
     adam,
@@ -36,7 +36,8 @@ from benchmarks.bare.replay import Replay
 from benchmarks.bare.simulator import Simulator
 from benchmarks.bare.stopwatch import option
 
-ACTOR_WEIGHT, COEFFICIENT_FLOOR = 0.01, 0.01
+ACTOR_WEIGHT, CRITIC_WEIGHT, COEFFICIENT_FLOOR, MAX_GRAD_NORM = 1.0, 1000.0, 1.0, 10.0
+RATIO_LIMIT = 0.1
 HISTORY, EVERY = 5, 10
 CHARACTERS, CHARACTER_LENGTH, CHARACTER_BATCH = 64, 25, 16
 LATEST_PAIRS, FIT_ROWS, MINDS_GRAD_NORM = 1200, 512, 10.0
@@ -83,14 +84,18 @@ def log_ratio(action: Tensor, mean: Tensor, log_prob: Tensor) -> Tensor:
     return (now - log_prob).T
 
 
+def truncated(log: Tensor) -> Tensor:
+    """A ratio, of which ``log`` is the logarithm, that is cut to its limit."""
+    return log.clamp(max=math.log(RATIO_LIMIT)).exp()
+
+
 def critic_loss(batch: Batch, critic: Tensor, widths: Sequence[int], target: Tensor, joint: Tensor, ratio: Tensor) -> Tensor:
     """The mean square of the errors, and what the critic owes to the actor's objective; ``ratio`` is the logarithm."""
     value = action_values(critic, widths, batch.observation, batch.action)
     fresh = action_values(critic, widths, batch.observation, joint)
     error = value - target
-    inverse = (-ratio).clamp(max=0.0).exp()
-    pull = (2 * error.detach() * inverse - ACTOR_WEIGHT) * fresh - ACTOR_WEIGHT * ratio.clamp(max=0.0).exp() * value
-    return (error.square() + pull).mean()
+    pull = (2 * CRITIC_WEIGHT * error.detach() * truncated(-ratio) - ACTOR_WEIGHT) * fresh
+    return (CRITIC_WEIGHT * error.square() + pull - ACTOR_WEIGHT * truncated(ratio) * value).mean()
 
 
 def actor_loss(
@@ -100,7 +105,7 @@ def actor_loss(
     critic = critic.detach()
     with torch.no_grad():
         error = action_values(critic, widths, batch.observation, batch.action) - target
-        coefficient = (ACTOR_WEIGHT - 2 * error * (-ratio).clamp(max=0.0).exp()).clamp(min=COEFFICIENT_FLOOR)
+        coefficient = (ACTOR_WEIGHT - 2 * CRITIC_WEIGHT * error * truncated(-ratio)).clamp(min=COEFFICIENT_FLOOR)
     return -(coefficient * action_values(critic, widths, batch.observation, with_own(joint, own))).mean()
 
 
@@ -124,7 +129,7 @@ class F2a2Ddpg:
         self.actor_copy, self.critic_copy = (online.detach().clone() for online in (self.actor, self.critic))
         self.agreement = Agreement(self.critic)
         self.minds = Minds(agents, features, actions).to(device)
-        self.actor_step, self.critic_step = adam([self.actor]), adam([self.critic])
+        self.actor_step, self.critic_step = adam([self.actor]), adam([self.critic], CRITIC_LEARNING_RATE)
         self.minds_step = adam(self.minds.parameters())
         self.replay = Replay(CAPACITY // work.envs, work.envs, _shapes(agents, features, actions), device)
         self.observation = self.simulator.reset()

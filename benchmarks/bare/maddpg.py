@@ -22,10 +22,10 @@ from benchmarks.bare.stopwatch import option
 
 EPISODE = 100
 CAPACITY = 100_000
-EXPLORATION = 0.3
-GAMMA = 0.95
-TAU = 0.005
-LEARNING_RATE, EPSILON, MAX_GRAD_NORM = 1e-3, 1e-8, 0.5
+EXPLORATION = 0.5
+GAMMA = 0.9
+TAU = 0.01
+LEARNING_RATE, CRITIC_LEARNING_RATE, EPSILON, MAX_GRAD_NORM = 3e-4, 1e-3, 1e-8, 0.5
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def mu(actor: Tensor, widths: Sequence[int], observation: Tensor) -> Tensor:
 
 def action_values(critic: Tensor, widths: Sequence[int], observation: Tensor, joint: Tensor) -> Tensor:
     """``Q_i`` ``[N, R]`` of the state and of a joint action ``[R, N, D]`` that is the same for all, or ``[N, R, N, D]``."""
-    state, actions = observation.flatten(1), joint.flatten(-2)
+    state, actions = observation.flatten(1), joint.clamp(-1.0, 1.0).flatten(-2)  # as the environment executes them
     if actions.dim() == 2:
         x = torch.cat([state, actions], -1).expand(len(critic), -1, -1)
     else:
@@ -92,9 +92,9 @@ def actor_loss(batch: Batch, actor: Tensor, critic: Tensor, actor_widths: Sequen
     return -action_values(critic.detach(), critic_widths, batch.observation, joint).mean()
 
 
-def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+def adam(parameters: Iterable[Tensor], rate: float = LEARNING_RATE) -> torch.optim.Optimizer:
     """The optimiser."""
-    return torch.optim.Adam(parameters, LEARNING_RATE, eps=EPSILON, fused=True)
+    return torch.optim.Adam(parameters, rate, eps=EPSILON, fused=True)
 
 
 def step(optimizer: torch.optim.Optimizer, loss: Tensor, online: Tensor, copy: Tensor) -> None:
@@ -125,7 +125,7 @@ class Maddpg:
             initial(agents, widths).to(device).requires_grad_() for widths in (self.actor_widths, self.critic_widths)
         )
         self.actor_copy, self.critic_copy = (online.detach().clone() for online in (self.actor, self.critic))
-        self.actor_step, self.critic_step = adam([self.actor]), adam([self.critic])
+        self.actor_step, self.critic_step = adam([self.actor]), adam([self.critic], CRITIC_LEARNING_RATE)
         each = {"observation": features, "action": actions, "following": features}
         shapes: dict[str, tuple[int, ...]] = {name: (agents, size) for name, size in each.items()}
         shapes |= {"reward": (agents,), "terminated": ()}
