@@ -10,9 +10,11 @@ from omegaconf import OmegaConf
 
 from marlkit import run
 from marlkit.catalogue import components
+from marlkit.checkpoints import LAST
 from marlkit.dry_run import dry_run
 from marlkit.errors import RecipeError
 from marlkit.fit import check_fit
+from marlkit.outputs.checkpoint_io import load_checkpoint
 from marlkit.outputs.metrics_file import read_metrics
 from marlkit.recipe import Recipe, load_recipe, shipped
 
@@ -138,3 +140,42 @@ def test_variant_trains_and_changes_the_parameters(overrides: list[str], tmp_pat
     assert metrics["actor/grad_norm"][0] > 0
     assert metrics["critic/grad_norm"][0] > 0
     assert (folder / "curve.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("maddpg", ["data.warm_up=99999", "trainer.iterations=3"], r"data\.warm_up: must be at most 960, all joint steps of 3"),
+        (
+            "maddpg",
+            ["data.capacity=300", "data.warm_up=0"],
+            r"data\.capacity: 300 joint steps are 9 of each .*=320 or more",
+        ),
+        (
+            "mat",
+            ["targets={type: soft, actor: false}"],
+            r"targets\.actor: must be true, because the critic reads",
+        ),
+        ("f2a2_ddpg", ["update.topology=[[0, 9]]"], r"update\.topology: edge \[0, 9\] names an agent that is not there"),
+        ("mappo", ["actor.uniform_share=0.1"], r"actor\.uniform_share: mixes in discrete actions"),
+    ],
+)
+def test_what_would_train_nothing_or_something_else_is_refused_before_it_starts(
+    name: str, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        dry_run(load_recipe(name, overrides))
+
+
+def test_an_opponent_model_that_nobody_asks_is_no_hindrance() -> None:
+    dry_run(load_recipe("mappo", ["opponents=theory_of_mind"]))
+
+
+def test_lagging_targets_keep_value_targets_in_bounds(tmp_path: Path) -> None:
+    """GAE with a copy of the critic: an error that added up along the chain would grow a hundredfold in a few iterations."""
+    tiny = ["env.num_envs=8", "update.minibatch_size=400", "trainer.iterations=4", "trainer.video=false"]
+    overrides = ["targets={type: hard, interval: 200}", *tiny, "trainer.evaluation_episodes=2"]
+    folder = run.train(load_recipe("mappo", overrides), tmp_path, progress=False)
+    checkpoint = load_checkpoint(folder / "checkpoints" / LAST)
+    square = checkpoint["state_dict"]["critic.normaliser.mean_square"] / checkpoint["state_dict"]["critic.normaliser.weight"]
+    assert square < 20**2
