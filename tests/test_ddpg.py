@@ -619,3 +619,21 @@ def test_one_agent_is_ddpg() -> None:
         for got, before, expected in zip(trained.parameters(), begun.parameters(), wanted, strict=True):
             assert (got - before).abs().max() > 5e-5, "all of it was trained"
             torch.testing.assert_close(got.detach().double(), expected.detach(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha2", [0.5, 3.0])
+def test_the_published_coupling_biases_bootstrapped_values(alpha2: float) -> None:
+    """F2-4, warning 1: in one state the error settles at ``alpha1 / (2 alpha2)``, and Q is that over ``1 - gamma`` too high."""
+    alpha1, gamma, reward = 0.8, 0.9, 0.3
+    value = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    one = torch.ones((), dtype=torch.float64)
+    for _ in range(200):
+        error = value - (reward + gamma * value.detach())
+        loss = alpha2 * error.square() + critic_coupling(
+            value, value, error.detach(), one, one, one, actor_weight=alpha1, critic_weight=alpha2
+        )
+        (gradient,) = torch.autograd.grad(loss, value)
+        with torch.no_grad():
+            value -= 0.5 / alpha2 * gradient
+    bias = value.item() - reward / (1 - gamma)
+    assert bias == pytest.approx(alpha1 / (2 * alpha2 * (1 - gamma)), abs=1e-9)
