@@ -1,0 +1,8 @@
+"""Settings of all tests."""
+
+from __future__ import annotations
+
+import torch
+
+# The tensors of the tests are tiny: threads that wait for one another would only cost time.
+torch.set_num_threads(1)
