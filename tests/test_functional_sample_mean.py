@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from marlkit import keys
 from marlkit.critics.marginalised import MarginalisedCritic
-from marlkit.functional.activation import DERIVATIVES
+from marlkit.functional.activation import IN_PLACE
 from marlkit.functional.sample_mean import Sampling, boxes, mean_hidden
 from marlkit.networks import ACTIVATIONS
 from marlkit.spec import Continuous, TeamSpec
@@ -55,13 +55,13 @@ def looped(samples: Tensor, f: Callable[[Tensor], Tensor], entered: Tensor, from
     return torch.stack(means).view(groups, rows, together, -1)
 
 
-@pytest.mark.parametrize("name", DERIVATIVES)
+@pytest.mark.parametrize("name", IN_PLACE)
 @pytest.mark.parametrize("groups", [1, AGENTS])
 @pytest.mark.parametrize("chunk", [1, 12, 35])
 @pytest.mark.parametrize("widths", [(6,), (6, 4), (4, 6, 5)])
 def test_values_and_gradients_equal_a_double_loop(name: str, groups: int, chunk: int, widths: tuple[int, ...]) -> None:
     samples = torch.randn(ROWS, SAMPLES, AGENTS, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    sampling = Sampling(lambda rows, some: samples[rows, some], SAMPLES, chunk, ACTIVATIONS[name], DERIVATIVES[name])
+    sampling = Sampling(lambda rows, some: samples[rows, some], SAMPLES, chunk, IN_PLACE[name])
     ours, theirs = leaves(groups, widths, torch.float64), leaves(groups, widths, torch.float64)
     split = 2 + len(widths) - 1
     mean = mean_hidden(sampling, ours[0], ours[1], ours[2:split], ours[split:])
@@ -73,23 +73,53 @@ def test_values_and_gradients_equal_a_double_loop(name: str, groups: int, chunk:
         torch.testing.assert_close(ours_, theirs_, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", DERIVATIVES)
+@pytest.mark.parametrize("name", IN_PLACE)
 def test_gradients_agree_with_finite_differences(name: str) -> None:
     samples = torch.randn(ROWS, SAMPLES, AGENTS, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    sampling = Sampling(lambda rows, some: samples[rows, some], SAMPLES, 20, ACTIVATIONS[name], DERIVATIVES[name])
+    sampling = Sampling(lambda rows, some: samples[rows, some], SAMPLES, 20, IN_PLACE[name])
     inputs = leaves(AGENTS, (3, 2), torch.float64)
     assert torch.autograd.gradcheck(lambda e, a, w, b: mean_hidden(sampling, e, a, [w], [b]), inputs)
 
 
 def test_the_fast_tanh_in_single_precision_agrees_with_the_loop() -> None:
     samples = torch.randn(ROWS, SAMPLES, AGENTS, 4, generator=torch.Generator().manual_seed(1))
-    sampling = Sampling(lambda rows, some: samples[rows, some], SAMPLES, 20, ACTIVATIONS["tanh"], DERIVATIVES["tanh"])
+    sampling = Sampling(lambda rows, some: samples[rows, some], SAMPLES, 20, IN_PLACE["tanh"])
     ours, theirs = leaves(1, (6, 4), torch.float32), leaves(1, (6, 4), torch.float32)
     mean = mean_hidden(sampling, ours[0], ours[1], [ours[2]], [ours[3]])
     expected = looped(samples, torch.tanh, *theirs)
     torch.testing.assert_close(mean, expected, rtol=0, atol=2e-6)
     for ours_, theirs_ in zip(torch.autograd.grad(mean.sum(), ours), torch.autograd.grad(expected.sum(), theirs), strict=True):
         torch.testing.assert_close(ours_, theirs_, rtol=0, atol=5e-5)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("chunk", [3, 6, 30])
+def test_the_rows_of_a_chunk_are_shared_out_among_threads(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """Chunks of an even and of an odd number of evaluations give what one thread gives."""
+    parts: set[int] = set()
+    product = torch.bmm
+
+    def seen(left: Tensor, right: Tensor, **given: Any) -> Tensor:
+        parts.add(len(left))
+        return product(left, right, **given)
+
+    monkeypatch.setattr(torch, "bmm", seen)
+    samples = torch.randn(ROWS, SAMPLES, AGENTS, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    sampling = Sampling(lambda rows, some: samples[rows, some], SAMPLES, chunk, IN_PLACE["tanh"])
+    inputs = leaves(1, (6, 4), torch.float64)
+    mean = mean_hidden(sampling, inputs[0], inputs[1], [inputs[2]], [inputs[3]])
+    expected = looped(samples, torch.tanh, *inputs)
+    for ours, theirs in zip(torch.autograd.grad(mean.sum(), inputs), torch.autograd.grad(expected.sum(), inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    assert (2 in parts) == (chunk != 3)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 9, 12, 100])
@@ -132,7 +162,7 @@ def test_the_critic_takes_the_same_values_and_gradients_from_either_way(activati
         torch.testing.assert_close(fast, plain, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", DERIVATIVES)
+@pytest.mark.parametrize("name", IN_PLACE)
 def test_the_critic_equals_its_layers_written_out(name: str) -> None:
     net, batch = critic_and_batch(activation=name, chunk=7)
     samples = net._continuous_samples(batch, 0, 9)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, cast
 
 import torch
@@ -15,7 +14,7 @@ from marlkit import keys
 from marlkit.component import Critic
 from marlkit.contract import Contract, When
 from marlkit.functional import marginal
-from marlkit.functional.activation import DERIVATIVES
+from marlkit.functional.activation import IN_PLACE, InPlace
 from marlkit.functional.sample_mean import Sampling, mean_hidden
 from marlkit.networks import TeamLinear, TeamNetwork, group_of_agents
 from marlkit.normalisers import ValueNormaliser
@@ -99,7 +98,7 @@ class MarginalisedCritic(Critic):
         width = hidden[0] if hidden else 1
         self.action_layer = TeamLinear(spec.n_agents * spec.action_features, width, groups, gain=1.0, bias=False)
         self.single_group = max(groups) == 0
-        self.derivative = None if layer_norm or not hidden else DERIVATIVES.get(activation)
+        self.in_place = None if layer_norm or not hidden else IN_PLACE.get(activation)
         self.register_buffer("eye", torch.eye(spec.n_agents, dtype=torch.bool), persistent=False)
         enumerable = spec.discrete and spec.action_features ** (spec.n_agents - 1) <= (samples if exact == "auto" else 2**20)
         self._prepare_enumeration(enumerable and exact != "never")
@@ -121,23 +120,22 @@ class MarginalisedCritic(Critic):
         entered = self.network.enter(view).expand(*batch.batch_size, self.spec.n_agents, -1)
         entered = entered.reshape(rows, self.spec.n_agents, -1)
         flat = batch.select(*self.sampling_keys).reshape(rows)
-        if self.derivative is not None and not self.spec.discrete and not self.network.hooked:
-            values = self._mean_of_samples(entered, flat, self.derivative)
+        if self.in_place is not None and not self.spec.discrete and not self.network.hooked:
+            values = self._mean_of_samples(entered, flat, self.in_place)
         else:
             size = max(1, self._chunk_size() // self._evaluations_per_row())
             blocks = zip(entered.split(size), flat.split(size), strict=True)
             values = torch.cat([self._block(entered_, rows_) for entered_, rows_ in blocks])
         return values.reshape(*batch.batch_size, self.spec.n_agents, 1)
 
-    def _mean_of_samples(self, entered: Tensor, rows: TensorDictBase, derivative: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def _mean_of_samples(self, entered: Tensor, rows: TensorDictBase, activation: InPlace) -> Tensor:
         """Mean values ``[R, N, 1]`` over samples of continuous actions, without autograd between the first and the last layer."""
         *between, last = cast(list[TeamLinear], list(self.network.layers)[1:])
         sampling = Sampling(
             draw=lambda some, samples: self._continuous_samples(rows[some], samples.start, samples.stop),
             samples=self.samples,
             chunk=self._chunk_size(),
-            activation=self.network.activation,
-            derivative=derivative,
+            activation=activation,
         )
         from_sample = self.action_layer.stacked(self.action_layer.weights)
         mean = mean_hidden(

@@ -7,10 +7,13 @@ against 5 ns for a product, on an AVX-512 core). Its sigmoid is vectorised bette
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class _Tanh(torch.autograd.Function):
@@ -38,12 +41,33 @@ def tanh_(x: Tensor) -> Tensor:
     return torch.tanh_(x)
 
 
-_BACKWARD = torch.ops.aten
+@dataclass(frozen=True)
+class InPlace:
+    """``f(x) = scale * core(before * x) + shift``, whose ``core`` is cheap; a linear layer on either side takes the rest in.
 
-DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "tanh": lambda g, y: _BACKWARD.tanh_backward.grad_input(g, y, grad_input=y),
-    "relu": lambda g, y: _BACKWARD.threshold_backward.grad_input(g, y, 0, grad_input=y),
-    "leaky_relu": lambda g, y: _BACKWARD.leaky_relu_backward.grad_input(g, y, 0.01, True, grad_input=y),
-    "elu": lambda g, y: _BACKWARD.elu_backward.grad_input(g, 1, 1, 1, True, y, grad_input=y),
+    Attributes:
+        core: writes over its argument.
+        derivative: ``derivative(g, core(x))`` writes ``g core'(x)`` over ``core(x)``.
+        before: factor of the argument.
+        scale: factor of the value.
+        shift: added to the value.
+    """
+
+    core: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor, Tensor], Tensor]
+    before: float = 1.0
+    scale: float = 1.0
+    shift: float = 0.0
+
+
+_ATEN = torch.ops.aten
+
+IN_PLACE = {
+    "tanh": InPlace(torch.sigmoid_, lambda g, y: _ATEN.sigmoid_backward.grad_input(g, y, grad_input=y), 2.0, 2.0, -1.0),
+    "relu": InPlace(torch.relu_, lambda g, y: _ATEN.threshold_backward.grad_input(g, y, 0, grad_input=y)),
+    "leaky_relu": InPlace(
+        partial(F.leaky_relu, inplace=True), lambda g, y: _ATEN.leaky_relu_backward.grad_input(g, y, 0.01, True, grad_input=y)
+    ),
+    "elu": InPlace(partial(F.elu, inplace=True), lambda g, y: _ATEN.elu_backward.grad_input(g, 1, 1, 1, True, y, grad_input=y)),
 }
-"""Of the activations that their value ``y = f(x)`` determines: ``derivative(g, y)`` writes ``g f'(x)`` over ``y``."""
+"""The activations whose derivative is known from their value alone."""

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from marlkit.functional.activation import InPlace
+
 Draw = Callable[[slice, slice], Tensor]
 """``draw(rows, samples)``: some samples of some rows, ``[R, K, N, F]``, the same each time."""
 
@@ -31,15 +33,13 @@ class Sampling:
         draw: the samples.
         samples: K.
         chunk: evaluations of the perceptron at a time, but at least one sample of one row of all agents.
-        activation: ``f``, which writes over its argument.
-        derivative: ``derivative(g, f(x))`` writes ``g f'(x)`` over ``f(x)``.
+        activation: ``f``.
     """
 
     draw: Draw
     samples: int
     chunk: int
-    activation: Callable[[Tensor], Tensor]
-    derivative: Callable[[Tensor, Tensor], Tensor]
+    activation: InPlace
 
     def chunks(self, rows: int, agents: int) -> Iterator[tuple[slice, Tensor]]:
         """The rows of each chunk and its samples, ``[R, K, N, F]``."""
@@ -75,8 +75,12 @@ def mean_hidden(
     Returns:
         ``[G, R, n, H_L]``.
     """
-    mean: Tensor = _MeanHidden.apply(sampling, entered, from_sample, *weights, *biases)
-    return mean
+    f = sampling.activation
+    # What f is more than its core is done once to the parameters instead of to every evaluation.
+    inner = [f.before * f.scale * weight for weight in weights]
+    offsets = [f.before * (bias + f.shift * weight.sum(-1)) for weight, bias in zip(weights, biases, strict=True)]
+    mean: Tensor = _MeanHidden.apply(sampling, f.before * entered, f.before * from_sample, *inner, *offsets)
+    return f.scale * mean + f.shift
 
 
 class _Chunk:
@@ -99,10 +103,10 @@ class _Chunk:
         self.hidden = [self._part(memory, width) for memory, width in zip(self.memory, self.widths, strict=True)]
         torch.bmm(self.samples, self.from_sample.mT, out=self.hidden[0])
         self.hidden[0].view(*self.shape, width).add_(entered.unsqueeze(2))
-        self.sampling.activation(self.hidden[0])
+        self.sampling.activation.core(self.hidden[0])
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             torch.baddbmm(bias.unsqueeze(1), self.hidden[i], weight.mT, out=self.hidden[i + 1])
-            self.sampling.activation(self.hidden[i + 1])
+            self.sampling.activation.core(self.hidden[i + 1])
 
     def sum_of_samples(self, layer: int) -> Tensor:
         """``[G, R, n, H_l]`` of ``hidden[layer]``."""
@@ -115,15 +119,30 @@ class _Chunk:
             gradient: of the sum of the last layer, ``[G, R, n, H_L]``.
             parameters: to add to: ``W_a`` transposed, each ``W_l``, each ``b_l``.
         """
-        derivative, hidden = self.sampling.derivative, self.hidden
+        derivative, hidden = self.sampling.activation.derivative, self.hidden
         last = hidden[-1].view(*self.shape, self.widths[-1])
         derivative(gradient.unsqueeze(2).expand_as(last), last)
         for i in reversed(range(len(self.weights))):
-            torch.baddbmm(parameters[1 + i], hidden[i + 1].mT, hidden[i], out=parameters[1 + i])
-            parameters[1 + i + len(self.weights)].add_(hidden[i + 1].sum(1))
+            parameters[1 + i].add_(self._product_over_rows(hidden[i + 1], hidden[i]))
+            parameters[1 + i + len(self.weights)].add_(
+                self._by_thread(hidden[i + 1]).sum(1).unflatten(0, (len(hidden[i]), -1)).sum(1)
+            )
             below = torch.bmm(hidden[i + 1], self.weights[i], out=self._part(self.spare, self.widths[i]))
             derivative(below, hidden[i])
-        torch.baddbmm(parameters[0], self.samples.mT, hidden[0], out=parameters[0])
+        parameters[0].add_(self._product_over_rows(self.samples, hidden[0]))
+
+    def _product_over_rows(self, left: Tensor, right: Tensor) -> Tensor:
+        """``left^T right`` of ``[G, M, *]`` each, as a sum of products of the rows of each thread."""
+        return torch.bmm(self._by_thread(left).mT, self._by_thread(right)).unflatten(0, (len(left), -1)).sum(1)
+
+    def _by_thread(self, rows: Tensor) -> Tensor:
+        """``[G, M, *]`` as ``[G T, M / T, *]``, so that a sum over rows reads each thread's rows where it has computed them.
+
+        A plain product over rows shares out columns, so that every core fetches what another has just written. Where cores
+        have no cache in common, that and its consequences take a fifth of the whole.
+        """
+        threads = torch.get_num_threads() if rows.device.type == "cpu" else 1
+        return rows.view(len(rows) * threads, -1, rows.shape[-1]) if rows.shape[1] % threads == 0 else rows
 
     def _part(self, memory: Tensor, width: int) -> Tensor:
         groups, *rest = self.shape
