@@ -15,7 +15,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from marlkit import keys
-from marlkit.component import Learning, Metrics, Update
+from marlkit.component import Learning, Metrics, Update, mean_metrics
 from marlkit.functional import losses
 from marlkit.functional.reduce import masked_mean, standardise
 from marlkit.keys import Key
@@ -112,7 +112,7 @@ class ActorCriticUpdate(Update):
             for minibatch in minibatches(rows, self.minibatch_size):
                 total, metrics = loss(minibatch)
                 history.append(metrics | learning.minimise(total, self.max_grad_norm))
-        return {name: torch.stack([metrics[name] for metrics in history]).mean() for name in history[0]}
+        return mean_metrics(history)
 
     def value_loss(self, rows: TensorDictBase, learning: Learning) -> tuple[Tensor, Metrics]:
         """The critic's loss without its weight; updates the running statistics of its targets."""

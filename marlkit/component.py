@@ -29,6 +29,12 @@ Metrics = dict[str, Tensor]
 """Scalars to log, detached, on the device; reading them is left to the end of the iteration."""
 
 
+def mean_metrics(history: Sequence[Metrics]) -> Metrics:
+    """The mean over several updates of each metric that any of them has."""
+    names = dict.fromkeys(name for metrics in history for name in metrics)
+    return {name: torch.stack([metrics[name] for metrics in history if name in metrics]).mean() for name in names}
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Where and with which seed an environment runs; not part of a recipe's `env` section."""

@@ -31,6 +31,7 @@ from marlkit.component import (
     Optimizer,
     Targets,
     Update,
+    mean_metrics,
 )
 from marlkit.errors import NonFiniteError, OptionError
 from marlkit.ranks import ALONE, Ranks, rank_seed
@@ -393,12 +394,6 @@ class EpisodeReturns:
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
         """Continue from :meth:`state_dict`."""
         self.running, self.steps = state["running"], state["steps"]
-
-
-def mean_metrics(history: Sequence[Metrics]) -> Metrics:
-    """The mean over several updates of each metric that any of them has."""
-    names = dict.fromkeys(name for metrics in history for name in metrics)
-    return {name: torch.stack([metrics[name] for metrics in history if name in metrics]).mean() for name in names}
 
 
 def _evaluated_again(batch: TensorDictBase, *, all_steps: bool) -> Tensor:
