@@ -16,6 +16,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
+from marlkit import keys
 from marlkit.contract import Contract
 from marlkit.distributions import TeamDistribution
 from marlkit.errors import MarlkitError, OptionError
@@ -193,6 +194,13 @@ class Actor(Component, nn.Module, ABC):
     def bootstrap(self, batch: TensorDictBase) -> TensorDictBase:
         """Choose the actions that a value is bootstrapped with: as :meth:`forward`, less what only explores."""
         return self(batch)
+
+    def write_choice(self, batch: TensorDictBase, policy: TeamDistribution, action: Tensor) -> TensorDictBase:
+        """Write what every actor writes of an ``action`` chosen from ``policy``."""
+        batch.set(keys.ACTION, action).set(keys.LOG_PROB, policy.log_prob(action))
+        for key, value in policy.parameters().items():
+            batch.set(key, value)
+        return batch
 
     def reparametrised(self, batch: TensorDictBase) -> Tensor:
         """A fresh action of every agent with gradient, ``[*, N, F]`` (trait ``reparametrised``).

@@ -133,7 +133,4 @@ class DeterministicActor(Actor):
     def _write(self, batch: TensorDictBase, policy: TeamDistribution, action: Tensor) -> TensorDictBase:
         if not self.spec.discrete:
             action = torch.where(batch[keys.ACTION_DIMS], action, policy.mode())
-        batch.set(keys.ACTION, action).set(keys.LOG_PROB, policy.log_prob(action))
-        for key, value in policy.parameters().items():
-            batch.set(key, value)
-        return batch
+        return self.write_choice(batch, policy, action)

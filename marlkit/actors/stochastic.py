@@ -137,9 +137,7 @@ class StochasticActor(Actor):
         outputs, hidden = self._outputs(batch, None)
         policy = self._distribution(outputs, batch, None)
         action = policy.mode() if deterministic else policy.sample()
-        batch.set(keys.ACTION, action).set(keys.LOG_PROB, policy.log_prob(action))
-        for key, value in policy.parameters().items():
-            batch.set(key, value)
+        self.write_choice(batch, policy, action)
         return batch if hidden is None else batch.set(keys.following(keys.HIDDEN), hidden)
 
     def schedule(self, progress: float) -> None:
