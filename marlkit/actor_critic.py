@@ -95,7 +95,7 @@ class ActorCriticUpdate(Update):
         """The critic alone; an encoder that it shares with the actor stays as it is."""
 
         def loss(rows: TensorDictBase) -> tuple[Tensor, Metrics]:
-            if keys.ENCODING in set(learning.critic.reads) & set(learning.actor.writes):
+            if keys.WITH_GRADIENT & set(learning.critic.reads) & set(learning.actor.writes):
                 # The policy has moved since the batch was encoded. Without gradient: the critic's loss would move it once more.
                 with torch.no_grad():
                     learning.actor.distribution(rows)
