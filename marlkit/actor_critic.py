@@ -18,6 +18,7 @@ from marlkit import keys
 from marlkit.component import Learning, Metrics, Update, mean_metrics
 from marlkit.functional import losses
 from marlkit.functional.reduce import masked_mean, standardise
+from marlkit.functional.schedule import linear
 from marlkit.keys import Key
 from marlkit.minibatches import minibatches, units
 from marlkit.spec import TeamSpec
@@ -163,7 +164,7 @@ class JointLossUpdate(ActorCriticUpdate):
             normalise_advantage=normalise_advantage,
             max_grad_norm=max_grad_norm,
         )
-        self.entropy_coefs = (entropy_coef, entropy_coef if entropy_coef_end is None else entropy_coef_end)
+        self.entropy_coefs = (entropy_coef, entropy_coef_end)
 
     @abstractmethod
     def policy_loss(self, log_prob: Tensor, taken: Taken) -> tuple[Tensor, Metrics]:
@@ -190,8 +191,7 @@ class JointLossUpdate(ActorCriticUpdate):
         log_prob = policy.log_prob(taken.action)
         loss, more = self.policy_loss(log_prob, taken)
         entropy = masked_mean(policy.entropy(), taken.alive)
-        start, end = self.entropy_coefs
-        coefficient = start + (end - start) * learning.progress
+        coefficient = linear(*self.entropy_coefs, learning.progress)
         metrics = {
             "actor/loss": loss.detach(),
             "actor/entropy": entropy.detach(),
