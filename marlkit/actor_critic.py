@@ -15,9 +15,10 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from marlkit import keys
-from marlkit.component import Learning, Metrics, Update
+from marlkit.component import Learning, Metrics, Update, mean_metrics
 from marlkit.functional import losses
 from marlkit.functional.reduce import masked_mean, standardise
+from marlkit.functional.schedule import linear
 from marlkit.keys import Key
 from marlkit.minibatches import minibatches, units
 from marlkit.spec import TeamSpec
@@ -95,7 +96,7 @@ class ActorCriticUpdate(Update):
         """The critic alone; an encoder that it shares with the actor stays as it is."""
 
         def loss(rows: TensorDictBase) -> tuple[Tensor, Metrics]:
-            if keys.ENCODING in set(learning.critic.reads) & set(learning.actor.writes):
+            if keys.WITH_GRADIENT & set(learning.critic.reads) & set(learning.actor.writes):
                 # The policy has moved since the batch was encoded. Without gradient: the critic's loss would move it once more.
                 with torch.no_grad():
                     learning.actor.distribution(rows)
@@ -112,7 +113,7 @@ class ActorCriticUpdate(Update):
             for minibatch in minibatches(rows, self.minibatch_size):
                 total, metrics = loss(minibatch)
                 history.append(metrics | learning.minimise(total, self.max_grad_norm))
-        return {name: torch.stack([metrics[name] for metrics in history]).mean() for name in history[0]}
+        return mean_metrics(history)
 
     def value_loss(self, rows: TensorDictBase, learning: Learning) -> tuple[Tensor, Metrics]:
         """The critic's loss without its weight; updates the running statistics of its targets."""
@@ -163,7 +164,7 @@ class JointLossUpdate(ActorCriticUpdate):
             normalise_advantage=normalise_advantage,
             max_grad_norm=max_grad_norm,
         )
-        self.entropy_coefs = (entropy_coef, entropy_coef if entropy_coef_end is None else entropy_coef_end)
+        self.entropy_coefs = (entropy_coef, entropy_coef_end)
 
     @abstractmethod
     def policy_loss(self, log_prob: Tensor, taken: Taken) -> tuple[Tensor, Metrics]:
@@ -190,8 +191,7 @@ class JointLossUpdate(ActorCriticUpdate):
         log_prob = policy.log_prob(taken.action)
         loss, more = self.policy_loss(log_prob, taken)
         entropy = masked_mean(policy.entropy(), taken.alive)
-        start, end = self.entropy_coefs
-        coefficient = start + (end - start) * learning.progress
+        coefficient = linear(*self.entropy_coefs, learning.progress)
         metrics = {
             "actor/loss": loss.detach(),
             "actor/entropy": entropy.detach(),

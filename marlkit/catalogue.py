@@ -85,6 +85,11 @@ class Entry:
         """Dotted path of the class."""
         return f"{self.module}.{self.class_name}"
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The options as they are where a recipe gives none; :data:`REQUIRED` for those that it must give."""
+        return {name: option.default for name, option in self.options.items()}
+
 
 def names(kind: Kind) -> dict[str, tuple[str, str]]:
     """Names of marlkit's own components of a kind, each with its module and class, in alphabetical order."""

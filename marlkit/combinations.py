@@ -41,8 +41,7 @@ class Combination:
 
     def options(self, path: str) -> dict[str, Any]:
         """The completed options of the component at ``path``."""
-        defaults = {name: option.default for name, option in self.entries[path].options.items()}
-        return defaults | dict(self.settings.get(path, {}))
+        return self.entries[path].defaults | dict(self.settings.get(path, {}))
 
     def place(self, path: str) -> Place:
         """Where ``path`` stands: in no file."""
@@ -84,8 +83,7 @@ def _environment(wanted: set[str]) -> tuple[Entry, dict[str, Any]]:
     for entry in components("env").values():
         conditions = [item.condition for item in entry.contract.traits if isinstance(item, When) and wanted & set(item.then)]
         options = {name: _value(value) for name, _, value in (condition.partition("=") for condition in conditions)}
-        completed = {name: option.default for name, option in entry.options.items()} | options
-        if wanted <= set(entry.contract.resolve("traits", completed, ())):
+        if wanted <= set(entry.contract.resolve("traits", entry.defaults | options, ())):
             return entry, options
     raise LookupError(f"no environment of marlkit has the traits {', '.join(sorted(wanted))}")
 

@@ -16,6 +16,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
+from marlkit import keys
 from marlkit.contract import Contract
 from marlkit.distributions import TeamDistribution
 from marlkit.errors import MarlkitError, OptionError
@@ -27,6 +28,12 @@ from marlkit.spec import TeamSpec
 
 Metrics = dict[str, Tensor]
 """Scalars to log, detached, on the device; reading them is left to the end of the iteration."""
+
+
+def mean_metrics(history: Sequence[Metrics]) -> Metrics:
+    """The mean over several updates of each metric that any of them has."""
+    names = dict.fromkeys(name for metrics in history for name in metrics)
+    return {name: torch.stack([metrics[name] for metrics in history if name in metrics]).mean() for name in names}
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,13 @@ class Actor(Component, nn.Module, ABC):
     def bootstrap(self, batch: TensorDictBase) -> TensorDictBase:
         """Choose the actions that a value is bootstrapped with: as :meth:`forward`, less what only explores."""
         return self(batch)
+
+    def write_choice(self, batch: TensorDictBase, policy: TeamDistribution, action: Tensor) -> TensorDictBase:
+        """Write what every actor writes of an ``action`` chosen from ``policy``."""
+        batch.set(keys.ACTION, action).set(keys.LOG_PROB, policy.log_prob(action))
+        for key, value in policy.parameters().items():
+            batch.set(key, value)
+        return batch
 
     def reparametrised(self, batch: TensorDictBase) -> Tensor:
         """A fresh action of every agent with gradient, ``[*, N, F]`` (trait ``reparametrised``).

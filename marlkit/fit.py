@@ -237,12 +237,8 @@ class _Check:
 
     def _at_home(self, entry: Entry) -> list[Entry]:
         """The components of the kind that work in this environment."""
-        found = []
-        for other in components(entry.kind).values():
-            defaults = {name: option.default for name, option in other.options.items()}
-            if set(other.contract.needed(defaults, self.environment).get("env", ())) <= self.environment:
-                found.append(other)
-        return found
+        kin = components(entry.kind).values()
+        return [e for e in kin if set(e.contract.needed(e.defaults, self.environment).get("env", ())) <= self.environment]
 
     def _others(self, reader: Member, key: Key) -> str:
         """Components of the reader's own kind that do without the key, where nothing else helps."""

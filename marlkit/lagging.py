@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,14 @@ class LaggingTargets(Targets):
         self.spec = spec
         self.copies_actor = actor
         self.copies = nn.ModuleDict()
+        self._places: dict[str, list[tuple[nn.Module, nn.Module, str]]] = {}
 
     def track(self, actor: Actor, critic: Critic) -> None:
         """Copy the networks as they are."""
         self._online: dict[str, nn.Module] = {"actor": actor, "critic": critic}
         for name in ("critic", "actor") if self.copies_actor else ("critic",):
             self.copies[name] = copy.deepcopy(self._online[name]).requires_grad_(False)
+            self._places[name] = _places(self.copies[name], self._online[name])
 
     def actor(self) -> Actor:
         """The copy of the policy, or the policy itself where it has none."""
@@ -56,14 +58,24 @@ class LaggingTargets(Targets):
     def follow(self, changed: Sequence[str]) -> None:
         """Let the copies of what changed follow."""
         for name in changed:
-            if name in self.copies:
-                self.approach(name, _pairs(self.copies[name], self._online[name]))
+            if self._places.get(name):
+                self.approach(name)
 
     @abstractmethod
-    def approach(self, name: str, pairs: Iterator[tuple[Tensor, Tensor]]) -> None:
-        """Move the copy of network ``name``: pairs of a tensor of the copy and the tensor that it follows."""
+    def approach(self, name: str) -> None:
+        """Move the copy of network ``name`` towards what :meth:`tensors` says that it follows."""
+
+    def tensors(self, name: str) -> tuple[list[Tensor], list[Tensor]]:
+        """The tensors of the copy of network ``name``, and those that they follow."""
+        places = self._places[name]
+        return [getattr(copied, own) for copied, _, own in places], [getattr(online, own) for _, online, own in places]
 
 
-def _pairs(copied: nn.Module, online: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    yield from zip(copied.parameters(), online.parameters(), strict=True)
-    yield from zip(copied.buffers(), online.buffers(), strict=True)
+def _places(copied: nn.Module, online: nn.Module) -> list[tuple[nn.Module, nn.Module, str]]:
+    """The modules that hold each tensor, and its name there; walking them takes longer than moving the tensors.
+
+    Places and not tensors, because a move to another device replaces buffers.
+    """
+    names = [name for name, _ in (*online.named_parameters(), *online.named_buffers())]
+    paths = [(path, own) for path, _, own in (name.rpartition(".") for name in names)]
+    return [(copied.get_submodule(path), online.get_submodule(path), own) for path, own in paths]

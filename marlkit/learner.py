@@ -31,6 +31,7 @@ from marlkit.component import (
     Optimizer,
     Targets,
     Update,
+    mean_metrics,
 )
 from marlkit.errors import NonFiniteError, OptionError
 from marlkit.ranks import ALONE, Ranks, rank_seed
@@ -104,13 +105,17 @@ class Learner(lightning.LightningModule):
         # What was played stays; what the policy says of it now may be another thing than then.
         current = [key for key in self.actor.writes if key not in (keys.ACTION, keys.LOG_PROB)]
         self._encoder_is_shared = bool(set(current) & set(self.critic.reads) & keys.WITH_GRADIENT)
-        off_policy = "on_policy" not in self.data.traits
-        self._refreshed = tuple(current) if off_policy and read & set(current) else ()
+        self._refreshed = tuple(current) if self._off_policy and read & set(current) else ()
         self.data.history = self.opponents.history if self.opponents_are_read else 0
         self.update.attach(self.actor, self.critic)
         self.targets.track(self.actor, self.critic)
         if self._encoder_is_shared and "lagging" in self.targets.traits and self.targets.actor() is self.actor:
             raise OptionError("actor", "must be true, because the critic reads the actor's encoder: both have to lag")
+
+    @property
+    def _off_policy(self) -> bool:
+        """Whether batches may hold what another policy than the present one played."""
+        return "on_policy" not in self.data.traits
 
     # --- the four steps -------------------------------------------------------------------------------------------------
 
@@ -158,12 +163,12 @@ class Learner(lightning.LightningModule):
         self._annotate_rows(rows, self.critic, self._beliefs)
         for key in [*self.critic.writes, *self._beliefs, *self._refreshed]:
             batch.set(key, rows[key].unflatten(0, steps_first).transpose(0, 1))
-        target, afresh = self.targets.critic(), "on_policy" not in self.data.traits
-        if "lagging" in self.targets.traits and not afresh:
+        target = self.targets.critic()
+        if "lagging" in self.targets.traits and not self._off_policy:
             rows = rows.copy()
             self._encode(rows)
             self._annotate_rows(rows, target, ())
-        index = _evaluated_again(batch, all_steps=afresh)
+        index = _evaluated_again(batch, all_steps=self._off_policy)
         following = rows["next"][index] if len(index) else None
         if following is not None:
             self._annotate_rows(following, target, self._beliefs if self._critic_reads_beliefs else (), imagined=True)
@@ -191,7 +196,7 @@ class Learner(lightning.LightningModule):
 
     def _choose(self, rows: TensorDictBase) -> None:
         """The actions that the values of ``rows`` are bootstrapped with: on policy those of the policy that plays."""
-        if "on_policy" not in self.data.traits:
+        if self._off_policy:
             self.targets.actor().bootstrap(rows)
             return
         self.actor.bootstrap(rows)
@@ -221,16 +226,13 @@ class Learner(lightning.LightningModule):
         groups = {name: [p for p in parameters if p.grad is not None] for name, parameters in self.parameter_groups().items()}
         self.ranks.mean_([p.grad for reached in groups.values() for p in reached if p.grad is not None])
         limit = float("inf") if max_grad_norm is None else max_grad_norm
-        norms = {
-            f"{name}/grad_norm": nn.utils.clip_grad_norm_(reached, limit, foreach=True)
-            for name, reached in groups.items()
-            if reached
-        }
+        groups = {name: reached for name, reached in groups.items() if reached}
+        norms = {name: nn.utils.clip_grad_norm_(reached, limit, foreach=True) for name, reached in groups.items()}
         if adjust is not None:
             adjust()
         optimizer.step()
-        self.targets.follow([name.partition("/")[0] for name in norms])
-        return norms
+        self.targets.follow(list(norms))
+        return {f"{name}/grad_norm": norm for name, norm in norms.items()}
 
     # --- around them ----------------------------------------------------------------------------------------------------
 
@@ -393,12 +395,6 @@ class EpisodeReturns:
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
         """Continue from :meth:`state_dict`."""
         self.running, self.steps = state["running"], state["steps"]
-
-
-def mean_metrics(history: Sequence[Metrics]) -> Metrics:
-    """The mean over several updates of each metric that any of them has."""
-    names = dict.fromkeys(name for metrics in history for name in metrics)
-    return {name: torch.stack([metrics[name] for metrics in history if name in metrics]).mean() for name in names}
 
 
 def _evaluated_again(batch: TensorDictBase, *, all_steps: bool) -> Tensor:

@@ -174,9 +174,8 @@ def test_copies_and_counters_resume(kind: Any, tmp_path: Path) -> None:
         first.follow(["actor", "critic"])
     save_checkpoint({"state": first.state_dict()}, tmp_path / "targets.ckpt")
     second = kind(SPEC, **options)
-    second.track(*networks())
+    second.track(actor, critic)
     second.load_state_dict(load_checkpoint(tmp_path / "targets.ckpt")["state"])
-    second._online = {"actor": actor, "critic": critic}
     for _ in range(3):
         assert not differ(state(second.critic()), state(first.critic()))
         assert not differ(state(second.actor()), state(first.actor()))
@@ -193,6 +192,54 @@ def test_a_soft_copy_of_what_is_no_fraction_is_equal() -> None:
     critic.get_buffer("count").fill_(8)
     targets.follow(["critic"])
     assert int(targets.critic().get_buffer("count")) == 8
+
+
+def test_soft_copies_are_bit_for_bit_those_of_one_tensor_at_a_time() -> None:
+    actor, critic = networks()
+    targets = SoftTargets(SPEC, tau=0.005)
+    targets.track(actor, critic)
+    for online, copied in ((actor, targets.actor()), (critic, targets.critic())):
+        expected = state(copied)
+        move(online)
+        for name, value in state(online).items():
+            expected[name].lerp_(value, 0.005)
+        targets.follow(["actor" if online is actor else "critic"])
+        assert expected.keys() == copied.state_dict().keys()
+        assert all(torch.equal(value, expected[name]) for name, value in copied.state_dict().items())
+
+
+@pytest.mark.parametrize("targets", [SoftTargets(SPEC, tau=1.0), HardTargets(SPEC, interval=1)], ids=["soft", "hard"])
+@pytest.mark.parametrize("how", ["moved", "assigned"])
+def test_tensors_that_a_network_exchanges_are_followed_still(targets: Any, how: str) -> None:
+    actor, critic = networks()
+    targets.track(actor, critic)
+    targets.follow(["actor", "critic"])
+    before = {id(tensor) for module in (critic, targets.critic()) for tensor in (*module.parameters(), *module.buffers())}
+    for module in (actor, critic, targets):
+        if how == "moved":  # as a move to another device, which replaces buffers
+            module.double()
+        else:
+            module.load_state_dict(copy.deepcopy(module.state_dict()), assign=True)
+    after = {id(tensor) for module in (critic, targets.critic()) for tensor in (*module.parameters(), *module.buffers())}
+    assert before != after
+    move(actor, critic)
+    targets.follow(["actor", "critic"])
+    assert not differ(state(targets.actor()), state(actor))
+    assert not differ(state(targets.critic()), state(critic))
+
+
+def test_a_parameter_of_two_modules_is_moved_once() -> None:
+    actor, critic = networks()
+    critic.register_module("tied", nn.Linear(1, 1, bias=False))
+    critic.register_module("other", nn.Linear(1, 1, bias=False))
+    critic.other.weight = critic.tied.weight  # type: ignore[union-attr]
+    targets = SoftTargets(SPEC, tau=0.5)
+    targets.track(actor, critic)
+    begun, now = state(critic)["tied.weight"], torch.tensor([[8.0]])
+    with torch.no_grad():
+        critic.get_parameter("tied.weight").copy_(now)
+    targets.follow(["critic"])
+    assert targets.critic().get_parameter("other.weight").item() == pytest.approx(((begun + now) / 2).item())
 
 
 def test_values_of_next_states_are_those_of_the_copy() -> None:

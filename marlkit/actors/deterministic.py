@@ -15,6 +15,7 @@ from marlkit.component import Actor
 from marlkit.contract import Contract, When
 from marlkit.distributions import CategoricalTeam, NormalTeam, TeamDistribution
 from marlkit.functional.gumbel import gumbel_from_uniform, straight_through
+from marlkit.functional.schedule import linear
 from marlkit.networks import TeamNetwork, group_of_agents
 from marlkit.options import Activation, Hidden, PositiveFloat, Share
 from marlkit.spec import Continuous, TeamSpec
@@ -77,7 +78,7 @@ class DeterministicActor(Actor):
         super().__init__()
         self.spec = spec
         self.temperature = temperature
-        self.explorations = (exploration, exploration if exploration_end is None else exploration_end)
+        self.explorations = (exploration, exploration_end)
         self.network = TeamNetwork(
             spec.observation,
             spec.action_features,
@@ -123,8 +124,7 @@ class DeterministicActor(Actor):
 
     def schedule(self, progress: float) -> None:
         """Let the noise go linearly from its start to its end."""
-        start, end = self.explorations
-        self.exploration.fill_(start + (end - start) * progress)
+        self.exploration.fill_(linear(*self.explorations, progress))
 
     def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
         """The leaf parameters of ``agents``, which nobody else uses when ``share`` is `none`."""
@@ -133,7 +133,4 @@ class DeterministicActor(Actor):
     def _write(self, batch: TensorDictBase, policy: TeamDistribution, action: Tensor) -> TensorDictBase:
         if not self.spec.discrete:
             action = torch.where(batch[keys.ACTION_DIMS], action, policy.mode())
-        batch.set(keys.ACTION, action).set(keys.LOG_PROB, policy.log_prob(action))
-        for key, value in policy.parameters().items():
-            batch.set(key, value)
-        return batch
+        return self.write_choice(batch, policy, action)

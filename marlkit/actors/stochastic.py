@@ -17,6 +17,7 @@ from marlkit.component import Actor
 from marlkit.contract import Contract, When
 from marlkit.distributions import CategoricalTeam, TeamDistribution
 from marlkit.errors import OptionError
+from marlkit.functional.schedule import linear
 from marlkit.networks import ACTIVATIONS, TeamGRU, TeamLinear, TeamNetwork, group_of_agents
 from marlkit.options import Activation, Hidden, PositiveFloat, PositiveInt, Probability, Share
 from marlkit.spec import Continuous, TeamSpec
@@ -107,7 +108,7 @@ class StochasticActor(Actor):
         if self.recurrent:
             self.memory = TeamGRU(widths[-1], self.groups)
             self.head = TeamLinear(widths[-1], outputs, self.groups, gain=output_gain)
-        self.uniform_shares = (uniform_share, uniform_share if uniform_share_end is None else uniform_share_end)
+        self.uniform_shares = (uniform_share, uniform_share_end)
         # A buffer, so that a copy of the policy and a checkpoint explore as the policy did; absent where nothing is mixed in.
         self.register_buffer("uniform_share", torch.tensor(float(uniform_share)) if any(self.uniform_shares) else None)
         if isinstance(spec.action, Continuous):
@@ -137,16 +138,13 @@ class StochasticActor(Actor):
         outputs, hidden = self._outputs(batch, None)
         policy = self._distribution(outputs, batch, None)
         action = policy.mode() if deterministic else policy.sample()
-        batch.set(keys.ACTION, action).set(keys.LOG_PROB, policy.log_prob(action))
-        for key, value in policy.parameters().items():
-            batch.set(key, value)
+        self.write_choice(batch, policy, action)
         return batch if hidden is None else batch.set(keys.following(keys.HIDDEN), hidden)
 
     def schedule(self, progress: float) -> None:
         """Let the share of uniformly chosen actions go linearly from its start to its end."""
         if self.uniform_share is not None:
-            start, end = self.uniform_shares
-            self.uniform_share.fill_(start + (end - start) * progress)
+            self.uniform_share.fill_(linear(*self.uniform_shares, progress))
 
     def initial_hidden(self, batch_size: int) -> Tensor | None:
         """Zeros ``[B, N, H]`` for a `gru`."""

@@ -117,10 +117,7 @@ class TransformerActor(Actor):
             token = self._tokens(actions[-1], batch, own)
         policy = self._policy(torch.cat(outputs, -2), batch, EVERYBODY)
         action = torch.cat(actions, batch.batch_dims)
-        batch.set(keys.ACTION, action).set(keys.LOG_PROB, policy.log_prob(action)).set(keys.ENCODING, encoding)
-        for key, value in policy.parameters().items():
-            batch.set(key, value)
-        return batch
+        return self.write_choice(batch, policy, action).set(keys.ENCODING, encoding)
 
     def _tokens(self, action: Tensor, batch: TensorDictBase, agents: slice) -> Tensor:
         """Actions ``[*, n]`` or ``[*, n, D]`` of ``agents`` as the decoder reads them, ``[*, n, A + 1]`` or ``[*, n, D]``."""

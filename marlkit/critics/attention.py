@@ -11,18 +11,17 @@ from torch import Tensor
 
 from marlkit import keys
 from marlkit.actions import action_features
-from marlkit.component import Critic
 from marlkit.contract import Contract
 from marlkit.errors import OptionError
 from marlkit.functional.attention import attended, weights_of_others
-from marlkit.functional.counterfactual import executed_value, policy_value
 from marlkit.networks import ACTIVATIONS, GAINS, TeamLinear, TeamNetwork, group_of_agents
 from marlkit.normalisers import ValueNormaliser
 from marlkit.options import Activation, Hidden, PositiveInt, Share
 from marlkit.spec import TeamSpec
+from marlkit.vector_critic import VectorCritic
 
 
-class AttentionCritic(Critic):
+class AttentionCritic(VectorCritic):
     """``Q_i[b] = f_i(c_i, x_i)[b]`` for every own action ``b``; its mean under ``pi_i`` is the state value.
 
     ``c_i = f(senc_i(o_i))`` and ``e_j = f(enc_j(o_j, a_j))``, ``f`` being the activation. Each head attends to the others,
@@ -80,18 +79,7 @@ class AttentionCritic(Critic):
         self.value = TeamLinear(size, size, (0,), gain=gain)
         self.head = network(2 * size, spec.action_features, hidden=[size], output_gain=1.0, agent_id=False)
 
-    def predict(self, batch: TensorDictBase) -> Tensor:
-        """``Q_i`` of the executed actions in normalised units, ``[*, N, 1]``."""
-        return executed_value(self._action_values(batch), batch[keys.ACTION])
-
-    def forward(self, batch: TensorDictBase) -> TensorDictBase:
-        """Write ``Q_i`` of every own action, of the executed one, and its mean under the policy, in real units."""
-        values = self.normaliser.denormalise(self._action_values(batch))
-        batch.set(keys.ACTION_VALUES, values)
-        batch.set(keys.ACTION_VALUE, executed_value(values, batch[keys.ACTION]))
-        return batch.set(keys.STATE_VALUE, policy_value(values, batch[keys.LOGITS]))
-
-    def _action_values(self, batch: TensorDictBase) -> Tensor:
+    def action_values(self, batch: TensorDictBase) -> Tensor:
         """``Q_i`` in normalised units, ``[*, N, A]``."""
         observation = batch[keys.OBSERVATION]
         joint = action_features(batch[keys.JOINT_ACTION], self.spec, observation.dtype)

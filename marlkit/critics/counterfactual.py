@@ -11,16 +11,16 @@ from torch.nn import functional as F
 from marlkit import keys
 from marlkit.actions import action_features
 from marlkit.agent_parameters import agent_parameters
-from marlkit.component import Critic
 from marlkit.contract import Contract, When
-from marlkit.functional.counterfactual import executed_value, others_features, policy_value
+from marlkit.functional.counterfactual import others_features
 from marlkit.networks import TeamLinear, TeamNetwork, group_of_agents
 from marlkit.normalisers import ValueNormaliser
 from marlkit.options import Activation, Hidden, Share
 from marlkit.spec import TeamSpec
+from marlkit.vector_critic import VectorCritic
 
 
-class CounterfactualCritic(Critic):
+class CounterfactualCritic(VectorCritic):
     """``Q_i(s, (b, a_-i))`` for every own action ``b``; its mean under ``pi_i`` is the state value, COMA's baseline.
 
     The first layer is split: the state's share is computed once for all agents that share a network, the others' actions' share
@@ -83,22 +83,11 @@ class CounterfactualCritic(Critic):
         self.action_layer = TeamLinear(spec.n_agents * spec.action_features, width, groups, gain=1.0, bias=False)
         self.observation_layer = TeamLinear(spec.observation, width, groups, gain=1.0, bias=False) if own_observation else None
 
-    def predict(self, batch: TensorDictBase) -> Tensor:
-        """``Q_i(s, a)`` of the executed actions in normalised units, ``[*, N, 1]``."""
-        return executed_value(self._action_values(batch), batch[keys.ACTION])
-
-    def forward(self, batch: TensorDictBase) -> TensorDictBase:
-        """Write ``Q_i`` of every own action, of the executed one, and its mean under the policy, in real units."""
-        values = self.normaliser.denormalise(self._action_values(batch))
-        batch.set(keys.ACTION_VALUES, values)
-        batch.set(keys.ACTION_VALUE, executed_value(values, batch[keys.ACTION]))
-        return batch.set(keys.STATE_VALUE, policy_value(values, batch[keys.LOGITS]))
-
     def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
         """The leaf parameters of ``agents``, which nobody else uses when ``share`` is `none`."""
         return agent_parameters(self, agents)
 
-    def _action_values(self, batch: TensorDictBase) -> Tensor:
+    def action_values(self, batch: TensorDictBase) -> Tensor:
         """``Q_i`` in normalised units, ``[*, N, A]``."""
         state = batch[keys.STATE].unsqueeze(-2)
         if not self.single_group:

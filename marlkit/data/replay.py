@@ -106,7 +106,6 @@ class ReplayData(Data):
         if self.warm_up > played:
             message = f"must be at most {played}, all joint steps of {iterations} iterations: nothing is learnt before"
             raise OptionError("warm_up", message)
-
         if sequence_length is not None and sequence_length > self.batch_size:
             raise OptionError(
                 "sequence_length",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from torch import Tensor
+import torch
 
 from marlkit.component import Actor, Critic
 from marlkit.contract import Contract
@@ -35,12 +33,11 @@ class HardTargets(LaggingTargets):
         super().track(actor, critic)
         self.steps = dict.fromkeys(self.copies, 0)
 
-    def approach(self, name: str, pairs: Iterator[tuple[Tensor, Tensor]]) -> None:
+    def approach(self, name: str) -> None:
         """Count the step; copy when it is due."""
         self.steps[name] += 1
         if self.steps[name] % self.interval == 0:
-            for copied, online in pairs:
-                copied.copy_(online)
+            torch._foreach_copy_(*self.tensors(name))
 
     def get_extra_state(self) -> dict[str, int]:
         """The steps counted so far, by network."""

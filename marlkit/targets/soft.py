@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from torch import Tensor
+import torch
 
 from marlkit.contract import Contract
 from marlkit.lagging import LaggingTargets
@@ -27,10 +25,12 @@ class SoftTargets(LaggingTargets):
         super().__init__(spec, actor)
         self.tau = tau
 
-    def approach(self, name: str, pairs: Iterator[tuple[Tensor, Tensor]]) -> None:
+    def approach(self, name: str) -> None:
         """One step of the exponential average; what is no fraction is copied."""
+        pairs = list(zip(*self.tensors(name), strict=True))
+        fractions = [pair for pair in pairs if pair[0].is_floating_point()]
+        if fractions:
+            torch._foreach_lerp_([copied for copied, _ in fractions], [online for _, online in fractions], self.tau)
         for copied, online in pairs:
-            if copied.is_floating_point():
-                copied.lerp_(online, self.tau)
-            else:
+            if not copied.is_floating_point():
                 copied.copy_(online)

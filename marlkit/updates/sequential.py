@@ -6,7 +6,7 @@ import torch
 from tensordict import TensorDictBase
 
 from marlkit import keys
-from marlkit.component import Actor, Critic, Learning, Metrics, Update
+from marlkit.component import Actor, Critic, Learning, Metrics, Update, mean_metrics
 from marlkit.contract import Contract
 from marlkit.functional.sequential import compound
 from marlkit.spec import TeamSpec
@@ -51,7 +51,7 @@ class SequentialUpdate(Update):
             batch.set(keys.ADVANTAGE, advantage * factor.unsqueeze(-2))
             history.append(self.step.fit_policy(batch, learning, [agent]))
             factor = self._compound(factor, batch, learning, agent)
-        metrics = {name: torch.stack([each[name] for each in history]).mean() for name in history[0]}
+        metrics = mean_metrics(history)
         metrics["actor/compound_ratio"] = factor.mean()
         return metrics | self.step.fit_critic(batch, learning)
 

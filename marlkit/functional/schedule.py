@@ -1,0 +1,8 @@
+"""Numbers that change linearly over the training."""
+
+from __future__ import annotations
+
+
+def linear(start: float, end: float | None, progress: float) -> float:
+    """``start + (end - start) progress`` for the share ``progress`` of the training that is done; ``end`` ``None``: ``start``."""
+    return start if end is None else start + (end - start) * progress

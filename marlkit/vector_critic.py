@@ -1,0 +1,34 @@
+"""What critics have in common that value every own action at once: the executed action's value, and the mean under the policy."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from marlkit import keys
+from marlkit.component import Critic
+from marlkit.functional.counterfactual import executed_value, policy_value
+
+
+class VectorCritic(Critic):
+    """Base of critics whose output holds ``Q_i[b]`` for every own action ``b`` (discrete actions), and no own action as input.
+
+    The value of the executed action is picked from it, and the state value ``sum_b pi_i(b) Q_i[b]`` is exact.
+    """
+
+    @abstractmethod
+    def action_values(self, batch: TensorDictBase) -> Tensor:
+        """``Q_i`` of every own action in normalised units, ``[*, N, A]``."""
+
+    def predict(self, batch: TensorDictBase) -> Tensor:
+        """``Q_i`` of the executed actions in normalised units, ``[*, N, 1]``."""
+        return executed_value(self.action_values(batch), batch[keys.ACTION])
+
+    def forward(self, batch: TensorDictBase) -> TensorDictBase:
+        """Write ``Q_i`` of every own action, of the executed one, and its mean under the policy, in real units."""
+        values = self.normaliser.denormalise(self.action_values(batch))
+        batch.set(keys.ACTION_VALUES, values)
+        batch.set(keys.ACTION_VALUE, executed_value(values, batch[keys.ACTION]))
+        return batch.set(keys.STATE_VALUE, policy_value(values, batch[keys.LOGITS]))
