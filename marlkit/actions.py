@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from marlkit.functional.one_hot import one_hot
 from marlkit.spec import TeamSpec
 
 
@@ -22,7 +22,7 @@ def action_features(action: Tensor, spec: TeamSpec, dtype: torch.dtype = torch.f
     """
     if not spec.discrete:
         return action
-    return F.one_hot(action, spec.action_features).to(dtype)
+    return one_hot(action, spec.action_features, dtype)
 
 
 def in_own_view(joint: Tensor, own: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ gradient descent on one loss, and leaves open what the policy's loss is.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +25,9 @@ from marlkit.spec import TeamSpec
 
 OLD_PREDICTION: Key = ("agents", "old_prediction")
 """The critic's prediction in normalised units when the iteration began; stays inside the update."""
+
+
+Loss = Callable[[TensorDictBase], tuple[Tensor, Metrics]]
 
 
 class Taken(NamedTuple):
@@ -103,16 +106,27 @@ class ActorCriticUpdate(Update):
             value, metrics = self.value_loss(rows, learning)
             return self.value_coef * value, metrics
 
-        return self.fit(batch, learning, loss)
+        return self.fit("critic", batch, learning, loss)
 
-    def fit(self, batch: TensorDictBase, learning: Learning, loss: Callable[[TensorDictBase], tuple[Tensor, Metrics]]) -> Metrics:
-        """Minimise ``loss`` of each minibatch, over all epochs; the means of its metrics and of the gradients' norms."""
+    def fit(self, name: Hashable, batch: TensorDictBase, learning: Learning, loss: Loss) -> Metrics:
+        """Minimise ``loss`` of each minibatch, over all epochs; the means of its metrics and of the gradients' norms.
+
+        Args:
+            name: tells this loss from others; see :class:`marlkit.component.Repeat`.
+            batch: a prepared batch.
+            learning: what to work on.
+            loss: loss and metrics of some rows.
+        """
+
+        def step(minibatch: TensorDictBase) -> Metrics:
+            total, metrics = loss(minibatch)
+            return metrics | learning.minimise(total, self.max_grad_norm)
+
         rows = units(batch, learning.actor.sequence_length)
         history: list[Metrics] = []
         for _ in range(self.epochs):
             for minibatch in minibatches(rows, self.minibatch_size):
-                total, metrics = loss(minibatch)
-                history.append(metrics | learning.minimise(total, self.max_grad_norm))
+                history.append(learning.repeat(name, step, minibatch))
         return mean_metrics(history)
 
     def value_loss(self, rows: TensorDictBase, learning: Learning) -> tuple[Tensor, Metrics]:
@@ -179,11 +193,11 @@ class JointLossUpdate(ActorCriticUpdate):
             value, value_metrics = self.value_loss(rows, learning)
             return policy + self.value_coef * value, policy_metrics | value_metrics
 
-        return self.fit(self.prepare(batch, learning), learning, loss)
+        return self.fit("policy and critic", self.prepare(batch, learning), learning, loss)
 
     def fit_policy(self, batch: TensorDictBase, learning: Learning, agents: Sequence[int]) -> Metrics:
         """The policies of ``agents`` alone."""
-        return self.fit(batch, learning, lambda rows: self._regularised(rows, learning, agents))
+        return self.fit(("policy", *agents), batch, learning, lambda rows: self._regularised(rows, learning, agents))
 
     def _regularised(self, rows: TensorDictBase, learning: Learning, agents: Sequence[int] | None) -> tuple[Tensor, Metrics]:
         taken = taken_by(agents, rows)

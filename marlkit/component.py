@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, get_type_hints
 
@@ -243,6 +243,10 @@ class Opponents(Component, nn.Module, ABC):
                 are what it believes: agent i's ``JOINT_ACTION`` holds its own ``ACTION`` and its beliefs of the rest.
         """
 
+    def reads_for(self, beliefs: Sequence[Key]) -> tuple[Key, ...]:
+        """What has to be there for these of the keys that it writes; nothing for none."""
+        return tuple(self.reads) if beliefs else ()
+
     def observe(self, played: TensorDictBase) -> None:
         """See the steps ``[B, T]`` that were just played, once, in order."""
 
@@ -338,7 +342,11 @@ class Optimizer(Component, ABC):
     def schedule(self, optimizer: torch.optim.Optimizer, progress: float) -> None:
         """``lr(p) = lr (1 - (1 - lr_end) p)`` for the share ``p`` of the training that is done."""
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * (1 - (1 - self.lr_end) * progress)
+            rate = group["initial_lr"] * (1 - (1 - self.lr_end) * progress)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
 
 class Adjust(Protocol):
@@ -364,6 +372,19 @@ class Minimise(Protocol):
         """
 
 
+class Repeat(Protocol):
+    """Takes a step that comes again and again."""
+
+    def __call__(self, name: Hashable, step: Callable[[TensorDictBase], Metrics], rows: TensorDictBase, /) -> Metrics:
+        """``step(rows)``.
+
+        Args:
+            name: the same for steps that do the same, and different for others.
+            step: takes what changes from call to call from ``rows``, parameters, buffers and the optimiser, from nothing else.
+            rows: what it works on.
+        """
+
+
 @dataclass(frozen=True)
 class Learning:
     """What an update works on.
@@ -372,6 +393,9 @@ class Learning:
         actor, critic, opponents: the components whose parameters it may change.
         minimise: takes an optimiser step.
         progress: share of the training that is done, in [0, 1].
+        repeat: takes a step that comes again and again on rows of the same shape; it may replay what the step did the first time
+            without its Python (:mod:`marlkit.repetition`).
+        afterwards: runs what is Python after a step, such as a count: now, or after each replay.
         moved: told the names of the components that an update has changed without ``minimise``, so that targets follow.
         ranks: the processes that train together, over which ``minimise`` averages gradients. Means that a loss is made of are
             weighed, statistics and steps without ``minimise`` averaged, and draws that decide parameters made in common there.
@@ -381,9 +405,11 @@ class Learning:
     critic: Critic
     opponents: Opponents
     minimise: Minimise
-    progress: float
+    progress: float | Tensor
     moved: Callable[[Sequence[str]], None] = lambda changed: None
     ranks: Ranks = ALONE
+    repeat: Repeat = lambda name, step, rows: step(rows)
+    afterwards: Callable[[Callable[[], None]], None] = lambda action: action()
 
 
 class Update(Component, nn.Module, ABC):

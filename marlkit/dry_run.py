@@ -116,7 +116,9 @@ def _check_shapes(batch: TensorDictBase, section: str, learner: Learner) -> None
         MarlkitError: one is missing, or of another shape or type than the table says.
     """
     spec, who = learner.env.spec, _who(section, learner)
-    for key in getattr(learner, section).writes:
+    for written in getattr(learner, section).writes:
+        # Off policy a value is that of the next state alone, unless somebody reads the other.
+        key = written if section != "critic" or learner.value_is_read else keys.following(written)
         tensor = batch.get(key, None)
         if tensor is None:
             raise MarlkitError(f"dry run: {who} declares that it writes `{keys.name(key)}`, but did not")

@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -35,6 +35,7 @@ from marlkit.component import (
 )
 from marlkit.errors import NonFiniteError, OptionError
 from marlkit.ranks import ALONE, Ranks, rank_seed
+from marlkit.repetition import Repetition
 
 ANNOTATED_ROWS = 16384
 """Rows that a component annotates at a time: bounds memory, and keeps a layer's output within a processor's cache."""
@@ -51,6 +52,8 @@ class Learner(lightning.LightningModule):
         evaluation_interval: 0 means after the last only.
         seed: of the recipe; from it come the draws that several ranks share, and where each other rank's own begin.
     """
+
+    share_done: Tensor
 
     def __init__(
         self,
@@ -69,6 +72,7 @@ class Learner(lightning.LightningModule):
         evaluate: Callable[[Actor], dict[str, float]] | None = None,
         evaluation_interval: int = 0,
         seed: int = 0,
+        compile: Literal["none", "record", "graph"] = "none",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -89,6 +93,8 @@ class Learner(lightning.LightningModule):
         self.frames = 0
         self.returns = EpisodeReturns()
         self.ranks = Ranks(seed)
+        self.repetition = Repetition(compile, self, self._optimizer_state, self._learning_rates)
+        self.register_buffer("share_done", torch.zeros(()), persistent=False)
         self._generators: dict[str, Any] | None = None
         self._wire()
 
@@ -99,9 +105,11 @@ class Learner(lightning.LightningModule):
         self.opponents_are_read = bool(self._beliefs)
         self._critic_reads_beliefs = bool(set(self._beliefs) & set(self.critic.reads))
         self.opponents.wanted = frozenset(self._beliefs)
-        valued = {*self.critic.reads, *(self.opponents.reads if self._critic_reads_beliefs else ())}
+        believed = self._beliefs if self._critic_reads_beliefs else ()
+        valued = {*self.critic.reads, *self.opponents.reads_for(believed)}
         self._policy_is_read = bool(set(self.actor.writes) & valued)
-        read |= set(self.opponents.reads) if self.opponents_are_read else set()
+        self.value_is_read = not self._off_policy or bool({*self.critic.writes} & {*self.estimator.reads, *self.update.reads})
+        read |= set(self.opponents.reads_for(self._beliefs))
         # What was played stays; what the policy says of it now may be another thing than then.
         current = [key for key in self.actor.writes if key not in (keys.ACTION, keys.LOG_PROB)]
         self._encoder_is_shared = bool(set(current) & set(self.critic.reads) & keys.WITH_GRADIENT)
@@ -154,35 +162,55 @@ class Learner(lightning.LightningModule):
         On policy, the next state of a step is the state of the step after it, so only the steps after which an episode was cut or
         the batch ended are evaluated again. Off policy every next state is, on actions that the policy chooses afresh; and
         the parameters of the policy's distribution become those of the current policy (``ACTION`` and ``LOG_PROB`` stay what was
-        played). After a true end nothing is worth anything, and nothing is evaluated.
+        played); of the present state only what somebody reads is written. After a true end nothing is worth anything.
         """
         rows = batch.transpose(0, 1).flatten(0, 1)
-        steps_first = batch.batch_size[::-1]
-        if self._refreshed:
-            rows.update(self.actor.distribution(rows).parameters())
+        found = self.repetition("annotate", self._afresh, rows) if self._off_policy else self._as_played(batch, rows)
+        for key, value in found.items():
+            batch.set(key, value.unflatten(0, batch.batch_size[::-1]).transpose(0, 1))
+
+    def _as_played(self, batch: TensorDictBase, rows: TensorDictBase) -> dict[keys.Key, Tensor]:
+        """Of the steps ``rows`` of ``batch``, time-major, that were played one after another by the present policy."""
         self._annotate_rows(rows, self.critic, self._beliefs)
-        for key in [*self.critic.writes, *self._beliefs, *self._refreshed]:
-            batch.set(key, rows[key].unflatten(0, steps_first).transpose(0, 1))
+        found = {key: rows[key] for key in (*self.critic.writes, *self._beliefs)}
         target = self.targets.critic()
-        if "lagging" in self.targets.traits and not self._off_policy:
+        if "lagging" in self.targets.traits:
             rows = rows.copy()
             self._encode(rows)
             self._annotate_rows(rows, target, ())
-        index = _evaluated_again(batch, all_steps=self._off_policy)
+        index = _evaluated_again(batch)
         following = rows["next"][index] if len(index) else None
         if following is not None:
             self._annotate_rows(following, target, self._beliefs if self._critic_reads_beliefs else (), imagined=True)
         for key in self.critic.writes:
-            values = _shifted(rows[key], batch)
+            values = found[keys.following(key)] = _shifted(rows[key], batch)
             if following is not None:
                 values[index] = following[key]
-            batch.set(keys.following(key), values.unflatten(0, steps_first).transpose(0, 1))
+        return found
+
+    def _afresh(self, rows: TensorDictBase) -> dict[keys.Key, Tensor]:
+        """Of steps ``rows`` that need not follow one another, and may have been played by another policy."""
+        if self._refreshed:
+            rows.update(self.actor.distribution(rows).parameters())
+        critic = self.critic if self.value_is_read else None
+        self._annotate_rows(rows, critic, self._beliefs)
+        found = {key: rows[key] for key in (*(critic.writes if critic else ()), *self._beliefs, *self._refreshed)}
+        following = rows["next"]
+        beliefs = self._beliefs if self._critic_reads_beliefs else ()
+        self._annotate_rows(following, self.targets.critic(), beliefs, imagined=True)
+        ended = rows[keys.TERMINATED]
+        for key in self.critic.writes:
+            value = following[key]
+            found[keys.following(key)] = value.masked_fill(ended.view(-1, *[1] * (value.dim() - 1)), 0.0)
+        return found
 
     def _annotate_rows(
-        self, rows: TensorDictBase, critic: Critic, beliefs: Sequence[keys.Key], *, imagined: bool = False
+        self, rows: TensorDictBase, critic: Critic | None, beliefs: Sequence[keys.Key], *, imagined: bool = False
     ) -> None:
         """Write what the critic reads and says of ``rows``; ``imagined`` ones are states whose action nobody has taken."""
-        wanted = [*critic.writes, *beliefs]
+        wanted = [*(critic.writes if critic else ()), *beliefs]
+        if not wanted:
+            return
         blocks = []
         for start in range(0, len(rows), ANNOTATED_ROWS):
             block = rows[start : start + ANNOTATED_ROWS]
@@ -190,7 +218,9 @@ class Learner(lightning.LightningModule):
                 self._choose(block)
             if beliefs:
                 self.opponents(block, played=not imagined)
-            blocks.append(critic(block).select(*wanted))
+            if critic is not None:
+                critic(block)
+            blocks.append(block.select(*wanted))
         for key in wanted:
             rows.set(key, torch.cat([block[key] for block in blocks]))
 
@@ -214,13 +244,32 @@ class Learner(lightning.LightningModule):
     def learning(self) -> Learning:
         """What the update works on."""
         self.optimizer.schedule(self._torch_optimizer(), self.progress())
-        follow = self.targets.follow
-        return Learning(self.actor, self.critic, self.opponents, self.minimise, self.progress(), follow, self.ranks)
+        return Learning(
+            self.actor,
+            self.critic,
+            self.opponents,
+            self.minimise,
+            self.share_done.fill_(self.progress()),
+            self.targets.follow,
+            self.ranks,
+            self.repetition,
+            self.repetition.afterwards,
+        )
+
+    def _optimizer_state(self) -> Iterator[Tensor]:
+        """The tensors that an optimiser step changes or takes in, the parameters aside."""
+        optimizer = self._torch_optimizer()
+        for held in (*optimizer.state.values(), *optimizer.param_groups):
+            yield from (value for value in held.values() if isinstance(value, Tensor))
+
+    def _learning_rates(self) -> tuple[float, ...]:
+        """Those that are no tensors."""
+        rates = [group["lr"] for group in self._torch_optimizer().param_groups]
+        return tuple(rate for rate in rates if not isinstance(rate, Tensor))
 
     def minimise(self, loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
         """One optimiser step on what ``loss`` reaches; see :class:`marlkit.component.Minimise`."""
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
+        optimizer = self._torch_optimizer()
         optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
         groups = {name: [p for p in parameters if p.grad is not None] for name, parameters in self.parameter_groups().items()}
@@ -231,7 +280,7 @@ class Learner(lightning.LightningModule):
         if adjust is not None:
             adjust()
         optimizer.step()
-        self.targets.follow(list(norms))
+        self.repetition.afterwards(lambda: self.targets.follow(list(norms)))
         return {f"{name}/grad_norm": norm for name, norm in norms.items()}
 
     # --- around them ----------------------------------------------------------------------------------------------------
@@ -397,15 +446,11 @@ class EpisodeReturns:
         self.running, self.steps = state["running"], state["steps"]
 
 
-def _evaluated_again(batch: TensorDictBase, *, all_steps: bool) -> Tensor:
-    """Time-major indices of the steps of ``batch`` whose next state is valued by itself: those cut, or all that did not end."""
-    if all_steps:
-        chosen = ~batch[keys.TERMINATED]
-    else:
-        cut = batch[keys.TRUNCATED].clone()
-        cut[:, -1] = True
-        chosen = cut & ~batch[keys.TERMINATED]
-    return chosen.transpose(0, 1).flatten().nonzero().squeeze(-1)
+def _evaluated_again(batch: TensorDictBase) -> Tensor:
+    """Time-major indices of the steps of ``batch`` after which an episode was cut, or the batch ended."""
+    cut = batch[keys.TRUNCATED].clone()
+    cut[:, -1] = True
+    return (cut & ~batch[keys.TERMINATED]).transpose(0, 1).flatten().nonzero().squeeze(-1)
 
 
 def _shifted(values: Tensor, batch: TensorDictBase) -> Tensor:

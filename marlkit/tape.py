@@ -128,6 +128,7 @@ class Tape(TorchDispatchMode):
         registers, storages: what they work on.
         varying: storages whose content may differ at the next replay.
         inputs: registers of the inputs.
+        literals: storages of tensors made from Python values.
     """
 
     def __init__(self, inputs: Sequence[Tensor], varying: Sequence[Tensor], undo: bool) -> None:
@@ -137,6 +138,7 @@ class Tape(TorchDispatchMode):
         self.storages: list[Memory] = []
         self._register_of: dict[tuple[Any, ...], int] = {}
         self._storage_of: dict[int, int] = {}
+        self.literals: set[int] = set()
         self._undo = undo
         self._saved: dict[int, tuple[Tensor, Tensor]] = {}
         self._drawn: list[tuple[torch.Generator, Tensor]] = []
@@ -211,6 +213,7 @@ class Tape(TorchDispatchMode):
         if self._knows(tensor):
             return tensor
         original = tensor.clone()
+        self.literals.add(original.untyped_storage()._cdata)
         entry = Entry(func, torch.clone, [Register(self.register(original, given=True))], {}, None)
         entry.reads = [self.registers[entry.args[0].number].storage]
         self._finish(entry, tensor, has_tensors=True)

@@ -55,6 +55,12 @@ class Program:
         return [memory.given for memory in map(self.tape.storages.__getitem__, self._changed) if memory.given is not None]
 
     @property
+    def foreign(self) -> list[Tensor]:
+        """Memory beside the inputs that existed before and was not made from Python values, one tensor each."""
+        given = [memory.given for storage, memory in enumerate(self.tape.storages) if storage in self.lasting]
+        return [t for t in given if t is not None and t.untyped_storage()._cdata not in self.tape.literals]
+
+    @property
     def generators(self) -> list[torch.Generator]:
         """The generators that operations name; others draw from the global ones."""
         named = [value for entry in self.entries for value in entry.kwargs.values() if isinstance(value, torch.Generator)]

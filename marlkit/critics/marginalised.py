@@ -7,7 +7,6 @@ from typing import Literal, cast
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from marlkit import keys
@@ -15,6 +14,7 @@ from marlkit.component import Critic
 from marlkit.contract import Contract, When
 from marlkit.functional import marginal
 from marlkit.functional.activation import IN_PLACE, InPlace
+from marlkit.functional.one_hot import one_hot
 from marlkit.functional.sample_mean import Sampling, mean_hidden
 from marlkit.networks import TeamLinear, TeamNetwork, group_of_agents
 from marlkit.normalisers import ValueNormaliser
@@ -183,7 +183,7 @@ class MarginalisedCritic(Critic):
             own_row = torch.arange(n_agents, device=other.device)
             weight = weight + log_probs[:, own_row, other][..., table[:, position]].transpose(1, 2)
             actions[:, own_row, other] = table[:, position].unsqueeze(-1)
-        features = F.one_hot(actions, self.spec.action_features).to(entered.dtype)
+        features = one_hot(actions, self.spec.action_features, entered.dtype)
         features = features.masked_fill(self.eye.unsqueeze(-1), 0.0).flatten(-2)
         values = self.network.leave(entered.unsqueeze(1) + self.action_layer(features))
         return (weight.exp().unsqueeze(-1) * values).sum(1)
@@ -220,7 +220,7 @@ class MarginalisedCritic(Critic):
         slots = count > 0 if self.single_group else (count > 0).any(2, keepdim=True).expand_as(count)
         row, slot, agent = slots.nonzero(as_tuple=True)
         distinct = actions[row, order[row, slot, agent], agent]
-        features = F.one_hot(distinct, self.spec.action_features).to(entered.dtype)
+        features = one_hot(distinct, self.spec.action_features, entered.dtype)
         features = features.masked_fill(self.eye[agent].unsqueeze(-1), 0.0).flatten(-2)
         shape = (-1, 1) if self.single_group else (-1, self.spec.n_agents)
         entering = entered[row, agent] + self.action_layer(features.view(*shape, features.shape[-1])).flatten(0, 1)

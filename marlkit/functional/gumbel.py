@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from marlkit.functional.one_hot import one_hot
 
 
 def gumbel_from_uniform(uniform: Tensor) -> Tensor:
@@ -35,6 +36,6 @@ def straight_through(logits: Tensor, noise: Tensor, temperature: float) -> Tenso
     """
     perturbed = logits + noise
     relaxed = (perturbed / temperature).softmax(-1)
-    hard = F.one_hot(perturbed.argmax(-1), logits.shape[-1]).to(relaxed.dtype)
+    hard = one_hot(perturbed.argmax(-1), logits.shape[-1], relaxed.dtype)
     # In this order the difference is exactly zero, and the sum exactly one-hot.
     return hard + (relaxed - relaxed.detach())

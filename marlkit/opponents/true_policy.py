@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from tensordict import TensorDictBase
 
@@ -10,6 +12,14 @@ from marlkit.component import Opponents
 from marlkit.contract import Contract, When
 from marlkit.keys import Key
 from marlkit.spec import TeamSpec
+
+SOURCES: dict[Key, Key] = {
+    keys.JOINT_ACTION: keys.ACTION,
+    keys.OPPONENT_LOGITS: keys.LOGITS,
+    keys.OPPONENT_LOC: keys.LOC,
+    keys.OPPONENT_SCALE: keys.SCALE,
+}
+"""What each belief is a copy of."""
 
 
 class TruePolicyOpponents(Opponents):
@@ -39,10 +49,16 @@ class TruePolicyOpponents(Opponents):
 
     def forward(self, batch: TensorDictBase, played: bool = True) -> TensorDictBase:
         """Copy the actor's choices and parameters to the beliefs, and draw the seeds of the samples."""
-        pairs: dict[Key, Key] = {keys.LOGITS: keys.OPPONENT_LOGITS, keys.LOC: keys.OPPONENT_LOC, keys.SCALE: keys.OPPONENT_SCALE}
-        action = batch[keys.ACTION].detach()
-        batch.set(keys.JOINT_ACTION, action.unsqueeze(batch.batch_dims))
-        for key in self.reads:
-            if key in pairs:
-                batch.set(pairs[key], batch[key].detach().unsqueeze(-3))
-        return batch.set(keys.SAMPLE_SEED, torch.randint(2**62, (*batch.batch_size, 1), device=action.device))
+        wanted = self.writes if self.wanted is None else self.wanted
+        for belief in wanted:
+            if belief in SOURCES:
+                batch.set(belief, batch[SOURCES[belief]].detach().unsqueeze(batch.batch_dims))
+        if keys.SAMPLE_SEED in wanted:
+            device = batch[keys.ACTION].device
+            batch.set(keys.SAMPLE_SEED, torch.randint(2**62, (*batch.batch_size, 1), device=device))
+        return batch
+
+    def reads_for(self, beliefs: Sequence[Key]) -> tuple[Key, ...]:
+        """What the beliefs are copied from, and the action."""
+        sources = [SOURCES[belief] for belief in beliefs if belief in SOURCES]
+        return tuple(dict.fromkeys([keys.ACTION, *sources])) if beliefs else ()

@@ -41,4 +41,11 @@ class AdamOptimizer(Optimizer):
 
     def build(self, parameters: dict[str, list[nn.Parameter]]) -> torch.optim.Optimizer:
         """A fused Adam: one kernel for all parameters of a group."""
-        return torch.optim.Adam(self.groups(parameters), eps=self.eps, weight_decay=self.weight_decay, fused=True)
+        groups = self.groups(parameters)
+        if self.lr_end != 1:
+            # What changes stands in a tensor, so that a recorded step takes it in. A GPU's kernel reads single precision.
+            for group in groups:
+                device = group["params"][0].device
+                precision = torch.float64 if device.type == "cpu" else torch.float32
+                group["lr"] = torch.tensor(group["lr"], dtype=precision, device=device)
+        return torch.optim.Adam(groups, eps=self.eps, weight_decay=self.weight_decay, fused=True)

@@ -18,9 +18,13 @@ from marlkit.errors import OptionError
 from marlkit.functional import coupling as joint_gradients
 from marlkit.functional.losses import explained_variance, value_loss
 from marlkit.functional.reduce import masked_mean
+from marlkit.keys import Key
 from marlkit.minibatches import units
 from marlkit.options import Finite, NonNegativeFloat, PositiveFloat, Probability
 from marlkit.spec import TeamSpec
+
+JOINT: Key = ("opponents", "joint_features")
+"""The joint action in each view, as features ``[*, V, N, F]``; stays inside the update."""
 
 LOGIT_PENALTY = 1e-3
 """Weight of the squared logits of discrete policies in MADDPG's reference implementation."""
@@ -92,10 +96,11 @@ class DdpgUpdate(Update):
         wanted = dict.fromkeys([*self.reads, *actor.reads, *critic.reads, *believing, *memory])
         rows = units(batch.select(*wanted), actor.sequence_length)
         critic.normaliser.update(rows[keys.VALUE_TARGET], learning.ranks)
-        joint = self._joint_action(rows, learning)
-        return self._fit_critic(rows, joint, learning) | self._fit_actor(rows, joint, learning)
+        rows.set(JOINT, self._joint_action(rows, learning))
+        metrics = learning.repeat("critic", lambda some: self._fit_critic(some, learning), rows)
+        return metrics | learning.repeat("actor", lambda some: self._fit_actor(some, learning), rows)
 
-    def _fit_critic(self, rows: TensorDictBase, joint: Tensor, learning: Learning) -> Metrics:
+    def _fit_critic(self, rows: TensorDictBase, learning: Learning) -> Metrics:
         prediction = learning.critic.predict(rows)
         goal = learning.critic.normaliser.normalise(rows[keys.VALUE_TARGET])
         everyone = torch.ones_like(goal, dtype=torch.bool)
@@ -111,7 +116,7 @@ class DdpgUpdate(Update):
             ratio, inverse_ratio = self._ratios(rows, learning)
             coupled = joint_gradients.critic_coupling(
                 prediction,
-                learning.critic.action_value(rows, own, joint),
+                learning.critic.action_value(rows, own, rows[JOINT]),
                 self._error(prediction, goal),
                 ratio,
                 inverse_ratio,
@@ -121,11 +126,11 @@ class DdpgUpdate(Update):
             loss = loss + self.coupling * learning.ranks.weigh(rows[keys.ALIVE], coupled)
         return metrics | learning.minimise(loss, self.max_grad_norm)
 
-    def _fit_actor(self, rows: TensorDictBase, joint: Tensor, learning: Learning) -> Metrics:
+    def _fit_actor(self, rows: TensorDictBase, learning: Learning) -> Metrics:
         alive = rows[keys.ALIVE]
         own = learning.actor.reparametrised(rows)
         with _held(learning.critic):
-            value = learning.critic.action_value(rows, own, joint)
+            value = learning.critic.action_value(rows, own, rows[JOINT])
         coefficient = self._coefficient(rows, learning)
         loss = learning.ranks.weigh(alive, joint_gradients.actor_loss(value, coefficient, alive))
         metrics = {"actor/loss": loss.detach(), "actor/value": masked_mean(value.detach(), alive)}

@@ -15,7 +15,6 @@ from marlkit.errors import OptionError
 from marlkit.functional import consensus
 from marlkit.local_copies import LocalCopies
 from marlkit.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, Probability
-from marlkit.ranks import Ranks
 from marlkit.spec import TeamSpec
 
 
@@ -101,11 +100,11 @@ class PdhgUpdate(Update):
     def update(self, batch: TensorDictBase, learning: Learning) -> Metrics:
         """The wrapped update, its optimiser steps followed by exchanges."""
         sent = self.messages, self.bytes
-        agreeing = replace(learning, minimise=self._minimise(learning.minimise, learning.ranks))
+        agreeing = replace(learning, minimise=self._minimise(learning))
         metrics = self.step.update(batch, agreeing)
         return metrics | self._metrics(self.messages - sent[0], self.bytes - sent[1])
 
-    def _minimise(self, inner: Minimise, ranks: Ranks) -> Minimise:
+    def _minimise(self, learning: Learning) -> Minimise:
         neighboured = set(self.graph.any(-1).nonzero().flatten().tolist())
 
         def minimise(loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
@@ -118,11 +117,14 @@ class PdhgUpdate(Update):
                     stepping[name] = [agent for agent in copies.reached() if agent in neighboured]
                     copies.add_gradient(stepping[name], self.penalty)
 
-            metrics = inner(loss, max_grad_norm, adjust_both)
-            due = {name: copies.due(stepping[name]) for name, copies in self._copies()}
-            if any(due.values()):
-                with ranks.common():
-                    self._exchange(due)
+            def exchange() -> None:
+                due = {name: copies.due(stepping[name]) for name, copies in self._copies()}
+                if any(due.values()):
+                    with learning.ranks.common():
+                        self._exchange(due)
+
+            metrics = learning.minimise(loss, max_grad_norm, adjust_both)
+            learning.afterwards(exchange)
             return metrics
 
         return minimise
