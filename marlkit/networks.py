@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marlkit.errors import OptionError
-from marlkit.functional.activation import tanh_
+from marlkit.functional.activation import IN_PLACE, tanh_
+from marlkit.functional.perceptron import Layers, perceptron
 from marlkit.options import Share
 
 # Each may write over its argument, which is always what a layer has just computed.
@@ -121,6 +123,7 @@ class TeamNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[activation]
+        self.in_place = IN_PLACE.get(activation)
         self.layer_norm = layer_norm
         gain = GAINS.get(activation, math.sqrt(2))
         widths = [inputs, *hidden, outputs]
@@ -149,7 +152,19 @@ class TeamNetwork(nn.Module):
 
     def forward(self, features: Tensor, agents: Sequence[int] | None = None) -> Tensor:
         """``[*, n, inputs] -> [*, n, outputs]``, where ``n`` counts ``agents`` (``None``: all, in order)."""
-        return self.leave(self.enter(features, agents), agents)
+        if self.in_place is None or self.layer_norm or len(self.layers) == 1 or features.device.type != "cpu" or self.hooked:
+            return self.leave(self.enter(features, agents), agents)
+        result = perceptron(features.reshape(-1, *features.shape[-2:]), self._stacked(agents), self.in_place)
+        return result.view(*features.shape[:-2], *result.shape[-2:])
+
+    def _stacked(self, agents: Sequence[int] | None) -> Layers:
+        layers = cast(list[TeamLinear], list(self.layers))
+        weights = [layer.stacked(layer.weights, agents) for layer in layers]
+        biases = [layer.stacked(layer.biases, agents) for layer in layers]
+        identity = self.identity if agents is None or self.identity is None else self.identity[list(agents)]
+        if identity is not None and len(weights[0]) > 1:
+            biases[0], identity = biases[0] + identity, None
+        return Layers(weights, biases, identity)
 
     @property
     def hooked(self) -> bool:

@@ -32,6 +32,7 @@ from marlkit.dry_run import dry_run
 from marlkit.errors import CheckpointError, RunError
 from marlkit.evaluation import Episodes, play_episodes
 from marlkit.learner import Learner
+from marlkit.memory import keep_freed_memory
 from marlkit.outputs.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from marlkit.outputs.curve import draw_curve
 from marlkit.outputs.metrics_file import MetricsFile
@@ -280,6 +281,8 @@ def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint
     device = choose_device(recipe) if trainer.world_size == 1 else trainer.strategy.root_device
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
     env = build_environment(recipe, device, rank_seed(recipe.seed, trainer.global_rank))
     # Only the first rank evaluates, logs and writes.
     watched = _evaluation_environment(recipe, device) if trainer.is_global_zero else None

@@ -47,14 +47,14 @@ class InPlace:
 
     Attributes:
         core: writes over its argument.
-        derivative: ``derivative(g, core(x))`` writes ``g core'(x)`` over ``core(x)``.
+        derivative: ``derivative(g, core(x), out)`` writes ``g core'(x)`` to ``out``, which may be one of the others.
         before: factor of the argument.
         scale: factor of the value.
         shift: added to the value.
     """
 
     core: Callable[[Tensor], Tensor]
-    derivative: Callable[[Tensor, Tensor], Tensor]
+    derivative: Callable[[Tensor, Tensor, Tensor], Tensor]
     before: float = 1.0
     scale: float = 1.0
     shift: float = 0.0
@@ -63,11 +63,14 @@ class InPlace:
 _ATEN = torch.ops.aten
 
 IN_PLACE = {
-    "tanh": InPlace(torch.sigmoid_, lambda g, y: _ATEN.sigmoid_backward.grad_input(g, y, grad_input=y), 2.0, 2.0, -1.0),
-    "relu": InPlace(torch.relu_, lambda g, y: _ATEN.threshold_backward.grad_input(g, y, 0, grad_input=y)),
+    "tanh": InPlace(torch.sigmoid_, lambda g, y, out: _ATEN.sigmoid_backward.grad_input(g, y, grad_input=out), 2.0, 2.0, -1.0),
+    "relu": InPlace(torch.relu_, lambda g, y, out: _ATEN.threshold_backward.grad_input(g, y, 0, grad_input=out)),
     "leaky_relu": InPlace(
-        partial(F.leaky_relu, inplace=True), lambda g, y: _ATEN.leaky_relu_backward.grad_input(g, y, 0.01, True, grad_input=y)
+        partial(F.leaky_relu, inplace=True),
+        lambda g, y, out: _ATEN.leaky_relu_backward.grad_input(g, y, 0.01, True, grad_input=out),
     ),
-    "elu": InPlace(partial(F.elu, inplace=True), lambda g, y: _ATEN.elu_backward.grad_input(g, 1, 1, 1, True, y, grad_input=y)),
+    "elu": InPlace(
+        partial(F.elu, inplace=True), lambda g, y, out: _ATEN.elu_backward.grad_input(g, 1, 1, 1, True, y, grad_input=out)
+    ),
 }
 """The activations whose derivative is known from their value alone."""

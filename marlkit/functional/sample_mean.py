@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from marlkit.functional.activation import InPlace
+from marlkit.functional.rows import product_over_rows, sum_over_rows
 
 Draw = Callable[[slice, slice], Tensor]
 """``draw(rows, samples)``: some samples of some rows, ``[R, K, N, F]``, the same each time."""
@@ -121,28 +122,13 @@ class _Chunk:
         """
         derivative, hidden = self.sampling.activation.derivative, self.hidden
         last = hidden[-1].view(*self.shape, self.widths[-1])
-        derivative(gradient.unsqueeze(2).expand_as(last), last)
+        derivative(gradient.unsqueeze(2).expand_as(last), last, last)
         for i in reversed(range(len(self.weights))):
-            parameters[1 + i].add_(self._product_over_rows(hidden[i + 1], hidden[i]))
-            parameters[1 + i + len(self.weights)].add_(
-                self._by_thread(hidden[i + 1]).sum(1).unflatten(0, (len(hidden[i]), -1)).sum(1)
-            )
+            parameters[1 + i].add_(product_over_rows(hidden[i + 1], hidden[i]))
+            parameters[1 + i + len(self.weights)].add_(sum_over_rows(hidden[i + 1]))
             below = torch.bmm(hidden[i + 1], self.weights[i], out=self._part(self.spare, self.widths[i]))
-            derivative(below, hidden[i])
-        parameters[0].add_(self._product_over_rows(self.samples, hidden[0]))
-
-    def _product_over_rows(self, left: Tensor, right: Tensor) -> Tensor:
-        """``left^T right`` of ``[G, M, *]`` each, as a sum of products of the rows of each thread."""
-        return torch.bmm(self._by_thread(left).mT, self._by_thread(right)).unflatten(0, (len(left), -1)).sum(1)
-
-    def _by_thread(self, rows: Tensor) -> Tensor:
-        """``[G, M, *]`` as ``[G T, M / T, *]``, so that a sum over rows reads each thread's rows where it has computed them.
-
-        A plain product over rows shares out columns, so that every core fetches what another has just written. Where cores
-        have no cache in common, that and its consequences take a fifth of the whole.
-        """
-        threads = torch.get_num_threads() if rows.device.type == "cpu" else 1
-        return rows.view(len(rows) * threads, -1, rows.shape[-1]) if rows.shape[1] % threads == 0 else rows
+            derivative(below, hidden[i], hidden[i])
+        parameters[0].add_(product_over_rows(self.samples, hidden[0]))
 
     def _part(self, memory: Tensor, width: int) -> Tensor:
         groups, *rest = self.shape

@@ -1,0 +1,27 @@
+"""Sums over the rows of a batch in which each processor core reads the rows that it has computed itself.
+
+A plain product over rows shares out columns, so that every core fetches what another has just written. Where cores have no cache
+in common, that and its consequences take up to a fifth of a network's gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def product_over_rows(left: Tensor, right: Tensor) -> Tensor:
+    """``left^T right``: ``[G, M, A]`` and ``[G, M, B]`` to ``[G, A, B]``, as a sum of products of the rows of each thread."""
+    return torch.bmm(_by_thread(left).mT, _by_thread(right)).unflatten(0, (len(left), -1)).sum(1)
+
+
+def sum_over_rows(rows: Tensor) -> Tensor:
+    """``[G, M, A]`` to ``[G, A]``."""
+    return _by_thread(rows).sum(1).unflatten(0, (len(rows), -1)).sum(1)
+
+
+def _by_thread(rows: Tensor) -> Tensor:
+    """``[1, M, A]`` as ``[T, M / T, A]``; several groups are shared out among threads as they are."""
+    threads = torch.get_num_threads() if rows.device.type == "cpu" else 1
+    fit = len(rows) == 1 and rows.shape[1] % threads == 0
+    return rows.reshape(threads, -1, rows.shape[-1]) if fit else rows
