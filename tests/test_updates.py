@@ -118,7 +118,7 @@ def test_what_dead_agents_saw_and_did_changes_no_parameter(
         start = snapshot(actor, critic)
         batch = change(batch_of(actor))
         torch.manual_seed(2)
-        metrics = update.update(batch, learning(actor, critic, Descent(nn.ModuleList([actor, critic]), lr=0.5)))
+        metrics = update.update(batch, learning(actor, critic, Descent(nn.ModuleList([actor, critic]), lr=0.01)))
         assert len(changed(start, actor, critic)) == len(start)
         ended.append((snapshot(actor, critic), metrics))
     (first, metrics), (second, others) = ended
