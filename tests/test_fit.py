@@ -136,8 +136,12 @@ def test_keys_written_later_do_not_count(tmp_path: Path) -> None:
         "class EarlyCritic(Critic):\n"
         "    contract = Contract(reads=(keys.ADVANTAGE,), writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE)\n"
     )
-    found = problem(tmp_path, _swap("critic: centralised", "critic: early.EarlyCritic"))
+    text = _swap("critic: centralised", "critic: early.EarlyCritic")
+    found = problem(tmp_path, text)
     assert "agents.advantage" in found.message
+    # Nor do those that a part which is missing would write later.
+    messages = [p.message for p in problems(tmp_path, text.replace("type: gae, gamma: 0.9", "type: counterfactual"))]
+    assert any("`early.EarlyCritic` reads agents.advantage" in message for message in messages)
 
 
 def test_own_keys_do_not_count_but_for_an_actor(tmp_path: Path) -> None:

@@ -181,6 +181,7 @@ def test_duplicate_option(tmp_path: Path) -> None:
     ("old", "new", "line", "found"),
     [
         ("clip_epsilon: 0.3", "clip_epsilon:0.3", 8, "clip_epsilon:0.3"),
+        ("type: ppo_clip", "type:ppo_clip\n\n  # a comment", 7, "type:ppo_clip"),
         ("type: ppo_clip", "# a comment\n  type:ppo_clip  # another", 8, "type:ppo_clip"),
         ("minibatch_size: 40", "minibatch_size:40\n\n  # the last", 9, "minibatch_size:40"),
         ("actor: stochastic", "actor:stochastic", 2, "actor:stochastic"),
@@ -207,7 +208,9 @@ def test_what_stands_behind_a_missing_blank_is_checked_too(tmp_path: Path) -> No
     assert twice.message == "duplicate key `lr`, which line 10 gives already."
 
 
-@pytest.mark.parametrize("colons", ['"a:b"', "a:b", "a::b", "{'a:b': 1}", '["x:1", y:2]', "http://a.b/c"])
+@pytest.mark.parametrize(
+    "colons", ['"a:b"', "a:b", "a::b", "{'a:b': 1}", '{"a:b"}', "{http://a.b}", '["x:1", y:2]', "http://a.b/c"]
+)
 def test_colons_without_a_blank_that_are_meant(tmp_path: Path, colons: str) -> None:
     (found,) = problems(tmp_path, TEAM.replace("lr: 3e-4", f"lr: {colons}"))
     assert (found.where, found.line) == ("optimizer.lr", 10)
