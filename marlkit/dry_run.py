@@ -31,21 +31,21 @@ def dry_run(recipe: Recipe) -> None:
         env = build_environment(recipe, torch.device("cpu"), recipe.seed, num_envs=2)
         learner = build_learner(recipe, env)
         learner.data = _short_data(recipe, learner)
-        with _named("data", learner):
+        with _named("data", learner, recipe):
             played = learner.data.collect(env, learner.actor)
             batch = next(learner.data.batches(played, learner.actor))
         _check_shapes(batch, "env", learner)
         _check_shapes(played, "actor", learner)
         for section, step in (("critic", learner.annotate), ("estimator", learner.estimator)):
-            with _named(section, learner):
+            with _named(section, learner, recipe):
                 step(batch)
             _check_shapes(batch, section, learner)
         learning = Learning(learner.actor, learner.critic, learner.opponents, _without_step, progress=0.0)
         before = _trained(learner)
-        with _named("update", learner):
+        with _named("update", learner, recipe):
             learner.update.update(batch, learning)
         if learner.opponents_are_read:
-            with _named("opponents", learner):
+            with _named("opponents", learner, recipe):
                 learner.opponents.observe(played)
                 learner.opponents.fit(batch, learning)
         _check_training(learner, before)
@@ -78,10 +78,14 @@ def _who(section: str, learner: Learner) -> str:
 
 
 @contextmanager
-def _named(section: str, learner: Learner) -> Iterator[None]:
-    """Name the component in any error that it did not foresee."""
+def _named(section: str, learner: Learner, recipe: Recipe) -> Iterator[None]:
+    """Name the component in any error that it did not foresee, and the place of an option of its own that it refuses."""
     try:
         yield
+    except OptionError as error:
+        if error.option not in recipe.entries[section].options:
+            raise
+        raise refusal(recipe, f"{section}.{error.option}", error.message) from error
     except MarlkitError:
         raise
     except Exception as error:

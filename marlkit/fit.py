@@ -156,7 +156,8 @@ def _problems(recipe: Selection, environment: frozenset[str]) -> list[Problem]:
     check = _Check(recipe, environment, {member.path: member for member in team})
     problems = []
     for member, found in writers(team):
-        problems += [check.unwritten(member, key) for key in dict.fromkeys(member.reads) if key not in found]
+        missing = [key for key in dict.fromkeys(member.reads) if key not in found]
+        problems += [check.unwritten(member, key) for key in missing if not check.awaited(member, key)]
         problems += check.unmet(member)
     critic = check.team["critic"]
     if critic.entry.contract.predicts is None:
@@ -189,6 +190,17 @@ class _Check:
         others = self._others(reader, current)
         remedies += [others] if others else []
         return self._problem(reader, f"{message}.", remedies or ["No component of marlkit writes this key."])
+
+    def awaited(self, reader: Member, key: Key) -> bool:
+        """Whether a part before `reader` that the recipe has yet to give, a problem by itself, may write `key`."""
+        before = [member for member in self.team.values() if member.section in ORDER[: ORDER.index(reader.section)]]
+        absent = [
+            option.part
+            for member in before
+            for name, option in member.entry.options.items()
+            if option.required and option.part is not None and f"{member.path}.{name}" not in self.team
+        ]
+        return any(key in _possible(entry, "writes", self.environment) for kind in absent for entry in components(kind).values())
 
     def unmet(self, member: Member) -> Iterator[Problem]:
         """The traits that `member` needs of others and that they are without."""

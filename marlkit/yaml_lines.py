@@ -5,7 +5,8 @@ OmegaConf reads the values (``3e-4`` is a number, a duplicate key is an error); 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,11 @@ def read_text(text: str, place: Place) -> tuple[Located, list[Problem]]:
             raise RecipeError([place.problem("", "is empty.", "`marlkit show mappo` prints a recipe to start from.")])
         if not isinstance(root, yaml.MappingNode):
             line = root.start_mark.line + 1
+            _refuse_missing_blank(text, (line,), place)
             raise RecipeError([Place(place.source, line).problem("", "holds no sections.", "Write `section: component` lines.")])
         config, problems = _values(text, root, place)
     except yaml.YAMLError as error:
+        _refuse_missing_blank(text, _suspects(error, text), place)
         raise RecipeError([_syntax_problem(error, place)]) from error
     except (OmegaConfBaseException, RecursionError) as error:
         at = Place(place.source, _line_of_bad_interpolation(text))
@@ -100,16 +103,68 @@ def read_text(text: str, place: Place) -> tuple[Located, list[Problem]]:
 
 
 def _values(text: str, root: yaml.MappingNode, place: Place) -> tuple[Any, list[Problem]]:
-    problems: list[Problem] = []
+    config = None
     try:
         config = OmegaConf.create(text)
     except yaml.constructor.ConstructorError as error:
         if "duplicate key" not in str(error.problem):
             raise
+    problems = list(_insert_blanks(root, place))
+    if config is None or problems:
         # OmegaConf stops at the first duplicate; without them the rest of the recipe is checked too.
-        problems = list(_remove_duplicates(root, place))
+        problems += _remove_duplicates(root, place)
         config = OmegaConf.create(yaml.serialize(root, Dumper=yaml.SafeDumper))
     return OmegaConf.to_container(config, resolve=False), problems
+
+
+def _insert_blanks(node: yaml.Node, place: Place) -> Iterator[Problem]:
+    """Read `{lr:0.1}`, to YAML a key `lr:0.1` without a value, as it was meant, so that the rest is checked too."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _insert_blanks(item, place)
+    if isinstance(node, yaml.MappingNode):
+        for index, (key, value) in enumerate(node.value):
+            bare = isinstance(key, yaml.ScalarNode) and key.style is None and isinstance(value, yaml.ScalarNode)
+            found = _NO_BLANK.fullmatch(key.value) if bare and value.start_mark.index == value.end_mark.index else None
+            if found is None:
+                yield from _insert_blanks(value, place)
+                continue
+            yield _missing_blank(found, Place(place.source, key.start_mark.line + 1))
+            node.value[index] = tuple(_scalar(part, key) for part in found.groups())
+
+
+def _scalar(text: str, at: yaml.Node) -> yaml.ScalarNode:
+    tag = yaml.SafeLoader("").resolve(yaml.ScalarNode, text, (True, False))
+    return yaml.ScalarNode(tag, text, at.start_mark, at.end_mark)
+
+
+_NO_BLANK = re.compile(r"([A-Za-z_]\w*):([^\s/][^#]*?)")
+
+
+def _missing_blank(found: re.Match[str], place: Place) -> Problem:
+    return place.problem("", f"`{found[0]}` has no blank after its colon.", f"Write `{found[1]}: {found[2]}`.")
+
+
+def _refuse_missing_blank(text: str, lines: Sequence[int], place: Place) -> None:
+    """Put into words what YAML has another name for.
+
+    Raises:
+        RecipeError: one of ``lines`` has no blank after the colon of its key.
+    """
+    for number in lines:
+        content = re.sub(r"\s#.*", "", text.splitlines()[number - 1]).strip()
+        found = _NO_BLANK.fullmatch(content.removeprefix("- "))
+        if found:
+            raise RecipeError([_missing_blank(found, Place(place.source, number))])
+
+
+def _suspects(error: yaml.YAMLError, text: str) -> list[int]:
+    """The lines at which an error was noticed, each after the line with content before it, which may go on there."""
+    marks = [getattr(error, name, None) for name in ("context_mark", "problem_mark")]
+    lines = text.splitlines()
+    content = [number for number, line in enumerate(lines, 1) if not re.match(r"\s*(#|$)", line)]
+    noticed = [mark.line + 1 for mark in marks if mark is not None and mark.line < len(lines)]
+    return [number for last in noticed for number in (*[n for n in content if n < last][-1:], last)]
 
 
 def _remove_duplicates(node: yaml.Node, place: Place) -> Iterator[Problem]:

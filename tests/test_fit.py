@@ -57,6 +57,16 @@ def test_estimator_that_does_not_fit_the_update(tmp_path: Path) -> None:
     assert "gae, n_step" in found.remedy
 
 
+def test_what_a_part_that_is_missing_may_write_is_not_missed_too(tmp_path: Path) -> None:
+    critic = _swap("critic: centralised", "critic: joint")
+    for estimator in ("estimator: counterfactual", "estimator: {type: counterfactual, target: nonsense}"):
+        text = critic.replace("estimator: {type: gae, gamma: 0.9}", estimator)
+        absent, unwritten = problems(tmp_path, text)
+        assert absent.where.removesuffix(".type") == "estimator.target"
+        assert unwritten.where == "estimator"
+        assert "reads agents.state_value" in unwritten.message, "no estimator would write it"
+
+
 def test_critic_that_is_never_regressed(tmp_path: Path) -> None:
     found = problem(tmp_path, _swap("critic: centralised", "critic: example_team.SilentCritic"))
     assert (found.where, found.line) == ("critic", 3)
@@ -126,8 +136,12 @@ def test_keys_written_later_do_not_count(tmp_path: Path) -> None:
         "class EarlyCritic(Critic):\n"
         "    contract = Contract(reads=(keys.ADVANTAGE,), writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE)\n"
     )
-    found = problem(tmp_path, _swap("critic: centralised", "critic: early.EarlyCritic"))
+    text = _swap("critic: centralised", "critic: early.EarlyCritic")
+    found = problem(tmp_path, text)
     assert "agents.advantage" in found.message
+    # Nor do those that a part which is missing would write later.
+    messages = [p.message for p in problems(tmp_path, text.replace("type: gae, gamma: 0.9", "type: counterfactual"))]
+    assert any("`early.EarlyCritic` reads agents.advantage" in message for message in messages)
 
 
 def test_own_keys_do_not_count_but_for_an_actor(tmp_path: Path) -> None:

@@ -178,6 +178,45 @@ def test_duplicate_option(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "line", "found"),
+    [
+        ("clip_epsilon: 0.3", "clip_epsilon:0.3", 8, "clip_epsilon:0.3"),
+        ("type: ppo_clip", "type:ppo_clip\n\n  # a comment", 7, "type:ppo_clip"),
+        ("type: ppo_clip", "# a comment\n  type:ppo_clip  # another", 8, "type:ppo_clip"),
+        ("minibatch_size: 40", "minibatch_size:40\n\n  # the last", 9, "minibatch_size:40"),
+        ("actor: stochastic", "actor:stochastic", 2, "actor:stochastic"),
+        ("actor: stochastic", "actor:\n  hidden:[8, 8]\n  type: stochastic", 3, "hidden:[8, 8]"),
+        ("lr: 3e-4", "lr:3e-4", 10, "lr:3e-4"),
+        ("type: gae, gamma: 0.9", "type:gae, gamma: 0.9", 5, "type:gae"),
+        (TEAM, "env:vmas", 1, "env:vmas"),
+    ],
+)
+def test_missing_blank_after_a_colon(tmp_path: Path, old: str, new: str, line: int, found: str) -> None:
+    only = problem(tmp_path, TEAM.replace(old, new))
+    assert only.line == line
+    assert only.message == f"`{found}` has no blank after its colon."
+    assert only.remedy == f"Write `{found.replace(':', ': ')}`."
+
+
+def test_what_stands_behind_a_missing_blank_is_checked_too(tmp_path: Path) -> None:
+    blank, value = problems(tmp_path, TEAM.replace("lr: 3e-4", "lr:-1.5"))
+    assert "`lr:-1.5` has no blank" in blank.message
+    assert (value.where, value.line) == ("optimizer.lr", 10)
+    assert "must be above 0, got -1.5" in value.message
+    blank, twice = problems(tmp_path, TEAM.replace("lr: 3e-4", "lr: 3e-4, lr:1e-4"))
+    assert "`lr:1e-4` has no blank" in blank.message
+    assert twice.message == "duplicate key `lr`, which line 10 gives already."
+
+
+@pytest.mark.parametrize(
+    "colons", ['"a:b"', "a:b", "a::b", "{'a:b': 1}", '{"a:b"}', "{http://a.b}", '["x:1", y:2]', "http://a.b/c"]
+)
+def test_colons_without_a_blank_that_are_meant(tmp_path: Path, colons: str) -> None:
+    (found,) = problems(tmp_path, TEAM.replace("lr: 3e-4", f"lr: {colons}"))
+    assert (found.where, found.line) == ("optimizer.lr", 10)
+
+
+@pytest.mark.parametrize(
     ("content", "line", "part"),
     [
         (b"", None, "is empty"),

@@ -28,7 +28,7 @@ from marlkit.learner import Learner
 from marlkit.minibatches import units
 from marlkit.optimizers.adam import AdamOptimizer
 from marlkit.policy import Policy
-from marlkit.recipe import load_recipe
+from marlkit.recipe import load_recipe, shipped
 from marlkit.spec import Continuous, Discrete, TeamSpec
 from marlkit.testing import fake_batch, spec_examples
 from marlkit.transformers import Attention, ObservationEncoder
@@ -482,8 +482,14 @@ def test_heads_must_divide_the_embedding() -> None:
 
 
 def test_embeddings_of_actor_and_critic_must_agree() -> None:
-    with pytest.raises(MarlkitError, match=r"set critic\.embedding=16, or actor\.embedding=64"):
+    with pytest.raises(RecipeError, match=r"set critic\.embedding=16, or actor\.embedding=64") as caught:
         dry_run(load_recipe("mat", ["actor.embedding=16"]))
+    (problem,) = caught.value.problems
+    written = shipped()["mat"].read_text(encoding="utf-8").splitlines()
+    assert (problem.where, problem.source) == ("critic.embedding", str(shipped()["mat"]))
+    assert written[(problem.line or 0) - 1].startswith("  embedding: 64 ")
+    with pytest.raises(RecipeError, match=r"override `critic\.embedding=32`: critic\.embedding: is 32, but the actor"):
+        dry_run(load_recipe("mat", ["critic.embedding=32"]))
     dry_run(load_recipe("mat", ["actor.embedding=16", "critic.embedding=16"]))
 
 

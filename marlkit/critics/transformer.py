@@ -10,7 +10,7 @@ from torch import Tensor
 from marlkit import keys
 from marlkit.component import Critic
 from marlkit.contract import Contract, When
-from marlkit.errors import MarlkitError
+from marlkit.errors import OptionError
 from marlkit.networks import TeamNetwork, group_of_agents
 from marlkit.normalisers import ValueNormaliser
 from marlkit.options import Activation, Hidden, PositiveInt, Share
@@ -84,7 +84,7 @@ class TransformerCritic(Critic):
         """``V_i(o_1..o_N)`` in normalised units, ``[*, N, 1]``.
 
         Raises:
-            MarlkitError: the actor's encoding has another size than ``embedding``.
+            OptionError: the actor's encoding has another size than ``embedding``.
         """
         values = self.head(self._encoding(batch) if self.encoder is None else self.encoder(batch[keys.OBSERVATION]))
         return values.mean(-2, keepdim=True).expand_as(values) if self.values_team else values
@@ -93,8 +93,9 @@ class TransformerCritic(Critic):
         encoding = batch[keys.ENCODING]
         features = encoding.shape[-1]
         if features != self.embedding:
-            raise MarlkitError(
-                f"critic.embedding is {self.embedding}, but the actor whose encoder it shares writes {features} features per "
-                f"agent: set critic.embedding={features}, or actor.embedding={self.embedding}"
+            raise OptionError(
+                "embedding",
+                f"is {self.embedding}, but the actor whose encoder it shares writes {features} features per agent: "
+                f"set critic.embedding={features}, or actor.embedding={self.embedding}",
             )
         return encoding
