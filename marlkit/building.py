@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,6 +15,7 @@ from marlkit.learner import Learner
 from marlkit.recipe import Recipe
 from marlkit.spec import TeamSpec
 
+Compile = Literal["none", "record", "graph"]
 LEARNING_SECTIONS = ("actor", "opponents", "critic", "targets", "data", "estimator", "update", "optimizer")
 
 
@@ -51,9 +52,9 @@ def _component(recipe: Recipe, entry: Entry, path: str, context: Any, options: M
         raise refusal(recipe, f"{path}.type", message) from error
 
 
-def build_environment(recipe: Recipe, device: torch.device, seed: int, **changes: Any) -> Environment:
-    """The recipe's environment on ``device``, its random choices decided by ``seed``."""
-    env = build(recipe, "env", Runtime(device, seed), **changes)
+def build_environment(recipe: Recipe, device: torch.device, seed: int, compile: Compile = "none", **changes: Any) -> Environment:
+    """The recipe's environment on ``device``, its random choices decided by ``seed``, its steps run as ``compile`` says."""
+    env = build(recipe, "env", Runtime(device, seed, compile), **changes)
     assert isinstance(env, Environment)
     return env
 
@@ -100,6 +101,22 @@ def choose_device(recipe: Recipe) -> torch.device:
     if wanted == "mps" and not torch.backends.mps.is_available():
         _refuse_device(recipe, "this machine has no MPS device that torch can use.")
     return torch.device(wanted, index) if wanted == "cuda" else torch.device(wanted)
+
+
+def choose_compile(recipe: Recipe, device: torch.device) -> Compile:
+    """How steps run on ``device``, ``auto`` decided: what was measured faster there (`docs/performance.md`).
+
+    Raises:
+        RecipeError: a CUDA graph is asked for on another device.
+    """
+    wanted = recipe.config.trainer.compile
+    if wanted == "graph" and device.type != "cuda":
+        message = f"a CUDA graph cannot run on the device `{device.type}`."
+        raise refusal(recipe, "trainer.compile", message, "Set trainer.compile=record, or auto to let the device decide.")
+    if wanted == "auto":
+        return "record" if device.type == "cpu" else "none"
+    chosen: Compile = wanted
+    return chosen
 
 
 def _refuse_device(recipe: Recipe, message: str) -> None:

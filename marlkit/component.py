@@ -10,7 +10,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, get_type_hints
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -38,10 +38,18 @@ def mean_metrics(history: Sequence[Metrics]) -> Metrics:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and with which seed an environment runs; not part of a recipe's `env` section."""
+    """Where, with which seed and how an environment runs; not part of a recipe's `env` section.
+
+    Attributes:
+        device: where its tensors live.
+        seed: decides its random choices.
+        compile: ``record`` replays recorded operations, ``graph`` the same as a CUDA graph (:mod:`marlkit.recording`); an
+            environment whose steps cannot be recorded, or do not gain by it, takes them as with ``none``.
+    """
 
     device: torch.device
     seed: int
+    compile: Literal["none", "record", "graph"] = "none"
 
 
 def option_parameters(component: type) -> dict[str, inspect.Parameter]:

@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import torch
@@ -35,6 +35,7 @@ from marlkit.component import (
 )
 from marlkit.errors import NonFiniteError, OptionError
 from marlkit.ranks import ALONE, Ranks, rank_seed
+from marlkit.recording import Mode
 from marlkit.repetition import Repetition
 
 ANNOTATED_ROWS = 16384
@@ -72,7 +73,7 @@ class Learner(lightning.LightningModule):
         evaluate: Callable[[Actor], dict[str, float]] | None = None,
         evaluation_interval: int = 0,
         seed: int = 0,
-        compile: Literal["none", "record", "graph"] = "none",
+        compile: Mode = "none",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False

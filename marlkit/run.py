@@ -25,7 +25,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from omegaconf import DictConfig, OmegaConf
 
-from marlkit.building import build, build_environment, build_learner, choose_device, refusal
+from marlkit.building import build, build_environment, build_learner, choose_compile, choose_device, refusal
 from marlkit.checkpoints import BEST, LAST, Checkpoints
 from marlkit.component import Actor, Environment
 from marlkit.dry_run import dry_run
@@ -81,7 +81,7 @@ def train(recipe: Recipe, root: str | Path = "runs", *, progress: bool = True, p
     Raises:
         MarlkitError: the recipe cannot be trained; found before anything is written wherever possible.
     """
-    choose_device(recipe)
+    choose_compile(recipe, choose_device(recipe))
     _refuse_missing_logger(recipe)
     trainer = _trainer(recipe, Path(root), progress=progress, profile=profile)
     dry_run(recipe)
@@ -283,10 +283,18 @@ def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint
         torch.set_num_threads(options.threads)
     if device.type == "cpu":
         keep_freed_memory()
-    env = build_environment(recipe, device, rank_seed(recipe.seed, trainer.global_rank))
+    mode = choose_compile(recipe, device)
+    env = build_environment(recipe, device, rank_seed(recipe.seed, trainer.global_rank), mode)
     # Only the first rank evaluates, logs and writes.
     watched = _evaluation_environment(recipe, device) if trainer.is_global_zero else None
-    learner = build_learner(recipe, env, evaluate=_evaluation(recipe, watched), evaluation_interval=options.evaluation_interval)
+    learner = build_learner(
+        recipe,
+        env,
+        evaluate=_evaluation(recipe, watched),
+        evaluation_interval=options.evaluation_interval,
+        # What ranks tell one another cannot be replayed.
+        compile=mode if trainer.world_size == 1 else "none",
+    )
     trainer.loggers = _loggers(recipe, folder, first_iteration) if trainer.is_global_zero else []
     checkpoints = Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds)
     trainer.callbacks.insert(0, checkpoints)  # type: ignore[attr-defined]

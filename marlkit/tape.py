@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from marlkit.errors import MarlkitError
 
 _TORCH = str(Path(torch.__file__).parent)
+_RECORDERS = ("marlkit.tape", "marlkit.masked_selection", "marlkit.envs.settled_questions")
 _RANDOM = torch.Tag.nondeterministic_seeded
 _SHAPES = torch.Tag.dynamic_output_shape
 _IGNORED = frozenset({"profiler"})
@@ -333,11 +335,21 @@ def whole_memory(tensor: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
-def source_line() -> str:
-    """``file:line`` of the innermost frame that belongs neither to torch nor to the recorder."""
+def calling_frame() -> FrameType:
+    """The innermost frame that belongs neither to torch nor to what watches operations."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and (frame.f_code.co_filename.startswith(_TORCH) or frame.f_code.co_filename == __file__):
+    while frame.f_back is not None and _is_machinery(frame):
         frame = frame.f_back
+    return frame
+
+
+def _is_machinery(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__") in _RECORDERS or frame.f_code.co_filename.startswith(_TORCH)
+
+
+def source_line() -> str:
+    """``file:line`` of the calling frame."""
+    frame = calling_frame()
     return f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"
 
 

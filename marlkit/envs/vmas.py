@@ -17,6 +17,7 @@ from marlkit.component import Environment, Runtime
 from marlkit.contract import Contract, When
 from marlkit.drawing import Camera, draw_world
 from marlkit.envs.fresh_rows import FreshRows
+from marlkit.envs.recorded_simulation import RecordedSimulation
 from marlkit.envs.vmas_simulation import Simulation
 from marlkit.envs.world_state import restore_world, save_world
 from marlkit.errors import MarlkitError
@@ -98,6 +99,9 @@ class VmasEnvironment(Environment):
         self._steps = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self._make_constants()
         self._camera: Camera | None = None
+        self._advance = self.simulation.advance
+        if runtime.compile != "none":
+            self._advance = RecordedSimulation(self.simulation, scenario, runtime.compile).advance
 
     # --- the episode ---------------------------------------------------------------------------------------------------------
 
@@ -115,7 +119,7 @@ class VmasEnvironment(Environment):
             MarlkitError: the actions have a wrong shape or type.
         """
         self.refuse_unfit_action(action, f"scenario `{self._scenario}`")
-        observation, reward, terminated = self.simulation.advance(action)
+        observation, reward, terminated = self._advance(action)
         self._steps += 1
         terminated = terminated.unsqueeze(-1)
         truncated = self._none
