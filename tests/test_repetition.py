@@ -1,0 +1,250 @@
+"""Steps that are replayed do what steps do that are run operation by operation, bit for bit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+
+from marlkit import run
+from marlkit.checkpoints import LAST
+from marlkit.learner import Learner
+from marlkit.outputs.checkpoint_io import load_checkpoint
+from marlkit.outputs.metrics_file import read_metrics
+from marlkit.recipe import load_recipe, shipped
+from marlkit.repetition import Repetition
+from test_resume import GRU, known, small
+
+CUDA = pytest.mark.gpu
+CHANGING = ["optimizer.lr_end=0.1", "update.entropy_coef_end=0.5", "update.step.entropy_coef_end=0.5"]
+"""What steps take in beside their rows."""
+
+
+class Line(nn.Module):
+    """``w x``, fitted to nothing in particular by steps of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([1.0, -2.0]))
+        self.register_buffer("seen", torch.zeros(()))
+        self.calls = 0
+        self.steps = 0
+
+    def step(self, rows: TensorDictBase) -> dict[str, Tensor]:
+        self.calls += 0
+        self.seen += rows["x"].sum()
+        loss = (self.w * rows["x"]).square().mean() + 0.1 * torch.rand(()) * self.w.sum()
+        self.w.grad = None
+        loss.backward()
+        with torch.no_grad():
+            assert self.w.grad is not None
+            self.w -= 0.1 * self.w.grad
+        return {"loss": loss.detach()}
+
+
+def repetition(line: Line, mode: str = "record", numbers: Callable[[], tuple[Any, ...]] = tuple) -> Repetition:
+    return Repetition(mode, line, lambda: (), numbers)
+
+
+def batches(count: int) -> Iterator[TensorDict]:
+    for i in range(count):
+        yield TensorDict({"x": torch.randn(3, 2, generator=torch.Generator().manual_seed(i))}, batch_size=[3])
+
+
+def taken(mode: str, step: Callable[[Line], Callable[[TensorDictBase], dict[str, Tensor]]] = lambda line: line.step) -> list[Any]:
+    torch.manual_seed(0)
+    line = Line()
+    repeat = repetition(line, mode)
+    results = [repeat("step", step(line), rows)["loss"] for rows in batches(6)]
+    return [*results, line.w.detach(), line.seen, torch.rand(())]
+
+
+def test_replays_do_what_the_steps_do() -> None:
+    for plain, replayed in zip(taken("none"), taken("record"), strict=True):
+        assert torch.equal(plain, replayed)
+
+
+def test_the_step_itself_is_called_twice_and_then_never_again() -> None:
+    line, calls = Line(), []
+    repeat = repetition(line)
+    for rows in batches(6):
+        repeat("step", lambda some: calls.append(1) or line.step(some), rows)
+    assert len(calls) == 2
+
+
+def test_other_names_and_other_shapes_are_other_steps() -> None:
+    line, calls = Line(), []
+    repeat = repetition(line)
+
+    def step(rows: TensorDictBase) -> dict[str, Tensor]:
+        calls.append(len(rows))
+        return line.step(rows)
+
+    for rows in batches(4):
+        repeat("one", step, rows)
+        repeat("one", step, rows[:2])
+        repeat("two", step, rows)
+    assert sorted(calls) == [2, 2, 3, 3, 3, 3]
+
+
+def test_other_numbers_are_recorded_anew_and_the_old_ones_are_forgotten() -> None:
+    line, rate, calls = Line(), [1.0], []
+    repeat = repetition(line, numbers=lambda: tuple(rate))
+
+    def step(rows: TensorDictBase) -> dict[str, Tensor]:
+        calls.append(rate[0])
+        return {"loss": rate[0] * rows["x"].sum()}
+
+    for rows in batches(8):
+        assert torch.equal(repeat("step", step, rows)["loss"], rate[0] * rows["x"].sum())
+        if len(calls) == 2:
+            rate[0] = 3.0
+    assert calls == [1.0, 1.0, 3.0, 3.0]
+    assert len(repeat._known) == 1
+
+
+def test_what_is_put_off_is_done_after_each_step() -> None:
+    line, done = Line(), []
+    repeat = repetition(line)
+
+    def step(rows: TensorDictBase) -> dict[str, Tensor]:
+        results = line.step(rows)
+        repeat.afterwards(lambda: done.append(float(line.seen)))
+        return results
+
+    expected = 0.0
+    for count, rows in enumerate(batches(5), start=1):
+        repeat("step", step, rows)
+        expected += float(rows["x"].sum())
+        assert len(done) == count
+        assert done[-1] == pytest.approx(expected, abs=1e-5)
+
+
+def refused(step: Callable[[Line, TensorDictBase], dict[str, Tensor]], match: str) -> None:
+    """The step is run as it is, every time, and says once why."""
+    line, plain = Line(), Line()
+    repeat = repetition(line)
+    torch.manual_seed(0)
+    expected = [step(plain, rows) for rows in batches(4)]
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match=match) as caught:
+        found = [repeat("step", lambda rows: step(line, rows), rows) for rows in batches(4)]
+    assert len(caught) == 1
+    assert all(torch.equal(a["loss"], b["loss"]) for a, b in zip(expected, found, strict=True))
+    assert torch.equal(line.w, plain.w)
+    assert (line.steps, float(line.seen)) == (plain.steps, float(plain.seen))
+
+
+def test_a_step_that_counts_in_python_is_not_recorded() -> None:
+    def step(line: Line, rows: TensorDictBase) -> dict[str, Tensor]:
+        line.steps += 1
+        return line.step(rows)
+
+    refused(step, "`steps`, which Python holds")
+
+
+def test_a_step_that_depends_on_values_is_not_recorded() -> None:
+    def step(line: Line, rows: TensorDictBase) -> dict[str, Tensor]:
+        results = line.step(rows)
+        return results if rows["x"].sum() > 0 else {"loss": -results["loss"]}
+
+    refused(step, "hands a value to Python")
+
+
+def test_a_step_that_brings_tensors_along_is_not_recorded() -> None:
+    def step(line: Line, rows: TensorDictBase) -> dict[str, Tensor]:
+        brought = rows["x"].sum().clone()
+
+        def inner(some: TensorDictBase) -> dict[str, Tensor]:
+            return {"loss": line.step(some)["loss"] + brought}
+
+        return inner(rows)
+
+    # Here the tensor is made within the step; brought from outside it is foreign.
+    line, repeat = Line(), None
+    repeat = repetition(line)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for rows in batches(3):
+            repeat("step", lambda some: step(line, some), rows)
+    outside = torch.ones(3, 2)
+    refused(lambda line, rows: {"loss": line.step(rows)["loss"] + (rows["x"] * outside).sum()}, r"shape \[3, 2\]")
+
+
+# --- whole trainings ------------------------------------------------------------------------------------------------------
+
+
+def trained(recipe: str, mode: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *extra: str) -> tuple[Path, Learner]:
+    learners: list[Learner] = []
+    build = run.build_learner
+
+    def remembered(*given: Any, **named: Any) -> Learner:
+        learners.append(build(*given, **named))
+        return learners[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "build_learner", remembered)
+        changing = known(recipe, CHANGING)
+        recipe_ = load_recipe(recipe, [*small(recipe), *changing, *extra, f"trainer.compile={mode}"])
+        ended = run.train(recipe_, folder / mode, progress=False)
+    return ended, learners[0]
+
+
+VARIANTS = [(name, ()) for name in sorted(shipped())] + [
+    (name, tuple(GRU)) for name in sorted(shipped()) if len(known(name, GRU)) == len(GRU)
+]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "extra"), VARIANTS, ids=lambda part: part if isinstance(part, str) else "gru" if part else "mlp"
+)
+def test_every_recipe_learns_the_same_either_way(
+    recipe: str, extra: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parameters, optimiser, environment, generators and all metrics but the times."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*is not recorded.*")
+        (one, _), (other, learner) = (trained(recipe, mode, tmp_path, monkeypatch, *extra) for mode in ("none", "record"))
+    assert any(step.replay is not None for step in learner.repetition._known.values())
+    states = [load_checkpoint(folder / "checkpoints" / LAST) for folder in (one, other)]
+    for state in states:
+        state["marlkit"].pop("recipe")
+    assert_same(states[0]["state_dict"], states[1]["state_dict"])
+    assert_same(states[0]["marlkit"], states[1]["marlkit"])
+    tables = [read_metrics(folder / "metrics.csv") for folder in (one, other)]
+    for name, values in tables[0].items():
+        if not name.startswith("time/"):
+            assert str(values) == str(tables[1][name]), name
+
+
+def assert_same(one: Any, other: Any) -> None:
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other) or (one.isnan() == other.isnan()).all()
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert_same(value, other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_same(left, right)
+    else:
+        assert str(one) == str(other)
+
+
+@CUDA
+@pytest.mark.parametrize("recipe", sorted(shipped()))
+def test_every_recipe_learns_with_graphs(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = "trainer.accelerator=cuda"
+    (one, _), (other, learner) = (trained(recipe, mode, tmp_path, monkeypatch, device) for mode in ("none", "graph"))
+    assert any(step.replay is not None for step in learner.repetition._known.values())
+    first, second = (load_checkpoint(folder / "checkpoints" / LAST)["state_dict"] for folder in (one, other))
+    for name, value in first.items():
+        if isinstance(value, Tensor):
+            torch.testing.assert_close(value, second[name], rtol=1e-2, atol=1e-3)
