@@ -33,6 +33,7 @@ from marlkit.component import (
     Update,
 )
 from marlkit.errors import NonFiniteError, OptionError
+from marlkit.precision import Precision, Products
 from marlkit.ranks import ALONE, Ranks, rank_seed
 
 ANNOTATED_ROWS = 16384
@@ -48,6 +49,7 @@ class Learner(lightning.LightningModule):
         recipe: text of the completed recipe, kept in every checkpoint.
         evaluate: called every ``evaluation_interval`` iterations and after the last; what it returns is logged.
         evaluation_interval: 0 means after the last only.
+        precision: in which hidden layers multiply, see :mod:`marlkit.precision`; while ``evaluate`` plays, float32.
         seed: of the recipe; from it come the draws that several ranks share, and where each other rank's own begin.
     """
 
@@ -67,6 +69,7 @@ class Learner(lightning.LightningModule):
         recipe: str = "",
         evaluate: Callable[[Actor], dict[str, float]] | None = None,
         evaluation_interval: int = 0,
+        precision: Precision = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -90,6 +93,7 @@ class Learner(lightning.LightningModule):
         self.ranks = Ranks(seed)
         self._generators: dict[str, Any] | None = None
         self._wire()
+        self.products = Products([actor, critic, opponents, targets], precision, env.device.type)
 
     def _wire(self) -> None:
         """Let the components know of one another what their contracts say."""
@@ -267,7 +271,9 @@ class Learner(lightning.LightningModule):
         logged["frames"] = float(self.frames)
         if self.evaluate is not None and self._is_evaluated():
             self.actor.eval()
-            logged |= self.evaluate(self.actor)
+            # As whoever loads the policy will play it.
+            with self.products.exact():
+                logged |= self.evaluate(self.actor)
         # Lightning would count optimiser steps; every logger shall count iterations.
         logged["step"] = float(self.iteration - 1)
         self.log_dict(logged)

@@ -20,6 +20,8 @@ class LightningTrainer(Trainer):
         devices: processes on each machine that train together, one GPU each; on a CPU too. Each has `env.num_envs` environments.
         nodes: machines.
         threads: CPU threads of a process; `null` leaves torch's choice.
+        precision: of the products between hidden layers while training; all the rest, and every later use of the policy, is
+            float32. `bfloat16` pays for wide layers where the processor multiplies in it (not on MPS); the same on resume.
         evaluation_interval: iterations between evaluations; 0: only at the end.
         evaluation_episodes: episodes per evaluation, on environments of their own, with the most likely actions.
         evaluation_steps: steps after which an episode of an evaluation is cut where the environment sets no limit.
@@ -39,6 +41,7 @@ class LightningTrainer(Trainer):
         devices: PositiveInt = 1,
         nodes: PositiveInt = 1,
         threads: PositiveInt | None = None,
+        precision: Literal["float32", "bfloat16"] = "float32",
         evaluation_interval: NonNegativeInt = 10,
         evaluation_episodes: PositiveInt = 32,
         evaluation_steps: PositiveInt = 1000,
@@ -54,6 +57,7 @@ class LightningTrainer(Trainer):
         self.devices = devices
         self.nodes = nodes
         self.threads = threads
+        self.precision = precision
         self.evaluation_interval = evaluation_interval
         self.evaluation_episodes = evaluation_episodes
         self.evaluation_steps = evaluation_steps
