@@ -12,6 +12,7 @@ from marlkit.catalogue import Entry, load_class
 from marlkit.component import Environment, Runtime, Trainer
 from marlkit.errors import MarlkitError, OptionError, RecipeError
 from marlkit.learner import Learner
+from marlkit.precision import problem_with
 from marlkit.recipe import Recipe
 from marlkit.spec import TeamSpec
 
@@ -69,7 +70,8 @@ def build_learner(recipe: Recipe, env: Environment, **extras: Any) -> Learner:
     """
     rng.seed_all(recipe.seed)
     components = {section: build(recipe, section, env.spec) for section in LEARNING_SECTIONS}
-    known = {"iterations": recipe.config.trainer.iterations, "recipe": recipe.to_yaml(), "seed": recipe.seed}
+    options = recipe.config.trainer
+    known = {"iterations": options.iterations, "precision": options.precision, "recipe": recipe.to_yaml(), "seed": recipe.seed}
     try:
         return Learner(env=env, **known, **components, **extras)
     except OptionError as error:  # of the targets, which see the networks only here
@@ -87,7 +89,7 @@ def choose_device(recipe: Recipe) -> torch.device:
     """The device that the recipe asks for.
 
     Raises:
-        RecipeError: it is not there.
+        RecipeError: it is not there, or cannot multiply in the precision that is asked for.
     """
     wanted, index = recipe.config.trainer.accelerator, recipe.config.trainer.device
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -100,7 +102,11 @@ def choose_device(recipe: Recipe) -> torch.device:
         _refuse_device(recipe, "several devices cannot train together on MPS.")
     if wanted == "mps" and not torch.backends.mps.is_available():
         _refuse_device(recipe, "this machine has no MPS device that torch can use.")
-    return torch.device(wanted, index) if wanted == "cuda" else torch.device(wanted)
+    device = torch.device(wanted, index) if wanted == "cuda" else torch.device(wanted)
+    problem = problem_with(recipe.config.trainer.precision, device)
+    if problem:
+        raise refusal(recipe, "trainer.precision", problem, "Set trainer.precision=float32, or another trainer.accelerator.")
+    return device
 
 
 def choose_compile(recipe: Recipe, device: torch.device) -> Compile:

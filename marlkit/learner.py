@@ -34,6 +34,7 @@ from marlkit.component import (
     mean_metrics,
 )
 from marlkit.errors import NonFiniteError, OptionError
+from marlkit.precision import Precision, Products
 from marlkit.ranks import ALONE, Ranks, rank_seed
 from marlkit.recording import Mode
 from marlkit.repetition import Repetition
@@ -51,6 +52,7 @@ class Learner(lightning.LightningModule):
         recipe: text of the completed recipe, kept in every checkpoint.
         evaluate: called every ``evaluation_interval`` iterations and after the last; what it returns is logged.
         evaluation_interval: 0 means after the last only.
+        precision: in which hidden layers multiply, see :mod:`marlkit.precision`; while ``evaluate`` plays, float32.
         seed: of the recipe; from it come the draws that several ranks share, and where each other rank's own begin.
     """
 
@@ -72,6 +74,7 @@ class Learner(lightning.LightningModule):
         recipe: str = "",
         evaluate: Callable[[Actor], dict[str, float]] | None = None,
         evaluation_interval: int = 0,
+        precision: Precision = "float32",
         seed: int = 0,
         compile: Mode = "none",
     ) -> None:
@@ -98,6 +101,7 @@ class Learner(lightning.LightningModule):
         self.register_buffer("share_done", torch.zeros(()), persistent=False)
         self._generators: dict[str, Any] | None = None
         self._wire()
+        self.products = Products([actor, critic, opponents, targets], precision, env.device.type)
 
     def _wire(self) -> None:
         """Let the components know of one another what their contracts say."""
@@ -319,7 +323,9 @@ class Learner(lightning.LightningModule):
         logged["frames"] = float(self.frames)
         if self.evaluate is not None and self._is_evaluated():
             self.actor.eval()
-            logged |= self.evaluate(self.actor)
+            # As whoever loads the policy will play it.
+            with self.products.exact():
+                logged |= self.evaluate(self.actor)
         # Lightning would count optimiser steps; every logger shall count iterations.
         logged["step"] = float(self.iteration - 1)
         self.log_dict(logged)

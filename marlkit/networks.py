@@ -168,8 +168,11 @@ class TeamNetwork(nn.Module):
 
     @property
     def hooked(self) -> bool:
-        """Whether a hook waits for a call of one of the layers, so that none may be left out."""
-        return any(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks for layer in self.layers)
+        """Whether something waits for a call of one of the layers, a hook or another forward pass, so that none is left out."""
+        return any(
+            layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or "forward" in vars(layer)
+            for layer in self.layers
+        )
 
     def _normalised(self, features: Tensor) -> Tensor:
         return F.layer_norm(features, features.shape[-1:]) if self.layer_norm else features

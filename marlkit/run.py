@@ -151,7 +151,7 @@ def play(
 
 
 def load_policy(folder: str | Path, checkpoint: str = "best") -> Policy:
-    """The trained policy of a run; needs neither its environment nor its critic.
+    """The trained policy of a run; needs neither its environment nor its critic, and acts in float32.
 
     Raises:
         RunError: the folder is not a run, or holds no such checkpoint.
@@ -417,10 +417,12 @@ def _own_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def _decisive(text: str) -> DictConfig:
-    """A recipe without its `trainer` section: how long and where it trains may change between stop and resume."""
+    """A recipe less what may change between stop and resume: how long and where it trains, all of `trainer` but `precision`."""
     config = OmegaConf.create(text)
     assert isinstance(config, DictConfig)
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "trainer"])
+    # A recipe from before there was a choice does not name it.
+    config.trainer = {"precision": config.trainer.get("precision", "float32")}
+    return config
 
 
 def _trained_actor(recipe: Recipe, spec: TeamSpec, saved: dict[str, Any]) -> Actor:

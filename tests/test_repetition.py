@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
+from test_resume import GRU, known, small
 from torch import Tensor, nn
 
 from marlkit import run
@@ -19,7 +20,6 @@ from marlkit.outputs.checkpoint_io import load_checkpoint
 from marlkit.outputs.metrics_file import read_metrics
 from marlkit.recipe import load_recipe, shipped
 from marlkit.repetition import Repetition
-from test_resume import GRU, known, small
 
 CUDA = pytest.mark.gpu
 CHANGING = ["optimizer.lr_end=0.1", "update.entropy_coef_end=0.5", "update.step.entropy_coef_end=0.5"]

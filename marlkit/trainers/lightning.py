@@ -24,6 +24,8 @@ class LightningTrainer(Trainer):
             are recorded and replayed, without the Python around them. `graph`: the same as one CUDA graph. `auto` takes what was
             measured faster: `record` on a CPU; elsewhere nothing was measured yet, and it takes `none`. What cannot be recorded
             runs as with `none`, after a warning that says why. On a CPU results are the same bit for bit.
+        precision: of the products between hidden layers while training; all the rest, and every later use of the policy, is
+            float32. `bfloat16` pays for wide layers where the processor multiplies in it (not on MPS); the same on resume.
         evaluation_interval: iterations between evaluations; 0: only at the end.
         evaluation_episodes: episodes per evaluation, on environments of their own, with the most likely actions.
         evaluation_steps: steps after which an episode of an evaluation is cut where the environment sets no limit.
@@ -44,6 +46,7 @@ class LightningTrainer(Trainer):
         nodes: PositiveInt = 1,
         threads: PositiveInt | None = None,
         compile: Literal["auto", "none", "record", "graph"] = "auto",
+        precision: Literal["float32", "bfloat16"] = "float32",
         evaluation_interval: NonNegativeInt = 10,
         evaluation_episodes: PositiveInt = 32,
         evaluation_steps: PositiveInt = 1000,
@@ -60,6 +63,7 @@ class LightningTrainer(Trainer):
         self.nodes = nodes
         self.threads = threads
         self.compile = compile
+        self.precision = precision
         self.evaluation_interval = evaluation_interval
         self.evaluation_episodes = evaluation_episodes
         self.evaluation_steps = evaluation_steps
