@@ -78,7 +78,7 @@ class MaskedSelection(TorchDispatchMode):
         if self.mark(y) is None:
             rest = x.ndim - lead - mask.ndim
             if (y.ndim > rest and y.shape[y.ndim - rest - 1] != 1) or y.ndim > rest + 1 or lead:
-                return func(*args)  # type: ignore[no-any-return]
+                return func(*args)
             y = y.reshape(y.shape[y.ndim - rest :]) if y.ndim > rest else y
         elif self.mark(y) != self._mark_of(mask, indices) or y.shape != x.shape:
             raise NotRecordable(f"rows that one mask selects are written where another does, at {source_line()}")
