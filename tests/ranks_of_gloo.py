@@ -60,7 +60,7 @@ def learner_of(recipe: Recipe, spec: TeamSpec, ranks: Ranks) -> Learner:
     """A learner in double precision, without environment and trainer."""
     rng.seed_all(SEED)
     parts = {section: build(recipe, section, spec) for section in LEARNING_SECTIONS}
-    learner = Learner(env=SimpleNamespace(spec=spec), iterations=4, **parts).double()  # type: ignore[arg-type]
+    learner = Learner(env=SimpleNamespace(spec=spec, device=torch.device("cpu")), iterations=4, **parts).double()  # type: ignore[arg-type]
     optimizer = learner.configure_optimizers()
     for name, function in {"optimizers": lambda **_: optimizer, "manual_backward": Tensor.backward, "ranks": ranks}.items():
         object.__setattr__(learner, name, function)

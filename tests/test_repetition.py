@@ -42,7 +42,7 @@ class Line(nn.Module):
         loss = (self.w * rows["x"]).square().mean() + 0.1 * torch.rand(()) * self.w.sum()
         (gradient,) = torch.autograd.grad(loss, [self.w])
         with torch.no_grad():
-            self.w -= 0.1 * gradient
+            self.w.sub_(gradient, alpha=0.1)
         return {"loss": loss.detach()}
 
 
