@@ -104,7 +104,7 @@ def choose_device(recipe: Recipe) -> torch.device:
 
 
 def choose_compile(recipe: Recipe, device: torch.device) -> Compile:
-    """How steps run on ``device``, ``auto`` decided: what was measured faster there (`docs/performance.md`).
+    """How steps run on ``device``, ``auto`` decided: a GPU waits for launches, on a CPU it depends on the scenario.
 
     Raises:
         RecipeError: a CUDA graph is asked for on another device.
@@ -114,7 +114,7 @@ def choose_compile(recipe: Recipe, device: torch.device) -> Compile:
         message = f"a CUDA graph cannot run on the device `{device.type}`."
         raise refusal(recipe, "trainer.compile", message, "Set trainer.compile=record, or auto to let the device decide.")
     if wanted == "auto":
-        return "graph" if device.type == "cuda" else "record"
+        return "graph" if device.type == "cuda" else "none"
     chosen: Compile = wanted
     return chosen
 

@@ -78,7 +78,7 @@ class MaskedSelection(TorchDispatchMode):
         if self.mark(y) is None:
             rest = x.ndim - lead - mask.ndim
             if (y.ndim > rest and y.shape[y.ndim - rest - 1] != 1) or y.ndim > rest + 1 or lead:
-                return func(*args)  # type: ignore[no-any-return]
+                return func(*args)
             y = y.reshape(y.shape[y.ndim - rest :]) if y.ndim > rest else y
         elif self.mark(y) != self._mark_of(mask, indices) or y.shape != x.shape:
             raise NotRecordable(f"rows that one mask selects are written where another does, at {source_line()}")
@@ -87,8 +87,9 @@ class MaskedSelection(TorchDispatchMode):
 
     def _elementwise(self, func: Any, args: Any, kwargs: Any) -> Any:
         found = {mark for tensor in tensors_in((args, kwargs)) if (mark := self.mark(tensor)) is not None}
+        elementwise = torch.Tag.pointwise in func.tags or func._overloadpacket is _ATEN.copy_
         others = [tensor for tensor in tensors_in((args, kwargs)) if self.mark(tensor) is None]
-        if torch.Tag.pointwise not in func.tags or len(found) > 1 or any(other.numel() != 1 for other in others):
+        if not elementwise or len(found) > 1 or any(other.numel() != 1 for other in others):
             self.refuse_marked((args, kwargs), func)
         result = func(*args, **kwargs)
         for tensor in tensors_in(result):

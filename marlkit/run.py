@@ -64,6 +64,9 @@ LOGGERS = {
 }
 """Lightning's class, the module that it needs, and the package that holds the module."""
 
+WAYS = {"none": "operation by operation", "record": "as recorded operations", "graph": "as a CUDA graph"}
+"""What the choices of `trainer.compile` do, for the user."""
+
 
 def train(recipe: Recipe, root: str | Path = "runs", *, progress: bool = True, profile: bool = False) -> Path:
     """Train a recipe from the start.
@@ -280,7 +283,10 @@ def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint
     device = choose_device(recipe) if trainer.world_size == 1 else trainer.strategy.root_device
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    env = build_environment(recipe, device, rank_seed(recipe.seed, trainer.global_rank), choose_compile(recipe, device))
+    compile = choose_compile(recipe, device)
+    if isinstance(bar := trainer.progress_bar_callback, IterationProgress) and trainer.is_global_zero:
+        bar.print(f"Steps of the environment run {WAYS[compile]} (trainer.compile={options.compile} on {device.type}).")
+    env = build_environment(recipe, device, rank_seed(recipe.seed, trainer.global_rank), compile)
     # Only the first rank evaluates, logs and writes.
     watched = _evaluation_environment(recipe, device) if trainer.is_global_zero else None
     learner = build_learner(recipe, env, evaluate=_evaluation(recipe, watched), evaluation_interval=options.evaluation_interval)

@@ -453,7 +453,7 @@ def test_a_function_is_accelerated_as_asked_and_nothing_is_changed_by_trying() -
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_graph_wants_a_cuda_device() -> None:
-    with pytest.raises(NotRecordable, match="`aten.add.Tensor` works on what varies on the device `cpu`"):
+    with pytest.raises(NotRecordable, match=r"`aten\.add\.Tensor` works on what varies on the device `cpu`"):
         accelerated(lambda x: x + 1, [torch.ones(2)], [], "graph")
 
 

@@ -20,10 +20,10 @@ class LightningTrainer(Trainer):
         devices: processes on each machine that train together, one GPU each; on a CPU too. Each has `env.num_envs` environments.
         nodes: machines.
         threads: CPU threads of a process; `null` leaves torch's choice.
-        compile: how steps run that are many small operations. `none`: operation by operation. `record`: the operations of one step
-            are recorded and replayed, without the Python around them. `graph`: the same as one CUDA graph. `auto` takes what
-            was measured faster: `graph` on CUDA, `record` elsewhere. What cannot be recorded runs as with `none`, after a
-            warning that says why. On a CPU results are the same bit for bit.
+        compile: how steps run that are many small operations. `none`: operation by operation. `record`: the operations
+            of a step are recorded and replayed, without the Python around them. `graph`: the same as one CUDA graph.
+            `auto` takes `graph` on CUDA and `none` elsewhere (`docs/design.md` has the measurements). What cannot be recorded
+            runs as with `none`, after a warning that says why.
         evaluation_interval: iterations between evaluations; 0: only at the end.
         evaluation_episodes: episodes per evaluation, on environments of their own, with the most likely actions.
         evaluation_steps: steps after which an episode of an evaluation is cut where the environment sets no limit.
