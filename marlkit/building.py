@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -109,8 +109,15 @@ def choose_device(recipe: Recipe) -> torch.device:
     return device
 
 
-def choose_compile(recipe: Recipe, device: torch.device) -> Compile:
-    """How steps run on ``device``, ``auto`` decided: what was measured faster there (`docs/performance.md`).
+class Ways(NamedTuple):
+    """How steps run: of the environment, and of gradient descent."""
+
+    environment: Compile
+    learning: Compile
+
+
+def choose_compile(recipe: Recipe, device: torch.device) -> Ways:
+    """How steps run on ``device``, ``auto`` decided by what was measured faster there (`docs/design.md`).
 
     Raises:
         RecipeError: a CUDA graph is asked for on another device.
@@ -120,9 +127,8 @@ def choose_compile(recipe: Recipe, device: torch.device) -> Compile:
         message = f"a CUDA graph cannot run on the device `{device.type}`."
         raise refusal(recipe, "trainer.compile", message, "Set trainer.compile=record, or auto to let the device decide.")
     if wanted == "auto":
-        return "record" if device.type == "cpu" else "none"
-    chosen: Compile = wanted
-    return chosen
+        return Ways("none", "record" if device.type == "cpu" else "none")
+    return Ways(wanted, wanted)
 
 
 def _refuse_device(recipe: Recipe, message: str) -> None:

@@ -87,8 +87,9 @@ class MaskedSelection(TorchDispatchMode):
 
     def _elementwise(self, func: Any, args: Any, kwargs: Any) -> Any:
         found = {mark for tensor in tensors_in((args, kwargs)) if (mark := self.mark(tensor)) is not None}
+        elementwise = torch.Tag.pointwise in func.tags or func._overloadpacket is _ATEN.copy_
         others = [tensor for tensor in tensors_in((args, kwargs)) if self.mark(tensor) is None]
-        if torch.Tag.pointwise not in func.tags or len(found) > 1 or any(other.numel() != 1 for other in others):
+        if not elementwise or len(found) > 1 or any(other.numel() != 1 for other in others):
             self.refuse_marked((args, kwargs), func)
         result = func(*args, **kwargs)
         for tensor in tensors_in(result):

@@ -65,6 +65,9 @@ LOGGERS = {
 }
 """Lightning's class, the module that it needs, and the package that holds the module."""
 
+WAYS = {"none": "operation by operation", "record": "as recorded operations", "graph": "as a CUDA graph"}
+"""What the choices of `trainer.compile` do, for the user."""
+
 
 def train(recipe: Recipe, root: str | Path = "runs", *, progress: bool = True, profile: bool = False) -> Path:
     """Train a recipe from the start.
@@ -283,8 +286,13 @@ def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint
         torch.set_num_threads(options.threads)
     if device.type == "cpu":
         keep_freed_memory()
-    mode = choose_compile(recipe, device)
-    env = build_environment(recipe, device, rank_seed(recipe.seed, trainer.global_rank), mode)
+    ways = choose_compile(recipe, device)
+    if trainer.world_size > 1:
+        ways = ways._replace(learning="none")  # what ranks tell one another cannot be replayed
+    if isinstance(bar := trainer.progress_bar_callback, IterationProgress) and trainer.is_global_zero:
+        words = f"Steps of the environment run {WAYS[ways.environment]}, those of gradient descent {WAYS[ways.learning]}"
+        bar.print(f"{words} (trainer.compile={options.compile} on {device.type}).")
+    env = build_environment(recipe, device, rank_seed(recipe.seed, trainer.global_rank), ways.environment)
     # Only the first rank evaluates, logs and writes.
     watched = _evaluation_environment(recipe, device) if trainer.is_global_zero else None
     learner = build_learner(
@@ -292,8 +300,7 @@ def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint
         env,
         evaluate=_evaluation(recipe, watched),
         evaluation_interval=options.evaluation_interval,
-        # What ranks tell one another cannot be replayed.
-        compile=mode if trainer.world_size == 1 else "none",
+        compile=ways.learning,
     )
     trainer.loggers = _loggers(recipe, folder, first_iteration) if trainer.is_global_zero else []
     checkpoints = Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds)

@@ -203,7 +203,7 @@ def test_every_recipe_learns_the_same_either_way(
     """Parameters, optimiser, environment, generators and all metrics but the times."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*is not recorded.*")
-        (one, _), (other, learner) = (trained(recipe, mode, tmp_path, monkeypatch, *extra) for mode in ("none", "record"))
+        (one, _), (other, learner) = (trained(recipe, mode, tmp_path, monkeypatch, *extra) for mode in ("none", "auto"))
     assert any(step.replay is not None for step in learner.repetition._known.values())
     states = [load_checkpoint(folder / "checkpoints" / LAST) for folder in (one, other)]
     for state in states:
