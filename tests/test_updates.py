@@ -427,7 +427,7 @@ def test_learning_rates_fall_linearly_to_their_share() -> None:
     optimizer = AdamOptimizer(DISCRETE, lr=1e-2, critic_lr=1e-3, lr_end=0.2)
     learner = learner_of(env, StochasticActor(DISCRETE, hidden=[4]), update=update, optimizer=optimizer, iterations=4)
     update.rates = []
-    update.read = lambda: [group["lr"] for group in learner.optimizers(use_pl_optimizer=False).param_groups]  # type: ignore[union-attr]
+    update.read = lambda: [float(group["lr"]) for group in learner.optimizers(use_pl_optimizer=False).param_groups]  # type: ignore[union-attr]
     fit(learner, 4)
     for rates, share in zip(update.rates, (1.0, 0.8, 0.6, 0.4), strict=True):
         assert rates == pytest.approx([1e-2 * share, 1e-3 * share])
