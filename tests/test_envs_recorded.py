@@ -228,6 +228,23 @@ def test_a_constant_that_changes_is_noticed() -> None:
         torch.testing.assert_close(stepping.advance(todo[0]), plain.advance(todo[0]))
 
 
+def test_tensors_that_change_places() -> None:
+    recorded, plain = simulation("mpe/simple"), simulation("mpe/simple")
+    for of in (recorded, plain):
+        held = vars(of.scenario)
+        held |= {"first": torch.arange(3.0), "second": -torch.arange(3.0)}
+
+        def swap(held: dict[str, Any] = held) -> None:
+            held["first"], held["second"] = held["second"], held["first"]
+
+        of.scenario.post_step = swap
+    stepping = RecordedSimulation(recorded, "mpe/simple", "record")
+    for action in actions(recorded, 5):
+        same(stepping.advance(action), plain.advance(action))
+        same((recorded.scenario.first, recorded.scenario.second), (plain.scenario.first, plain.scenario.second))
+    assert stepping.replays >= 4
+
+
 def test_actions_that_want_gradients_are_not_replayed() -> None:
     _, _, stepping, todo = steady("balance")
     before = stepping.replays
