@@ -32,7 +32,7 @@ from marlkit.dry_run import dry_run
 from marlkit.errors import CheckpointError, RunError
 from marlkit.evaluation import Episodes, play_episodes
 from marlkit.learner import Learner
-from marlkit.memory import keep_freed_memory
+from marlkit.memory import keep_freed_memory, spared_from_collection
 from marlkit.outputs.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from marlkit.outputs.curve import draw_curve
 from marlkit.outputs.metrics_file import MetricsFile
@@ -305,7 +305,8 @@ def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint
     trainer.loggers = _loggers(recipe, folder, first_iteration) if trainer.is_global_zero else []
     checkpoints = Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds)
     trainer.callbacks.insert(0, checkpoints)  # type: ignore[attr-defined]
-    _fit_until_interrupted(trainer, learner, checkpoint)
+    with spared_from_collection():
+        _fit_until_interrupted(trainer, learner, checkpoint)
     env.close()
     folder = Path(learner.ranks.from_first(str(folder)))
     if watched is not None:

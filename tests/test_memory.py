@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
+
+from marlkit.memory import spared_from_collection
 
 PAGES_OF_TEN_BLOCKS = """
 import resource, torch
@@ -37,3 +41,24 @@ def test_freed_blocks_are_used_again() -> None:
     # Why it is needed: by default the system hands out each of the ten anew.
     _, by_default = blocks_handed_out("None")
     assert by_default > blocks
+
+
+class Knot:
+    """Refers to itself, so that only the collector can free it."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_is_there_is_left_alone_until_the_end_whatever_happens() -> None:
+    before = gc.get_freeze_count()
+    knot = Knot()
+    reference = weakref.ref(knot)
+    with pytest.raises(ValueError, match="unforeseen"), spared_from_collection():
+        del knot
+        gc.collect()
+        assert reference() is not None
+        raise ValueError("unforeseen")
+    gc.collect()
+    assert reference() is None
+    assert gc.get_freeze_count() <= before
