@@ -36,8 +36,9 @@ lint: $(STAMP)
 	$(IN_VENV) codespell_lib
 	$(IN_VENV) mypy
 
+# One process per core; a file's tests stay together, because some share what takes long to make.
 test: lint
-	$(IN_VENV) pytest
+	$(IN_VENV) pytest --numprocesses auto --dist loadfile
 
 # A few minutes as it stands, on a CPU. BENCH_SIZES="" takes the recipes' own sizes; STICKS is a folder with the measuring sticks.
 BENCH_DEVICE ?= cpu
