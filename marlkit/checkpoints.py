@@ -36,11 +36,10 @@ class Checkpoints(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
         """Save if it is time to, or if the team has never been better."""
-        evaluated = trainer.logged_metrics.get(EVALUATION_RETURN)
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        best = self.best if evaluated is None else max(self.best, float(evaluated))
-        due = last or self.clock() - self._saved >= self.seconds
         assert isinstance(pl_module, Learner)
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        best = max(self.best, pl_module.logged.get(EVALUATION_RETURN, self.best))
+        due = last or self.clock() - self._saved >= self.seconds
         # All ranks save together or none does: the first one has evaluated, and its clock counts.
         best, due = pl_module.ranks.from_first((best, due))
         if best > self.best:

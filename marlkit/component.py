@@ -30,6 +30,15 @@ Metrics = dict[str, Tensor]
 """Scalars to log, detached, on the device; reading them is left to the end of the iteration."""
 
 
+Afterwards = Callable[[Callable[[], None]], None]
+"""Runs what is Python after a step, such as a count: now, or after each replay where the step is being recorded."""
+
+
+def at_once(action: Callable[[], None]) -> None:
+    """The :data:`Afterwards` of a step that is not recorded."""
+    action()
+
+
 def mean_metrics(history: Sequence[Metrics]) -> Metrics:
     """The mean over several updates of each metric that any of them has."""
     names = dict.fromkeys(name for metrics in history for name in metrics)
@@ -314,8 +323,8 @@ class Targets(Component, nn.Module, ABC):
     def critic(self) -> Critic:
         """The critic that values them."""
 
-    def follow(self, changed: Sequence[str]) -> None:
-        """An optimiser step has changed these of ``"actor"`` and ``"critic"``."""
+    def follow(self, changed: Sequence[str], afterwards: Afterwards = at_once) -> None:
+        """An optimiser step has changed these of ``"actor"`` and ``"critic"``; ``afterwards`` runs what is Python after it."""
 
 
 class Estimator(Component, nn.Module, ABC):
@@ -417,7 +426,7 @@ class Learning:
     moved: Callable[[Sequence[str]], None] = lambda changed: None
     ranks: Ranks = ALONE
     repeat: Repeat = lambda name, step, rows: step(rows)
-    afterwards: Callable[[Callable[[], None]], None] = lambda action: action()
+    afterwards: Afterwards = at_once
 
 
 class Update(Component, nn.Module, ABC):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from marlkit.component import Actor, Critic, Targets
+from marlkit.component import Actor, Afterwards, Critic, Targets, at_once
 from marlkit.spec import TeamSpec
 
 
@@ -55,14 +55,14 @@ class LaggingTargets(Targets):
         return self.copies[name].eval()
 
     @torch.no_grad()
-    def follow(self, changed: Sequence[str]) -> None:
+    def follow(self, changed: Sequence[str], afterwards: Afterwards = at_once) -> None:
         """Let the copies of what changed follow."""
         for name in changed:
             if self._places.get(name):
-                self.approach(name)
+                self.approach(name, afterwards)
 
     @abstractmethod
-    def approach(self, name: str) -> None:
+    def approach(self, name: str, afterwards: Afterwards) -> None:
         """Move the copy of network ``name`` towards what :meth:`tensors` says that it follows."""
 
     def tensors(self, name: str) -> tuple[list[Tensor], list[Tensor]]:

@@ -34,6 +34,7 @@ from marlkit.component import (
     mean_metrics,
 )
 from marlkit.errors import NonFiniteError, OptionError
+from marlkit.minibatches import units
 from marlkit.precision import Precision, Products
 from marlkit.ranks import ALONE, Ranks, rank_seed
 from marlkit.recording import Mode
@@ -95,6 +96,7 @@ class Learner(lightning.LightningModule):
         self.evaluation_interval = evaluation_interval
         self.iteration = 0
         self.frames = 0
+        self.logged: dict[str, float] = {}
         self.returns = EpisodeReturns()
         self.ranks = Ranks(seed)
         self.repetition = Repetition(compile, self, self._optimizer_state, self._learning_rates)
@@ -147,7 +149,7 @@ class Learner(lightning.LightningModule):
             with self._timed("annotate", seconds):
                 self.annotate(batch)
             with self._timed("estimate", seconds):
-                self.estimator(batch)
+                self.estimate(batch)
             self.actor.train()
             with self._timed("update", seconds):
                 history.append(self.learn(batch))
@@ -160,6 +162,19 @@ class Learner(lightning.LightningModule):
         metrics = self.update.update(batch, learning)
         return metrics | self.opponents.fit(batch, learning) if self.opponents_are_read else metrics
 
+    def estimate(self, batch: TensorDictBase) -> None:
+        """Write value targets, and advantages where there is a baseline, on an annotated batch ``[B, T]``."""
+        if not self._off_policy:
+            self.estimator(batch)
+            return
+
+        def step(read: TensorDictBase) -> dict[keys.Key, Tensor]:
+            written = self.estimator(read)
+            return {key: written[key] for key in self.estimator.writes}
+
+        for key, value in self.repetition("estimate", step, batch.select(*self.estimator.reads)).items():
+            batch.set(key, value)
+
     @torch.no_grad()
     def annotate(self, batch: TensorDictBase) -> None:
         """Write what opponents and critic say of a batch ``[B, T]`` and of its ``next``.
@@ -169,13 +184,13 @@ class Learner(lightning.LightningModule):
         the parameters of the policy's distribution become those of the current policy (``ACTION`` and ``LOG_PROB`` stay what was
         played); of the present state only what somebody reads is written. After a true end nothing is worth anything.
         """
-        rows = batch.transpose(0, 1).flatten(0, 1)
-        found = self.repetition("annotate", self._afresh, rows) if self._off_policy else self._as_played(batch, rows)
+        found = self.repetition("annotate", self._afresh, batch) if self._off_policy else self._as_played(batch)
         for key, value in found.items():
-            batch.set(key, value.unflatten(0, batch.batch_size[::-1]).transpose(0, 1))
+            batch.set(key, value)
 
-    def _as_played(self, batch: TensorDictBase, rows: TensorDictBase) -> dict[keys.Key, Tensor]:
-        """Of the steps ``rows`` of ``batch``, time-major, that were played one after another by the present policy."""
+    def _as_played(self, batch: TensorDictBase) -> dict[keys.Key, Tensor]:
+        """Of steps that were played one after another by the present policy."""
+        rows = units(batch, None)
         self._annotate_rows(rows, self.critic, self._beliefs)
         found = {key: rows[key] for key in (*self.critic.writes, *self._beliefs)}
         target = self.targets.critic()
@@ -191,10 +206,11 @@ class Learner(lightning.LightningModule):
             values = found[keys.following(key)] = _shifted(rows[key], batch)
             if following is not None:
                 values[index] = following[key]
-        return found
+        return _batch_major(found, batch)
 
-    def _afresh(self, rows: TensorDictBase) -> dict[keys.Key, Tensor]:
-        """Of steps ``rows`` that need not follow one another, and may have been played by another policy."""
+    def _afresh(self, batch: TensorDictBase) -> dict[keys.Key, Tensor]:
+        """Of steps that need not follow one another, and may have been played by another policy."""
+        rows = units(batch, None)
         if self._refreshed:
             rows.update(self.actor.distribution(rows).parameters())
         critic = self.critic if self.value_is_read else None
@@ -207,7 +223,7 @@ class Learner(lightning.LightningModule):
         for key in self.critic.writes:
             value = following[key]
             found[keys.following(key)] = value.masked_fill(ended.view(-1, *[1] * (value.dim() - 1)), 0.0)
-        return found
+        return _batch_major(found, batch)
 
     def _annotate_rows(
         self, rows: TensorDictBase, critic: Critic | None, beliefs: Sequence[keys.Key], *, imagined: bool = False
@@ -285,7 +301,7 @@ class Learner(lightning.LightningModule):
         if adjust is not None:
             adjust()
         optimizer.step()
-        self.repetition.afterwards(lambda: self.targets.follow(list(norms)))
+        self.targets.follow(list(norms), self.repetition.afterwards)
         return {f"{name}/grad_norm": norm for name, norm in norms.items()}
 
     # --- around them ----------------------------------------------------------------------------------------------------
@@ -326,9 +342,11 @@ class Learner(lightning.LightningModule):
             # As whoever loads the policy will play it.
             with self.products.exact():
                 logged |= self.evaluate(self.actor)
-        # Lightning would count optimiser steps; every logger shall count iterations.
-        logged["step"] = float(self.iteration - 1)
-        self.log_dict(logged)
+        self.logged |= logged
+        # Lightning's own way takes as long as ten environment steps, and would count optimiser steps instead of iterations.
+        for logger in self.loggers:
+            logger.log_metrics(logged, step=self.iteration - 1)
+            logger.save()
 
     def _is_evaluated(self) -> bool:
         last = self.iteration == self.iterations
@@ -458,6 +476,11 @@ def _evaluated_again(batch: TensorDictBase) -> Tensor:
     cut = batch[keys.TRUNCATED].clone()
     cut[:, -1] = True
     return (cut & ~batch[keys.TERMINATED]).transpose(0, 1).flatten().nonzero().squeeze(-1)
+
+
+def _batch_major(found: dict[keys.Key, Tensor], batch: TensorDictBase) -> dict[keys.Key, Tensor]:
+    """What was found of the steps of ``batch`` ``[B, T]`` as time-major rows, in the shape of the batch."""
+    return {key: value.unflatten(0, batch.batch_size[::-1]).transpose(0, 1) for key, value in found.items()}
 
 
 def _shifted(values: Tensor, batch: TensorDictBase) -> Tensor:

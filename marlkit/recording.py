@@ -54,10 +54,15 @@ class Recording:
         Raises:
             MarlkitError: the inputs are of another shape, type or device than those recorded.
         """
-        return self.structured(self.run(self.fitting(inputs)))
+        self.refuse_unfit(inputs)
+        return self.run(inputs)
 
-    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors that :meth:`replay` returns, in the order of its structure, for inputs that are known to fit."""
+    def run(self, inputs: Sequence[Tensor]) -> Any:
+        """As :meth:`replay`, for inputs that are known to fit."""
+        return self.structured(self.outputs([_compact(tensor) for tensor in inputs]))
+
+    def outputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors that :meth:`replay` returns, in the order of its structure, for inputs that also are compact."""
         with torch.no_grad(), _without_autocast():
             return self._program(*inputs)
 
@@ -68,8 +73,8 @@ class Recording:
             leaves[place] = output
         return pytree.tree_unflatten(leaves, self._structure)
 
-    def fitting(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The inputs as they lay in memory when recorded.
+    def refuse_unfit(self, inputs: Sequence[Tensor]) -> None:
+        """Look whether inputs are of the kind recorded.
 
         Raises:
             MarlkitError: they are of another shape, type or device.
@@ -78,7 +83,6 @@ class Recording:
         if kinds != self._kinds:
             here, there = (", ".join(map(_described, each)) or "nothing" for each in (kinds, self._kinds))
             raise MarlkitError(f"the recorded function takes {there}, and not {here}; record it anew for other inputs")
-        return [_compact(tensor) for tensor in inputs]
 
 
 def record(function: Callable[..., Any], inputs: Sequence[Tensor], varying: Iterable[Tensor], *, undo: bool = False) -> Recording:
@@ -143,7 +147,8 @@ class Graph:
         site = program.outside("cuda")
         if site or not torch.cuda.is_available():
             raise NotRecordable(f"it cannot be a CUDA graph: {site or 'there is no CUDA device'}")
-        self._inputs = [torch.empty_like(tensor).copy_(tensor) for tensor in recording.fitting(inputs)]
+        recording.refuse_unfit(inputs)
+        self._inputs = [_compact(tensor).clone() for tensor in inputs]
         self._graph = torch.cuda.CUDAGraph()
         for generator in program.generators:
             self._graph.register_generator_state(generator)
@@ -153,10 +158,10 @@ class Graph:
                 stream.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(stream):
                     for _ in range(warm_ups):
-                        recording.run(self._inputs)
+                        recording.outputs(self._inputs)
                 torch.cuda.current_stream().wait_stream(stream)
                 with torch.cuda.graph(self._graph, stream=stream):
-                    self._outputs = recording.run(self._inputs)
+                    self._outputs = recording.outputs(self._inputs)
             except RuntimeError as error:
                 reason = str(error).strip().partition("\n")[0]
                 raise NotRecordable(f"it cannot be captured as a CUDA graph: {reason}") from error
@@ -167,7 +172,12 @@ class Graph:
         Raises:
             MarlkitError: the inputs are of another shape, type or device than those recorded.
         """
-        for static, tensor in zip(self._inputs, self.recording.fitting(inputs), strict=True):
+        self.recording.refuse_unfit(inputs)
+        return self.run(inputs)
+
+    def run(self, inputs: Sequence[Tensor]) -> Any:
+        """As :meth:`replay`, for inputs that are known to fit."""
+        for static, tensor in zip(self._inputs, inputs, strict=True):
             static.copy_(tensor)
         self._graph.replay()
         return self.recording.structured(self._outputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -24,11 +24,11 @@ class _Known:
     """A step that has been met.
 
     Attributes:
-        replay: takes the tensors of the rows; ``None`` until the step is recorded.
+        run: takes the tensors of the rows; ``None`` until the step is recorded.
         afterwards: what Python does after the step's tensors.
     """
 
-    replay: Callable[..., dict[Any, Tensor]] | None = None
+    run: Callable[[Sequence[Tensor]], dict[Any, Tensor]] | None = None
     afterwards: list[Callable[[], None]] = field(default_factory=list)
 
 
@@ -62,25 +62,25 @@ class Repetition:
         """Take the step ``name`` on ``rows``, and what it has put off until after it."""
         if self.mode == "none" or name in self._refused:
             return step(rows)
-        keys, tensors = _tensors(rows)
+        given = dict(rows.items(include_nested=True, leaves_only=True))
         numbers = self._numbers()
         if numbers != self._recorded_with:
             self._known.clear()
             self._recorded_with = numbers
-        known = (name, tuple((key, tensor.shape, tensor.dtype) for key, tensor in zip(keys, tensors, strict=True)))
+        known = (name, rows.batch_size, tuple((key, tensor.shape, tensor.dtype) for key, tensor in given.items()))
         if known not in self._known:
             self._known[known] = _Known()
             return step(rows)
         found = self._known[known]
-        if found.replay is None:
+        if found.run is None:
             try:
-                self._record(found, step, keys, tensors, rows.batch_size)
+                self._record(found, step, given, rows.batch_size)
             except NotRecordable as error:
                 self._refused.add(name)
                 warnings.warn(f"the step `{_words(name)}` is not recorded, but run operation by operation: {error}", stacklevel=2)
                 return step(rows)
-        assert found.replay is not None
-        results: dict[Name, Tensor] = found.replay(*tensors)
+        assert found.run is not None
+        results: dict[Name, Tensor] = found.run(list(given.values()))
         if self.mode == "graph":
             results = {result: value.clone() for result, value in results.items()}
         for after in found.afterwards:
@@ -98,20 +98,19 @@ class Repetition:
         self,
         found: _Known,
         step: Callable[[TensorDictBase], dict[Any, Tensor]],
-        keys: list[Key],
-        tensors: list[Tensor],
+        rows: dict[Key, Tensor],
         batch_size: torch.Size,
     ) -> None:
         def function(*given: Tensor) -> dict[Any, Tensor]:
-            return step(TensorDict(dict(zip(keys, given, strict=True)), batch_size=batch_size, device=given[0].device))
+            return step(TensorDict(dict(zip(rows, given, strict=True)), batch_size=batch_size, device=given[0].device))
 
         before = _python_state(self._module)
         own = [*self._module.parameters(), *self._module.buffers(), *self._state()]
         with self._deferring(found.afterwards):
-            recording = record(function, tensors, own, undo=True)
+            recording = record(function, _apart(rows.values()), own, undo=True)
         _refuse_python_state(self._module, before)
         _refuse_foreign(recording, own, self._module)
-        found.replay = Graph(recording, tensors).replay if self.mode == "graph" else recording.replay
+        found.run = (Graph(recording, list(rows.values())) if self.mode == "graph" else recording).run
 
     @contextmanager
     def _deferring(self, actions: list[Callable[[], None]]) -> Iterator[None]:
@@ -122,16 +121,15 @@ class Repetition:
             self._deferred = None
 
 
-def _tensors(rows: TensorDictBase) -> tuple[list[Key], list[Tensor]]:
-    """Keys and tensors of the rows, none of which shares memory with another."""
-    items = sorted(rows.items(include_nested=True, leaves_only=True), key=lambda item: str(item[0]))
+def _apart(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The same tensors, none of which shares memory with another: a recorder would take these for one."""
     seen: set[int] = set()
-    tensors = []
-    for _, tensor in items:
+    found = []
+    for tensor in tensors:
         address = tensor.untyped_storage().data_ptr()
-        tensors.append(tensor.clone() if address in seen else tensor)
+        found.append(tensor.clone() if address in seen else tensor)
         seen.add(address)
-    return [key for key, _ in items], tensors
+    return found
 
 
 def _python_state(module: nn.Module) -> dict[tuple[str, str], Any]:

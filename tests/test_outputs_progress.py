@@ -27,19 +27,19 @@ class Clock:
 
 
 def train(progress: IterationProgress, clock: Clock, iterations: range, total: int, seconds: float, zero: bool = True) -> None:
-    trainer: Any = SimpleNamespace(current_epoch=iterations.start, max_epochs=total, callback_metrics={}, is_global_zero=zero)
-    module: Any = None
+    trainer: Any = SimpleNamespace(current_epoch=iterations.start, max_epochs=total, is_global_zero=zero)
+    module: Any = SimpleNamespace(logged={})
     progress.setup(trainer, module, "fit")
     progress.on_train_start(trainer, module)
     for iteration in iterations:
         clock.seconds += seconds
         trainer.current_epoch = iteration
-        trainer.callback_metrics = {
-            "episode/return": torch.tensor(iteration * 1.0),
-            "time/frames_per_second": torch.tensor(61_234.4),
-            "time/collect": torch.tensor(0.5),
-            "time/update": torch.tensor(1.5),
-        } | ({"evaluation/return": torch.tensor(iteration + 0.5)} if iteration >= 2 else {})
+        module.logged = {
+            "episode/return": iteration * 1.0,
+            "time/frames_per_second": 61_234.4,
+            "time/collect": 0.5,
+            "time/update": 1.5,
+        } | ({"evaluation/return": iteration + 0.5} if iteration >= 2 else {})
         progress.on_train_epoch_end(trainer, module)
     progress.on_train_end(trainer, module)
 
@@ -78,9 +78,10 @@ def test_training_without_an_end_shows_no_time_left() -> None:
 def test_a_return_that_is_not_yet_known_is_left_out() -> None:
     output, clock = io.StringIO(), Clock()
     progress = IterationProgress(console=Console(file=output, force_terminal=False), clock=clock)
-    trainer: Any = SimpleNamespace(current_epoch=0, max_epochs=1, callback_metrics={"episode/return": torch.tensor(float("nan"))})
-    progress.on_train_start(trainer, None)  # type: ignore[arg-type]
-    progress.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    trainer: Any = SimpleNamespace(current_epoch=0, max_epochs=1)
+    module: Any = SimpleNamespace(logged={"episode/return": float("nan")})
+    progress.on_train_start(trainer, module)
+    progress.on_train_epoch_end(trainer, module)
     assert "return" not in output.getvalue()
 
 
@@ -103,9 +104,9 @@ class Tiny(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(1, 1)
+        self.logged = {"episode/return": 12.0}
 
     def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
-        self.log("episode/return", 12.0)
         return self.layer(batch).sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

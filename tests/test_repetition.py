@@ -204,7 +204,7 @@ def test_every_recipe_learns_the_same_either_way(
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*is not recorded.*")
         (one, _), (other, learner) = (trained(recipe, mode, tmp_path, monkeypatch, *extra) for mode in ("none", "auto"))
-    assert any(step.replay is not None for step in learner.repetition._known.values())
+    assert any(step.run is not None for step in learner.repetition._known.values())
     states = [load_checkpoint(folder / "checkpoints" / LAST) for folder in (one, other)]
     for state in states:
         state["marlkit"].pop("recipe")
@@ -236,7 +236,7 @@ def assert_same(one: Any, other: Any) -> None:
 def test_every_recipe_learns_with_graphs(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = "trainer.accelerator=cuda"
     (one, _), (other, learner) = (trained(recipe, mode, tmp_path, monkeypatch, device) for mode in ("none", "graph"))
-    assert any(step.replay is not None for step in learner.repetition._known.values())
+    assert any(step.run is not None for step in learner.repetition._known.values())
     first, second = (load_checkpoint(folder / "checkpoints" / LAST)["state_dict"] for folder in (one, other))
     for name, value in first.items():
         if isinstance(value, Tensor):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
+from torch import Tensor
 
 from marlkit import keys
 from marlkit.component import Actor, Data, Environment
@@ -145,10 +146,10 @@ class ReplayData(Data):
         first, env = drawn // envs, drawn % envs
         order = first + torch.arange(-self.history, length, device=device).unsqueeze(-1)
         index = ring_slot(order, position=self._position, filled=self._filled, capacity=capacity) * envs + env
-        stored = self._storage.flatten(0, 1)
-        batch = stored[index[self.history :]].transpose(0, 1)
+        batch = _taken(self._storage, index[self.history :]).transpose(0, 1)
         if self.history:
-            write_recent(batch, stored.select(*PAST)[index], (self.history - first).clamp(min=0), self.history)
+            steps = _taken(self._storage.select(*PAST), index)
+            write_recent(batch, steps, (self.history - first).clamp(min=0), self.history)
         return batch
 
     def _refuse_unfit_capacity(self, envs: int, sequence_length: int) -> None:
@@ -163,3 +164,12 @@ class ReplayData(Data):
             )
         if each * envs < self.warm_up:
             raise OptionError("warm_up", f"must be at most {each * envs}, the {each} steps kept of each of {envs} environments")
+
+
+def _taken(stored: TensorDict, index: Tensor) -> TensorDict:
+    """Of steps ``[C, B]``, those numbered ``index``, counted along the second dimension first; in the shape of ``index``."""
+    flat = index.flatten()
+    # Indexing a TensorDict takes several times as long.
+    found = stored.apply(lambda kept: kept.flatten(0, 1).index_select(0, flat).unflatten(0, index.shape), batch_size=index.shape)
+    assert isinstance(found, TensorDict)
+    return found

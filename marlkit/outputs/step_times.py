@@ -5,26 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from statistics import fmean
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from marlkit.outputs.metrics_file import FRAMES_PER_SECOND
+from marlkit.outputs.metrics_file import FRAMES_PER_SECOND, latest_metrics
 
 STEPS = ("collect", "annotate", "estimate", "update")
 BETWEEN = "between"
 """What is spent around the steps: logging, evaluations, checkpoints, Lightning."""
 
 
-def seconds_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+def seconds_of(metrics: Mapping[str, float]) -> dict[str, float]:
     """Seconds of each step of the latest iteration, as far as it had them."""
-    return {step: float(metrics[f"time/{step}"]) for step in STEPS if f"time/{step}" in metrics}
+    return {step: metrics[f"time/{step}"] for step in STEPS if f"time/{step}" in metrics}
 
 
-def shares(metrics: Mapping[str, Any]) -> str:
+def shares(metrics: Mapping[str, float]) -> str:
     """The steps' shares of the latest iteration, such as ``collect 24%  annotate 1%  estimate 0%  update 75%``."""
     seconds = seconds_of(metrics)
     whole = sum(seconds.values())
@@ -34,8 +33,8 @@ def shares(metrics: Mapping[str, Any]) -> str:
 class StepTimes(Callback):
     """Adds up where time goes and prints a table when the training ends, also where it is interrupted.
 
-    The first iteration, which warms up, does not count where others follow. It reads ``time/*`` from the trainer's callback
-    metrics.
+    The first iteration, which warms up, does not count where others follow. It reads ``time/*`` from what the learner
+    has logged.
 
     Args:
         console: where to print; ``None`` means standard output.
@@ -55,11 +54,11 @@ class StepTimes(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take one more iteration in."""
-        now, metrics = self._clock(), trainer.callback_metrics
+        now, metrics = self._clock(), latest_metrics(pl_module)
         seconds = seconds_of(metrics)
         within = sum(seconds.values())
         self._iterations.append(seconds | {BETWEEN: max(0.0, now - self._moment - within)})
-        self._frames.append(float(metrics.get(FRAMES_PER_SECOND, 0.0)) * within)
+        self._frames.append(metrics.get(FRAMES_PER_SECOND, 0.0) * within)
         self._moment = now
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from marlkit.component import Actor, Critic
+from marlkit.component import Actor, Afterwards, Critic
 from marlkit.contract import Contract
 from marlkit.lagging import LaggingTargets
 from marlkit.options import PositiveInt
@@ -33,8 +33,12 @@ class HardTargets(LaggingTargets):
         super().track(actor, critic)
         self.steps = dict.fromkeys(self.copies, 0)
 
-    def approach(self, name: str) -> None:
+    def approach(self, name: str, afterwards: Afterwards) -> None:
         """Count the step; copy when it is due."""
+        afterwards(lambda: self._count(name))
+
+    @torch.no_grad()
+    def _count(self, name: str) -> None:
         self.steps[name] += 1
         if self.steps[name] % self.interval == 0:
             torch._foreach_copy_(*self.tensors(name))

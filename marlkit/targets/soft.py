@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from marlkit.component import Afterwards
 from marlkit.contract import Contract
 from marlkit.lagging import LaggingTargets
 from marlkit.options import Probability
@@ -25,7 +26,7 @@ class SoftTargets(LaggingTargets):
         super().__init__(spec, actor)
         self.tau = tau
 
-    def approach(self, name: str) -> None:
+    def approach(self, name: str, afterwards: Afterwards) -> None:
         """One step of the exponential average; what is no fraction is copied."""
         pairs = list(zip(*self.tensors(name), strict=True))
         fractions = [pair for pair in pairs if pair[0].is_floating_point()]
