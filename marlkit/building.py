@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,11 +12,11 @@ from marlkit.catalogue import Entry, load_class
 from marlkit.component import Environment, Runtime, Trainer
 from marlkit.errors import MarlkitError, OptionError, RecipeError
 from marlkit.learner import Learner
+from marlkit.options import Mode
 from marlkit.precision import problem_with
 from marlkit.recipe import Recipe
 from marlkit.spec import TeamSpec
 
-Compile = Literal["none", "record", "graph"]
 LEARNING_SECTIONS = ("actor", "opponents", "critic", "targets", "data", "estimator", "update", "optimizer")
 
 
@@ -53,7 +53,7 @@ def _component(recipe: Recipe, entry: Entry, path: str, context: Any, options: M
         raise refusal(recipe, f"{path}.type", message) from error
 
 
-def build_environment(recipe: Recipe, device: torch.device, seed: int, compile: Compile = "none", **changes: Any) -> Environment:
+def build_environment(recipe: Recipe, device: torch.device, seed: int, compile: Mode = "none", **changes: Any) -> Environment:
     """The recipe's environment on ``device``, its random choices decided by ``seed``, its steps run as ``compile`` says."""
     env = build(recipe, "env", Runtime(device, seed, compile), **changes)
     assert isinstance(env, Environment)
@@ -112,8 +112,8 @@ def choose_device(recipe: Recipe) -> torch.device:
 class Ways(NamedTuple):
     """How steps run: of the environment, and of gradient descent."""
 
-    environment: Compile
-    learning: Compile
+    environment: Mode
+    learning: Mode
 
 
 def choose_compile(recipe: Recipe, device: torch.device) -> Ways:

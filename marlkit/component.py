@@ -10,7 +10,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, get_type_hints
+from typing import Any, ClassVar, Protocol, get_type_hints
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -22,7 +22,7 @@ from marlkit.distributions import TeamDistribution
 from marlkit.errors import MarlkitError, OptionError
 from marlkit.keys import Key
 from marlkit.normalisers import ValueNormaliser
-from marlkit.options import problem_with
+from marlkit.options import Mode, problem_with
 from marlkit.ranks import ALONE, Ranks
 from marlkit.spec import TeamSpec
 
@@ -58,7 +58,7 @@ class Runtime:
 
     device: torch.device
     seed: int
-    compile: Literal["none", "record", "graph"] = "none"
+    compile: Mode = "none"
 
 
 def option_parameters(component: type) -> dict[str, inspect.Parameter]:

@@ -35,9 +35,9 @@ from marlkit.component import (
 )
 from marlkit.errors import NonFiniteError, OptionError
 from marlkit.minibatches import units
+from marlkit.options import Mode
 from marlkit.precision import Precision, Products
 from marlkit.ranks import ALONE, Ranks, rank_seed
-from marlkit.recording import Mode
 from marlkit.repetition import Repetition
 
 ANNOTATED_ROWS = 16384

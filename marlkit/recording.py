@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +18,11 @@ from torch.utils import _pytree as pytree
 
 from marlkit import rng
 from marlkit.errors import MarlkitError
+from marlkit.options import Mode
 from marlkit.tape import NotRecordable, Register, Tape, whole_memory
 from marlkit.tape_program import Program
 
 __all__ = ["Graph", "NotRecordable", "Recording", "accelerated", "preserved", "record"]
-
-Mode = Literal["none", "record", "graph"]
 
 
 class Recording:

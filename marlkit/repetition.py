@@ -13,6 +13,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from marlkit.keys import Key
+from marlkit.options import Mode
 from marlkit.recording import Graph, NotRecordable, Recording, record
 
 Name = TypeVar("Name")
@@ -47,7 +48,7 @@ class Repetition:
     """
 
     def __init__(
-        self, mode: str, module: nn.Module, state: Callable[[], Iterable[Tensor]], numbers: Callable[[], tuple[Any, ...]]
+        self, mode: Mode, module: nn.Module, state: Callable[[], Iterable[Tensor]], numbers: Callable[[], tuple[Any, ...]]
     ) -> None:
         self.mode = mode
         self._module, self._state, self._numbers = module, state, numbers

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from marlkit import building, run
 from marlkit.checkpoints import LAST
 from marlkit.learner import Learner
+from marlkit.options import Mode
 from marlkit.outputs.checkpoint_io import load_checkpoint
 from marlkit.outputs.metrics_file import read_metrics
 from marlkit.recipe import load_recipe, shipped
@@ -46,7 +47,7 @@ class Line(nn.Module):
         return {"loss": loss.detach()}
 
 
-def repetition(line: Line, mode: str = "record", numbers: Callable[[], tuple[Any, ...]] = tuple) -> Repetition:
+def repetition(line: Line, mode: Mode = "record", numbers: Callable[[], tuple[Any, ...]] = tuple) -> Repetition:
     return Repetition(mode, line, lambda: (), numbers)
 
 
@@ -55,7 +56,9 @@ def batches(count: int) -> Iterator[TensorDict]:
         yield TensorDict({"x": torch.randn(3, 2, generator=torch.Generator().manual_seed(i))}, batch_size=[3])
 
 
-def taken(mode: str, step: Callable[[Line], Callable[[TensorDictBase], dict[str, Tensor]]] = lambda line: line.step) -> list[Any]:
+def taken(
+    mode: Mode, step: Callable[[Line], Callable[[TensorDictBase], dict[str, Tensor]]] = lambda line: line.step
+) -> list[Any]:
     torch.manual_seed(0)
     line = Line()
     repeat = repetition(line, mode)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from marlkit.envs.vmas_simulation import Simulation
 from marlkit.envs.world_graph import Place, Survey, survey
 from marlkit.envs.world_state import copied
 from marlkit.masked_selection import MaskedSelection
+from marlkit.options import Replayed
 from marlkit.recording import Graph, preserved, record
 from marlkit.tape import NotRecordable
 
@@ -72,7 +73,7 @@ class RecordedSimulation:
         replays: how many steps were replayed.
     """
 
-    def __init__(self, simulation: Simulation, name: str, mode: Literal["record", "graph"]) -> None:
+    def __init__(self, simulation: Simulation, name: str, mode: Replayed) -> None:
         self.simulation = simulation
         self.name = name
         self.mode = mode
@@ -151,9 +152,7 @@ class RecordedStep:
         NotRecordable: a step does what a list of operations cannot repeat, or a replay would differ from a step.
     """
 
-    def __init__(
-        self, simulation: Simulation, action: Tensor, mode: Literal["record", "graph"], varying: Collection[str]
-    ) -> None:
+    def __init__(self, simulation: Simulation, action: Tensor, mode: Replayed, varying: Collection[str]) -> None:
         self._simulation = simulation
         with unchanged(simulation):
             self._homes = self._new_homes(survey(simulation.scenario))
