@@ -18,11 +18,10 @@ from torch.utils import _pytree as pytree
 
 from marlkit import rng
 from marlkit.errors import MarlkitError
-from marlkit.options import Mode
 from marlkit.tape import NotRecordable, Register, Tape, whole_memory
 from marlkit.tape_program import Program
 
-__all__ = ["Graph", "NotRecordable", "Recording", "accelerated", "preserved", "record"]
+__all__ = ["Graph", "NotRecordable", "Recording", "preserved", "record"]
 
 
 class Recording:
@@ -180,26 +179,6 @@ class Graph:
             static.copy_(tensor)
         self._graph.replay()
         return self.recording.structured(self._outputs)
-
-
-def accelerated(
-    function: Callable[..., Any], inputs: Sequence[Tensor], varying: Iterable[Tensor], mode: Mode
-) -> Callable[..., Any]:
-    """The function itself (``none``), its recording (``record``) or its CUDA graph (``graph``); nothing is changed by trying.
-
-    Args:
-        function: as for :func:`record`.
-        inputs: as for :func:`record`.
-        varying: as for :func:`record`.
-        mode: which of them.
-
-    Raises:
-        NotRecordable: the function cannot be recorded, or not captured.
-    """
-    if mode == "none":
-        return function
-    recording = record(function, inputs, varying, undo=True)
-    return recording.replay if mode == "record" else Graph(recording, inputs).replay
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from marlkit.errors import MarlkitError
-from marlkit.recording import Graph, NotRecordable, Recording, accelerated, preserved, record
+from marlkit.recording import Graph, NotRecordable, Recording, preserved, record
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -176,6 +176,12 @@ def test_undoing_puts_back_memory_and_generators() -> None:
     assert state.tolist() == [1.0] * 3
     assert torch.equal(torch.get_rng_state(), before)
     assert recording.first is None
+
+
+def test_the_first_replay_after_undoing_is_the_first_call() -> None:
+    state = torch.zeros(2)
+    recording = record(lambda x: state.add_(x).clone(), [torch.ones(2)], [state], undo=True)
+    assert recording.replay(torch.ones(2)).tolist() == [1.0, 1.0]
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------------------
@@ -437,24 +443,13 @@ def test_what_was_cast_is_not_cast_again() -> None:
     assert torch.equal(cast.replay(x), cast.first)
 
 
-# --- choosing ----------------------------------------------------------------------------------------------------------------
-
-
-def test_a_function_is_accelerated_as_asked_and_nothing_is_changed_by_trying() -> None:
-    state = torch.zeros(2)
-
-    def function(x: Tensor) -> Tensor:
-        return state.add_(x).clone()
-
-    assert accelerated(function, [torch.ones(2)], [state], "none") is function
-    quick = accelerated(function, [torch.ones(2)], [state], "record")
-    assert quick(torch.ones(2)).tolist() == [1.0, 1.0]
+# --- graphs ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_graph_wants_a_cuda_device() -> None:
     with pytest.raises(NotRecordable, match=r"`aten\.add\.Tensor` works on what varies on the device `cpu`"):
-        accelerated(lambda x: x + 1, [torch.ones(2)], [], "graph")
+        Graph(record(lambda x: x + 1, [torch.ones(2)], [], undo=True), [torch.ones(2)])
 
 
 @gpu
@@ -495,6 +490,7 @@ def test_a_graph_draws_like_the_function() -> None:
 @gpu
 @pytest.mark.gpu
 def test_a_graph_of_work_outside_the_gpu_is_refused() -> None:
-    outside = torch.ones(1)
+    outside, inputs = torch.ones(1), [torch.ones(1, device="cuda")]
+    recording = record(lambda x: x * outside.add_(1).cuda(), inputs, [outside], undo=True)
     with pytest.raises(NotRecordable, match="on the device `cpu`"):
-        accelerated(lambda x: x * outside.add_(1).cuda(), [torch.ones(1, device="cuda")], [outside], "graph")
+        Graph(recording, inputs)
