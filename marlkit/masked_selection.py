@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from marlkit.tape import NotRecordable, source_line, tensors_in
+from marlkit.tape import NotRecordable, leaves, source_line
 
 _ATEN = torch.ops.aten
 _SHAPE = (Tensor.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement, Tensor.__len__)  # type: ignore[attr-defined]
@@ -63,7 +63,7 @@ class MaskedSelection(TorchDispatchMode):
             return self._marked(args[0].clone(), self._mark_of(mask, args[1]))
         if packet is _ATEN.index_put_ and len(args) == 3 and (mask := _only_mask(args[1])) is not None:
             return self._put(func, args, mask)
-        marks = [self.mark(tensor) for tensor in tensors_in((args, kwargs))]
+        marks = [self.mark(tensor) for tensor in leaves((args, kwargs), Tensor)]
         if not any(marks):
             result = func(*args, **kwargs)
             if isinstance(result, Tensor) and result.dtype == torch.bool and torch.Tag.pointwise in func.tags:
@@ -86,13 +86,13 @@ class MaskedSelection(TorchDispatchMode):
         return x.copy_(torch.where(chosen, y, x))
 
     def _elementwise(self, func: Any, args: Any, kwargs: Any) -> Any:
-        found = {mark for tensor in tensors_in((args, kwargs)) if (mark := self.mark(tensor)) is not None}
+        found = {mark for tensor in leaves((args, kwargs), Tensor) if (mark := self.mark(tensor)) is not None}
         elementwise = torch.Tag.pointwise in func.tags or func._overloadpacket is _ATEN.copy_
-        others = [tensor for tensor in tensors_in((args, kwargs)) if self.mark(tensor) is None]
+        others = [tensor for tensor in leaves((args, kwargs), Tensor) if self.mark(tensor) is None]
         if not elementwise or len(found) > 1 or any(other.numel() != 1 for other in others):
             self.refuse_marked((args, kwargs), func)
         result = func(*args, **kwargs)
-        for tensor in tensors_in(result):
+        for tensor in leaves(result, Tensor):
             self._marked(tensor, next(iter(found)))
         return result
 
@@ -102,7 +102,7 @@ class MaskedSelection(TorchDispatchMode):
         Raises:
             NotRecordable: there is a marked tensor in ``thing``.
         """
-        if any(self.mark(tensor) is not None for tensor in tensors_in(thing)):
+        if any(self.mark(tensor) is not None for tensor in leaves(thing, Tensor)):
             raise NotRecordable(f"`{func}` of rows that a mask selects depends on how many there are, at {source_line()}")
 
     def mark(self, tensor: Tensor) -> _Mark | None:
@@ -118,7 +118,7 @@ class MaskedSelection(TorchDispatchMode):
         """Remember how a mask was computed: one that is computed again from the same is the same (``x[~hit] += y[~hit]``)."""
         origin = (func, *map(self._origin, pytree.tree_leaves(operands)))
         self._origins[_state(mask)] = origin
-        self._kept += [StorageWeakRef(tensor.untyped_storage()) for tensor in (mask, *tensors_in(operands))]
+        self._kept += [StorageWeakRef(tensor.untyped_storage()) for tensor in (mask, *leaves(operands, Tensor))]
 
     def _origin(self, operand: Any) -> Any:
         if not isinstance(operand, Tensor):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from marlkit.errors import MarlkitError
 
+Leaf = TypeVar("Leaf")
 _TORCH = str(Path(torch.__file__).parent)
 _RECORDERS = ("marlkit.tape", "marlkit.masked_selection", "marlkit.envs.settled_questions")
 _RANDOM = torch.Tag.nondeterministic_seeded
@@ -172,7 +173,7 @@ class Tape(TorchDispatchMode):
             raise NotRecordable(f"`{func}` changes a tensor in a way that cannot be repeated, at {source_line()}")
         if name == "lift_fresh":
             return self._constant(func, args[0])
-        known = [self.registers[self.register(t, given=True)].storage for t in tensors_in((args, kwargs))]
+        known = [self.registers[self.register(t, given=True)].storage for t in leaves((args, kwargs), Tensor)]
         entry = Entry(func, shortcut(func, args, kwargs), self._marked(args), self._marked(kwargs), None)
         entry.reads = [*dict.fromkeys(known)]
         entry.writes = self._written(func, args, kwargs)
@@ -184,7 +185,7 @@ class Tape(TorchDispatchMode):
     def _finish(self, entry: Entry, result: Any, has_tensors: bool) -> None:
         """Note what came out and what depends on it."""
         before = len(self.storages)
-        produced = list(tensors_in(result))
+        produced = list(leaves(result, Tensor))
         new = [self.register(tensor, given=False) for tensor in produced if not self._knows(tensor)]
         entry.outputs = self._marked(result)
         entry.creates = list(range(before, len(self.storages)))
@@ -262,7 +263,7 @@ class Tape(TorchDispatchMode):
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
             value = args[position] if position < len(args) else kwargs.get(argument.name)
-            for tensor in tensors_in(value):
+            for tensor in leaves(value, Tensor):
                 written[self.registers[self.register(tensor, given=True)].storage] = None
         return list(written)
 
@@ -304,7 +305,7 @@ class _ValuesRead(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _TO_PYTHON:
-            reads = [self.tape.registers[self.tape.register(tensor, given=True)].storage for tensor in tensors_in(args[:1])]
+            reads = [self.tape.registers[self.tape.register(tensor, given=True)].storage for tensor in leaves(args[:1], Tensor)]
             entry = Entry(_TO_PYTHON[func], func, [], {}, None, reads=reads)
             entry.decides, entry.site = "hands values to Python", source_line()
             self.tape.entries.append(entry)
@@ -318,16 +319,16 @@ def spreads(entry: Entry, tainted: set[int]) -> bool:
     return entry.random or not tainted.isdisjoint(entry.reads)
 
 
-def tensors_in(thing: Any) -> Iterator[Tensor]:
-    """The tensors in nested lists, tuples and dicts."""
-    if isinstance(thing, Tensor):
+def leaves(thing: Any, kind: type[Leaf]) -> Iterator[Leaf]:
+    """What is of a kind, in nested lists, tuples and dicts."""
+    if isinstance(thing, kind):
         yield thing
     elif isinstance(thing, (list, tuple)):
         for part in thing:
-            yield from tensors_in(part)
+            yield from leaves(part, kind)
     elif isinstance(thing, dict):
         for part in thing.values():
-            yield from tensors_in(part)
+            yield from leaves(part, kind)
 
 
 def whole_memory(tensor: Tensor) -> Tensor:

@@ -7,13 +7,13 @@ the memory that they look at, however long the chain of views was. Registers are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from marlkit.tape import Entry, NotRecordable, Register, Tape, spreads
+from marlkit.tape import Entry, NotRecordable, Register, Tape, leaves, spreads
 
 _LITERALS = (bool, int, type(None))
 
@@ -122,7 +122,7 @@ class Program:
                 continue
             if entry.random or entry.checks or not live.isdisjoint(touched) or not used.isdisjoint(entry.views):
                 live.update(entry.reads)
-                used.update(registers_in((entry.args, entry.kwargs)))
+                used.update(register.number for register in leaves((entry.args, entry.kwargs), Register))
                 kept.append(entry)
         return kept[::-1]
 
@@ -205,7 +205,7 @@ class _Writer:
     def _expression(self, value: Any) -> str:
         if isinstance(value, Register):
             return self._tensor(value.number)
-        if isinstance(value, list) and any(True for _ in registers_in(value)):
+        if isinstance(value, list) and any(True for _ in leaves(value, Register)):
             return f"[{', '.join(map(self._expression, value))}]"
         return repr(value) if type(value) in _LITERALS else self._constant(value)
 
@@ -248,15 +248,3 @@ class _Writer:
             if position in dropped:
                 texts.append(f"del {', '.join(dropped[position])}")
         return texts
-
-
-def registers_in(thing: Any) -> Iterator[int]:
-    """The registers in nested lists and dicts of arguments."""
-    if isinstance(thing, Register):
-        yield thing.number
-    elif isinstance(thing, (list, tuple)):
-        for part in thing:
-            yield from registers_in(part)
-    elif isinstance(thing, dict):
-        for part in thing.values():
-            yield from registers_in(part)
