@@ -19,11 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from marlkit.tape import NotRecordable, leaves, source_line
+from marlkit.tape import NotRecordable, Watching, leaves, source_line
 
 _ATEN = torch.ops.aten
 _SHAPE = (Tensor.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement, Tensor.__len__)  # type: ignore[attr-defined]
@@ -36,7 +34,7 @@ class _Mark(NamedTuple):
     lead: int
 
 
-class MaskedSelection(TorchDispatchMode):
+class MaskedSelection(Watching):
     """Selects all rows where a mask is to select some; see the module's docstring."""
 
     def __init__(self) -> None:
@@ -44,22 +42,12 @@ class MaskedSelection(TorchDispatchMode):
         self._marks: dict[int, tuple[_Mark, StorageWeakRef]] = {}
         self._origins: dict[tuple[Any, ...], Any] = {}
         self._kept: list[StorageWeakRef] = []  # so that an address means one memory all the time
-        self._shapes = _ShapesAsked(self)
-
-    def __enter__(self) -> MaskedSelection:
-        super().__enter__()
-        self._shapes.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._shapes.__exit__(*error)
-        super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         packet = func._overloadpacket
         if packet is _ATEN.index and (mask := _only_mask(args[1])) is not None:
-            self.refuse_marked(args, func)
+            self._refuse_marked(args, func)
             return self._marked(args[0].clone(), self._mark_of(mask, args[1]))
         if packet is _ATEN.index_put_ and len(args) == 3 and (mask := _only_mask(args[1])) is not None:
             return self._put(func, args, mask)
@@ -70,6 +58,15 @@ class MaskedSelection(TorchDispatchMode):
                 self._recognise(result, func, (args, kwargs))
             return result
         return self._elementwise(func, args, kwargs)
+
+    def called(self, func: Any, args: Sequence[Any]) -> None:
+        """Refuse questions for the shape of a marked tensor, which is not what it would be.
+
+        Raises:
+            NotRecordable: it is one.
+        """
+        if func in _SHAPE:
+            self._refuse_marked(args[:1], "shape")
 
     def _put(self, func: Any, args: Any, mask: Tensor) -> Tensor:
         """``x[mask] = y``; ``y`` is marked, or the same for all rows."""
@@ -90,13 +87,13 @@ class MaskedSelection(TorchDispatchMode):
         elementwise = torch.Tag.pointwise in func.tags or func._overloadpacket is _ATEN.copy_
         others = [tensor for tensor in leaves((args, kwargs), Tensor) if self.mark(tensor) is None]
         if not elementwise or len(found) > 1 or any(other.numel() != 1 for other in others):
-            self.refuse_marked((args, kwargs), func)
+            self._refuse_marked((args, kwargs), func)
         result = func(*args, **kwargs)
         for tensor in leaves(result, Tensor):
             self._marked(tensor, next(iter(found)))
         return result
 
-    def refuse_marked(self, thing: Any, func: Any) -> None:
+    def _refuse_marked(self, thing: Any, func: Any) -> None:
         """Refuse an operation on rows that a mask selected.
 
         Raises:
@@ -130,19 +127,6 @@ class MaskedSelection(TorchDispatchMode):
         storage = tensor.untyped_storage()
         self._marks[storage._cdata] = mark, StorageWeakRef(storage)
         return tensor
-
-
-class _ShapesAsked(TorchFunctionMode):
-    """Refuses questions for the shape of a marked tensor, which is not what it would be."""
-
-    def __init__(self, selection: MaskedSelection) -> None:
-        super().__init__()
-        self.selection = selection
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _SHAPE:
-            self.selection.refuse_marked(args[:1], "shape")
-        return func(*args, **(kwargs or {}))
 
 
 def _only_mask(indices: Sequence[Tensor | None]) -> Tensor | None:

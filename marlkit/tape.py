@@ -9,11 +9,12 @@ Storages that are first met as an argument existed before; those first met as a 
 from __future__ import annotations
 
 import sys
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -118,7 +119,38 @@ class Entry:
         return not self.decides and self.outputs in (None, [], ()) and not self.writes
 
 
-class Tape(TorchDispatchMode):
+class Watching(TorchDispatchMode):
+    """Sees every operation while it is active, and the calls of torch's Python functions, some of which need no operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls = _Calls(self)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._calls.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._calls.__exit__(*error)
+        super().__exit__(*error)
+
+    @abstractmethod
+    def called(self, func: Any, args: Sequence[Any]) -> None:
+        """A function is about to be called."""
+
+
+class _Calls(TorchFunctionMode):
+    def __init__(self, watching: Watching) -> None:
+        super().__init__()
+        self.watching = watching
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.watching.called(func, args)
+        return func(*args, **(kwargs or {}))
+
+
+class Tape(Watching):
     """Writes down what happens while it is active.
 
     Args:
@@ -151,16 +183,6 @@ class Tape(TorchDispatchMode):
             raise NotRecordable("inputs share memory with one another or with what varies: hand over copies")
         self.varying = {self.registers[self.register(tensor, given=True)].storage for tensor in [*inputs, *varying]}
         self.tainted = set(self.varying)
-        self._reading = _ValuesRead(self)
-
-    def __enter__(self) -> Tape:
-        super().__enter__()
-        self._reading.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._reading.__exit__(*error)
-        super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -181,6 +203,20 @@ class Tape(TorchDispatchMode):
         result = func(*args, **kwargs)
         self._finish(entry, result, has_tensors=bool(known))
         return result
+
+    def called(self, func: Any, args: Sequence[Any]) -> None:
+        """Notice what reads values behind the back of the dispatcher.
+
+        Raises:
+            NotRecordable: the function sets `.data`.
+        """
+        if func in _TO_PYTHON:
+            reads = [self.registers[self.register(tensor, given=True)].storage for tensor in leaves(args[:1], Tensor)]
+            entry = Entry(_TO_PYTHON[func], func, [], {}, None, reads=reads)
+            entry.decides, entry.site = "hands values to Python", source_line()
+            self.entries.append(entry)
+        if func == _SET_DATA:
+            raise NotRecordable(f"setting `.data` of a tensor cannot be repeated, at {source_line()}")
 
     def _finish(self, entry: Entry, result: Any, has_tensors: bool) -> None:
         """Note what came out and what depends on it."""
@@ -294,24 +330,6 @@ class Tape(TorchDispatchMode):
             generator.set_state(state)
         self._saved.clear()
         self._drawn.clear()
-
-
-class _ValuesRead(TorchFunctionMode):
-    """Notices what reads values behind the back of the dispatcher."""
-
-    def __init__(self, tape: Tape) -> None:
-        super().__init__()
-        self.tape = tape
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _TO_PYTHON:
-            reads = [self.tape.registers[self.tape.register(tensor, given=True)].storage for tensor in leaves(args[:1], Tensor)]
-            entry = Entry(_TO_PYTHON[func], func, [], {}, None, reads=reads)
-            entry.decides, entry.site = "hands values to Python", source_line()
-            self.tape.entries.append(entry)
-        if func == _SET_DATA:
-            raise NotRecordable(f"setting `.data` of a tensor cannot be repeated, at {source_line()}")
-        return func(*args, **(kwargs or {}))
 
 
 def spreads(entry: Entry, tainted: set[int]) -> bool:
