@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import cast
 
 import torch
@@ -23,10 +22,8 @@ from marlkit.options import Share
 # Each may write over its argument, which is always what a layer has just computed.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": tanh_,
-    "relu": torch.relu_,
-    "leaky_relu": partial(F.leaky_relu, inplace=True),
     "gelu": F.gelu,
-    "elu": partial(F.elu, inplace=True),
+    **{name: IN_PLACE[name].core for name in ("relu", "leaky_relu", "elu")},  # which are nothing but their cores
 }
 
 GAINS = {"tanh": 5 / 3}

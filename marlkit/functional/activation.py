@@ -60,6 +60,23 @@ class InPlace:
     shift: float = 0.0
 
 
+def folded(weight: Tensor, bias: Tensor, *, outer: float, scale: float, shift: float) -> tuple[Tensor, Tensor]:
+    """``outer * (W (scale h + shift) + b)`` as an affine map of ``h``, so that factors cost nothing where it is evaluated.
+
+    Args:
+        weight: ``W``, ``[*, H, F]``.
+        bias: ``b``, ``[*, H]``.
+        outer: ``before`` of the activation that follows.
+        scale: of the activation whose core is ``h``.
+        shift: likewise.
+
+    Returns:
+        its weight and its bias; what stays as it is is not copied.
+    """
+    offset = bias if shift == 0 else torch.add(bias, weight.sum(-1), alpha=shift)
+    return weight if outer * scale == 1 else weight * (outer * scale), offset if outer == 1 else offset * outer
+
+
 _ATEN = torch.ops.aten
 
 IN_PLACE = {

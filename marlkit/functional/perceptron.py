@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marlkit.functional.activation import InPlace
+from marlkit.functional.activation import InPlace, folded
 from marlkit.functional.rows import product_over_rows, sum_over_rows
 
 CHUNK = 2**20
@@ -84,9 +84,9 @@ class _Evaluation:
         self.scale, self.shift = [1.0] + [f.scale] * (half - 1), [0.0] + [f.shift] * (half - 1)
         self.weights, self.biases = [], []
         for weight, bias, outer, scale, shift in zip(weights, biases, self.outer, self.scale, self.shift, strict=True):
-            self.weights.append(weight if outer * scale == 1 else weight * (outer * scale))
-            offset = bias if shift == 0 else torch.add(bias, weight.sum(-1), alpha=shift)
-            self.biases.append((offset if outer == 1 else offset * outer).unsqueeze(1))
+            weight, bias = folded(weight, bias, outer=outer, scale=scale, shift=shift)
+            self.weights.append(weight)
+            self.biases.append(bias.unsqueeze(1))
         self.identity = None if identity is None else identity * f.before
         self.features = features.transpose(0, 1) if self.groups > 1 else features.unsqueeze(0)
         self.rows = len(features)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from marlkit.functional.activation import InPlace
+from marlkit.functional.activation import InPlace, folded
 from marlkit.functional.rows import product_over_rows, sum_over_rows
 
 Draw = Callable[[slice, slice], Tensor]
@@ -78,9 +78,10 @@ def mean_hidden(
     """
     f = sampling.activation
     # What f is more than its core is done once to the parameters instead of to every evaluation.
-    inner = [f.before * f.scale * weight for weight in weights]
-    offsets = [f.before * (bias + f.shift * weight.sum(-1)) for weight, bias in zip(weights, biases, strict=True)]
-    mean: Tensor = _MeanHidden.apply(sampling, f.before * entered, f.before * from_sample, *inner, *offsets)
+    pairs = zip(weights, biases, strict=True)
+    layers = [folded(weight, bias, outer=f.before, scale=f.scale, shift=f.shift) for weight, bias in pairs]
+    parameters = (*(weight for weight, _ in layers), *(bias for _, bias in layers))
+    mean: Tensor = _MeanHidden.apply(sampling, f.before * entered, f.before * from_sample, *parameters)
     return f.scale * mean + f.shift
 
 
