@@ -32,6 +32,12 @@ _SHAPES = torch.Tag.dynamic_output_shape
 _IGNORED = frozenset({"profiler"})
 """Namespaces of operations that compute nothing."""
 
+_OF_SHAPE = frozenset(
+    {"empty_like", "zeros_like", "ones_like", "full_like"}
+    | {"new_empty", "new_empty_strided", "new_zeros", "new_ones", "new_full"}
+)
+"""Operations on a tensor that do not look at what it holds."""
+
 _UNDECLARED_WRITES = frozenset({"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"})
 """Operations that write to their running statistics although their schema does not say so."""
 
@@ -89,7 +95,7 @@ class Entry:
         call: what to call in its place: the same by a shorter way.
         args, kwargs: its arguments, with registers in place of tensors.
         outputs: its results, likewise.
-        reads: storages that decide what it does.
+        reads: storages whose content decides what it does.
         writes: storages that existed before it and are changed by it.
         creates: storages that it makes.
         views: registers on existing memory that only this operation can make (of another type).
@@ -197,7 +203,7 @@ class Tape(Watching):
             return self._constant(func, args[0])
         known = [self.registers[self.register(t, given=True)].storage for t in leaves((args, kwargs), Tensor)]
         entry = Entry(func, shortcut(func, args, kwargs), self._marked(args), self._marked(kwargs), None)
-        entry.reads = [*dict.fromkeys(known)]
+        entry.reads = [] if name in _OF_SHAPE else [*dict.fromkeys(known)]
         entry.writes = self._written(func, args, kwargs)
         self._save(entry.writes, kwargs)
         result = func(*args, **kwargs)

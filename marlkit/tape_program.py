@@ -1,8 +1,9 @@
 """A tape as a program: what of it has to run again, written out as straight-line Python.
 
 Kept are operations that draw random numbers, write to memory that outlives the call, or lead to one of these or to an output.
-What depends on nothing that varies is computed once. Views of memory that stays are taken once; other views are taken from
-the memory that they look at, however long the chain of views was. Registers are dropped after their last use.
+What depends on nothing that varies is computed once and for all, and what is computed twice is computed once
+(:mod:`marlkit.tape_repeats`). Views of memory that stays are taken once; other views are taken from the memory that they look at,
+however long the chain of views was. Registers are dropped after their last use.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from marlkit.tape import Entry, NotRecordable, Register, Tape, leaves, spreads
+from marlkit.tape_repeats import without_repeats
 
 _LITERALS = (bool, int, type(None))
 
@@ -47,7 +49,7 @@ class Program:
             raise NotRecordable("the function writes to an input: let it write to a copy")
         self._changed = [storage for storage in given if storage in written]
         self.folded = self._foldable(written)
-        self.entries = self._needed()
+        self.entries = without_repeats(tape, self._needed(), self._returned)
 
     @property
     def written(self) -> list[Tensor]:
@@ -121,8 +123,9 @@ class Program:
             if touched and touched <= self.folded:
                 continue
             if entry.random or entry.checks or not live.isdisjoint(touched) or not used.isdisjoint(entry.views):
-                live.update(entry.reads)
-                used.update(register.number for register in leaves((entry.args, entry.kwargs), Register))
+                arguments = [register.number for register in leaves((entry.args, entry.kwargs), Register)]
+                live.update(self.tape.registers[number].storage for number in arguments)
+                used.update(arguments)
                 kept.append(entry)
         return kept[::-1]
 
