@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("vmas")
 
+from small_scenarios import OPTIONS
 from vmas.scenarios import load
 from vmas.simulator.core import Agent, Box, Landmark, Line, Sphere, World
 from vmas.simulator.scenario import BaseScenario
@@ -91,11 +92,9 @@ def test_the_camera_sees_everything_but_what_was_parked_far_away(scenario: Still
 
 @pytest.mark.parametrize("name", scenario_names())
 def test_every_scenario_can_be_drawn(name: str) -> None:
-    small: dict[str, dict[str, Any]] = {"sampling": {"grid_spacing": 0.5}, "road_traffic": {"n_agents": 3}}
-    options = small.get(name, {})
     with rng.isolated(0):
         scenario = load(str(scenario_files()[name])).Scenario()
-        scenario.env_make_world(1, torch.device("cpu"), **options)
+        scenario.env_make_world(1, torch.device("cpu"), **OPTIONS.get(name, {}))
         scenario.env_reset_world_at(None)
     picture = draw_world(scenario, 0)
     assert max(picture.shape[:2]) == 480

@@ -12,6 +12,8 @@ from torch import Tensor
 
 pytest.importorskip("vmas")
 
+from small_scenarios import OPTIONS
+
 from marlkit import keys, rng
 from marlkit.building import choose_compile
 from marlkit.component import Runtime
@@ -27,14 +29,6 @@ from marlkit.recipe import load_recipe
 from marlkit.tape import NotRecordable
 
 CPU = torch.device("cpu")
-# Smaller maps and grids, and fewer bodies, for speed: the code that runs is the same.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "sampling": {"grid_spacing": 0.25},
-    "road_traffic": {"n_agents": 3},
-    "debug/pollock": {"n_agents": 2, "n_boxes": 1, "n_lines": 1},
-    "debug/waterfall": {"n_agents": 2},
-    "passage": {"n_passages": 3},
-}
 REFUSED = {
     "discovery": "rows that a mask selects",
     "football": "rows that a mask selects",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 pytest.importorskip("vmas")
 
+from small_scenarios import OPTIONS
 from vmas import make_env
 from vmas.simulator.core import Agent, World
 from vmas.simulator.scenario import BaseScenario
@@ -24,12 +25,6 @@ from marlkit.errors import MarlkitError, OptionError
 from marlkit.spec import Continuous
 
 RUNTIME = Runtime(torch.device("cpu"), seed=5)
-# Smaller maps and grids, for speed: the code that runs is the same.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "sampling": {"grid_spacing": 0.25},
-    "road_traffic": {"n_agents": 3},
-    "debug/pollock": {"n_agents": 4, "n_boxes": 2, "n_lines": 2},
-}
 
 
 @pytest.fixture(autouse=True)

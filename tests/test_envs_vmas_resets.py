@@ -11,6 +11,7 @@ from torch import Tensor
 
 pytest.importorskip("vmas")
 
+from small_scenarios import OPTIONS
 from vmas import make_env
 from vmas.simulator.scenario import BaseScenario
 
@@ -22,12 +23,6 @@ from marlkit.envs.world_graph import survey
 from marlkit.envs.world_state import restore_world, save_world
 
 CPU = torch.device("cpu")
-# Smaller maps and grids, for speed: the code that runs is the same.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "sampling": {"grid_spacing": 0.25},
-    "road_traffic": {"n_agents": 3},
-    "debug/pollock": {"n_agents": 4, "n_boxes": 2, "n_lines": 2},
-}
 
 
 # Football's scripted players draw one number per environment in which some condition holds, so that what one environment
@@ -159,7 +154,7 @@ def test_reset_rows_have_the_distribution_of_resetting_one_by_one(scenario: str)
     simulation, observation = lived(build(scenario, 32))
     fresh = FreshRows(partial(build, scenario), 32, seed=3)
     ours, theirs = [], []
-    reference = make_env(scenario, num_envs=2, seed=0)
+    reference = make_env(scenario, num_envs=2, seed=0, **OPTIONS.get(scenario, {}))
     for _ in range(100):
         # One row of each stock: rows of one whole reset may depend on one another.
         fresh.take(simulation, torch.arange(32), observation)
