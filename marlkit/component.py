@@ -10,7 +10,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, get_type_hints
+from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -26,6 +26,7 @@ from marlkit.options import Mode, problem_with
 from marlkit.ranks import ALONE, Ranks
 from marlkit.spec import TeamSpec
 
+Name = TypeVar("Name")
 Metrics = dict[str, Tensor]
 """Scalars to log, detached, on the device; reading them is left to the end of the iteration."""
 
@@ -37,6 +38,26 @@ Afterwards = Callable[[Callable[[], None]], None]
 def at_once(action: Callable[[], None]) -> None:
     """The :data:`Afterwards` of a step that is not recorded."""
     action()
+
+
+class Repeat(Protocol):
+    """Takes a step that comes again and again."""
+
+    def __call__(
+        self, name: Hashable, step: Callable[[TensorDictBase], dict[Name, Tensor]], rows: TensorDictBase, /
+    ) -> dict[Name, Tensor]:
+        """``step(rows)``.
+
+        Args:
+            name: the same for steps that do the same, and different for others.
+            step: takes what changes from call to call from ``rows``, parameters, buffers and the optimiser, from nothing else.
+            rows: what it works on.
+        """
+
+
+def as_it_is(name: Hashable, step: Callable[[TensorDictBase], dict[Name, Tensor]], rows: TensorDictBase, /) -> dict[Name, Tensor]:
+    """The :class:`Repeat` that records nothing."""
+    return step(rows)
 
 
 def mean_metrics(history: Sequence[Metrics]) -> Metrics:
@@ -389,19 +410,6 @@ class Minimise(Protocol):
         """
 
 
-class Repeat(Protocol):
-    """Takes a step that comes again and again."""
-
-    def __call__(self, name: Hashable, step: Callable[[TensorDictBase], Metrics], rows: TensorDictBase, /) -> Metrics:
-        """``step(rows)``.
-
-        Args:
-            name: the same for steps that do the same, and different for others.
-            step: takes what changes from call to call from ``rows``, parameters, buffers and the optimiser, from nothing else.
-            rows: what it works on.
-        """
-
-
 @dataclass(frozen=True)
 class Learning:
     """What an update works on.
@@ -425,7 +433,7 @@ class Learning:
     progress: float | Tensor
     moved: Callable[[Sequence[str]], None] = lambda changed: None
     ranks: Ranks = ALONE
-    repeat: Repeat = lambda name, step, rows: step(rows)
+    repeat: Repeat = as_it_is
     afterwards: Afterwards = at_once
 
 
@@ -463,8 +471,8 @@ class Data(Component, ABC):
     """Number of steps M before each step that batches show under ``RECENT_*``; 0: those keys are left out."""
 
     @abstractmethod
-    def collect(self, env: Environment, actor: Actor) -> TensorDict:
-        """Play the steps of one iteration and return them, batch ``[B, T]``."""
+    def collect(self, env: Environment, actor: Actor, repeat: Repeat = as_it_is) -> TensorDict:
+        """Play the steps of one iteration and return them, batch ``[B, T]``; ``repeat`` takes the actor's steps."""
 
     def batches(self, played: TensorDict, actor: Actor) -> Iterator[TensorDict]:
         """The batches ``[*, T]`` to learn from in this iteration, one at a time; here what was just played, once."""

@@ -141,7 +141,7 @@ class Learner(lightning.LightningModule):
         self.actor.schedule(self.progress())
         self.actor.eval()
         with self._timed("collect", seconds):
-            played = self.data.collect(self.env, self.actor)
+            played = self.data.collect(self.env, self.actor, self.repetition)
             if self.opponents_are_read:
                 self.opponents.observe(played)
         batch = played

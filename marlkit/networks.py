@@ -143,22 +143,35 @@ class TeamNetwork(nn.Module):
 
     def leave(self, entered: Tensor, agents: Sequence[int] | None = None) -> Tensor:
         """All that follows :meth:`enter`: ``[*, n, hidden[0]] -> [*, n, outputs]``; writes over ``entered``."""
+        if len(self.layers) > 2 and self._is_whole(entered):
+            return self._passed(self.activation(entered), agents, 1)
         for layer in self.layers[1:]:
             entered = layer(self._normalised(self.activation(entered)), agents)
         return entered
 
     def forward(self, features: Tensor, agents: Sequence[int] | None = None) -> Tensor:
         """``[*, n, inputs] -> [*, n, outputs]``, where ``n`` counts ``agents`` (``None``: all, in order)."""
-        if self.in_place is None or self.layer_norm or len(self.layers) == 1 or features.device.type != "cpu" or self.hooked:
-            return self.leave(self.enter(features, agents), agents)
-        result = perceptron(features.reshape(-1, *features.shape[-2:]), self._stacked(agents), self.in_place)
+        if len(self.layers) > 1 and self._is_whole(features):
+            return self._passed(features, agents, 0)
+        return self.leave(self.enter(features, agents), agents)
+
+    def _is_whole(self, features: Tensor) -> bool:
+        """Whether several layers can be evaluated in one go (:mod:`marlkit.functional.perceptron`)."""
+        return self.in_place is not None and not self.layer_norm and features.device.type == "cpu" and not self.hooked
+
+    def _passed(self, features: Tensor, agents: Sequence[int] | None, first: int) -> Tensor:
+        """``features`` after the layers from the ``first`` on."""
+        assert self.in_place is not None
+        result = perceptron(features.reshape(-1, *features.shape[-2:]), self._stacked(agents, first), self.in_place)
         return result.view(*features.shape[:-2], *result.shape[-2:])
 
-    def _stacked(self, agents: Sequence[int] | None) -> Layers:
-        layers = cast(list[TeamLinear], list(self.layers))
+    def _stacked(self, agents: Sequence[int] | None, first: int) -> Layers:
+        layers = cast(list[TeamLinear], list(self.layers))[first:]
         weights = [layer.stacked(layer.weights, agents) for layer in layers]
         biases = [layer.stacked(layer.biases, agents) for layer in layers]
-        identity = self.identity if agents is None or self.identity is None else self.identity[list(agents)]
+        identity: Tensor | None = self.identity if first == 0 else None
+        if identity is not None and agents is not None:
+            identity = identity[list(agents)]
         if identity is not None and len(weights[0]) > 1:
             biases[0], identity = biases[0] + identity, None
         return Layers(weights, biases, identity)

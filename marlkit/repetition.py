@@ -6,17 +6,17 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
+from marlkit.component import Name
 from marlkit.keys import Key
 from marlkit.options import Mode
 from marlkit.recording import Graph, NotRecordable, Recording, record
 
-Name = TypeVar("Name")
 _PLAIN = (bool, int, float, str, type(None))
 
 

@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from marlkit import keys
-from marlkit.component import Actor, Critic, Data, Environment, Estimator, Opponents, Targets, Update
+from marlkit.component import Actor, Critic, Data, Environment, Estimator, Opponents, Repeat, Targets, Update, as_it_is
 from marlkit.contract import Contract, When
 from marlkit.critics.local import LocalCritic
 from marlkit.data.rollout import RolloutData
@@ -117,7 +117,7 @@ class FixedData(Data):
         self.stored = batches
         self.count = 0
 
-    def collect(self, env: Environment, actor: Actor) -> TensorDict:
+    def collect(self, env: Environment, actor: Actor, repeat: Repeat = as_it_is) -> TensorDict:
         self.count += 1
         return self.stored[(self.count - 1) % len(self.stored)].clone()
 

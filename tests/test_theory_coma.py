@@ -16,7 +16,7 @@ from torch import Tensor
 from marlkit import keys
 from marlkit.actions import action_features
 from marlkit.actors.stochastic import StochasticActor
-from marlkit.component import Actor, Critic, Environment
+from marlkit.component import Actor, Critic, Environment, Repeat, as_it_is
 from marlkit.critics.counterfactual import CounterfactualCritic
 from marlkit.data.rollout import RolloutData
 from marlkit.errors import OptionError
@@ -477,8 +477,8 @@ class RecordedData(RolloutData):
         super().__init__(spec, steps=steps)
         self.recorded: list[TensorDict] = []
 
-    def collect(self, env: Environment, actor: Actor) -> TensorDict:
-        self.recorded.append(super().collect(env, actor).clone())
+    def collect(self, env: Environment, actor: Actor, repeat: Repeat = as_it_is) -> TensorDict:
+        self.recorded.append(super().collect(env, actor, repeat).clone())
         return self.recorded[-1].clone()
 
 

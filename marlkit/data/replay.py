@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from marlkit import keys
-from marlkit.component import Actor, Data, Environment
+from marlkit.component import Actor, Data, Environment, Repeat, as_it_is
 from marlkit.contract import Contract
 from marlkit.data.rollout import RolloutData
 from marlkit.errors import OptionError
@@ -73,10 +73,10 @@ class ReplayData(Data):
         self._position = 0
         self._filled = 0
 
-    def collect(self, env: Environment, actor: Actor) -> TensorDict:
+    def collect(self, env: Environment, actor: Actor, repeat: Repeat = as_it_is) -> TensorDict:
         """The steps of this iteration, batch ``[B, T]``, which are kept; overwritten by the next call."""
         self._refuse_unfit_capacity(env.num_envs, actor.sequence_length or 1)
-        played = self._player.collect(env, actor)
+        played = self._player.collect(env, actor, repeat)
         forgotten = [key for key in actor.writes if key not in BEHAVIOUR]
         kept = played.exclude(*forgotten).transpose(0, 1)
         if self._storage is None:
@@ -146,7 +146,7 @@ class ReplayData(Data):
         first, env = drawn // envs, drawn % envs
         order = first + torch.arange(-self.history, length, device=device).unsqueeze(-1)
         index = ring_slot(order, position=self._position, filled=self._filled, capacity=capacity) * envs + env
-        batch = _taken(self._storage, index[self.history :]).transpose(0, 1)
+        batch = _taken(self._storage, index[self.history :], transposed=True)
         if self.history:
             steps = _taken(self._storage.select(*PAST), index)
             write_recent(batch, steps, (self.history - first).clamp(min=0), self.history)
@@ -166,10 +166,15 @@ class ReplayData(Data):
             raise OptionError("warm_up", f"must be at most {each * envs}, the {each} steps kept of each of {envs} environments")
 
 
-def _taken(stored: TensorDict, index: Tensor) -> TensorDict:
-    """Of steps ``[C, B]``, those numbered ``index``, counted along the second dimension first; in the shape of ``index``."""
+def _taken(stored: TensorDict, index: Tensor, *, transposed: bool = False) -> TensorDict:
+    """Of steps ``[C, B]``, those numbered ``index`` ``[L, R]``, counted along the second dimension first; ``[L, R]`` or ``[R, L]``."""
     flat = index.flatten()
-    # Indexing a TensorDict takes several times as long.
-    found = stored.apply(lambda kept: kept.flatten(0, 1).index_select(0, flat).unflatten(0, index.shape), batch_size=index.shape)
+
+    def take(kept: Tensor) -> Tensor:
+        taken = kept.flatten(0, 1).index_select(0, flat).view(*index.shape, *kept.shape[2:])
+        return taken.transpose(0, 1) if transposed else taken
+
+    # Indexing a TensorDict, and transposing it, takes several times as long.
+    found = stored.apply(take, batch_size=index.T.shape if transposed else index.shape)
     assert isinstance(found, TensorDict)
     return found

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from marlkit import keys
-from marlkit.component import Actor, Data, Environment
+from marlkit.component import Actor, Data, Environment, Repeat, as_it_is
 from marlkit.contract import Contract
+from marlkit.keys import Key
 from marlkit.minibatches import refuse_unfit_length
 from marlkit.options import PositiveInt
 from marlkit.recent import PAST, write_recent
@@ -40,12 +41,20 @@ class RolloutData(Data):
         self._past: TensorDict | None = None
 
     @torch.no_grad()
-    def collect(self, env: Environment, actor: Actor) -> TensorDict:
+    def collect(self, env: Environment, actor: Actor, repeat: Repeat = as_it_is) -> TensorDict:
         """The next rollout, batch ``[B, T]``; it is overwritten by the next call."""
         if self._current is None:
             self._current = self._with_memory(env.reset(), actor.initial_hidden(env.num_envs))
+        written = (*actor.writes, keys.following(keys.HIDDEN))
+
+        def act(seen: TensorDictBase) -> dict[Key, Tensor]:
+            chosen = actor(seen.copy())
+            return {key: value for key in written if (value := chosen.get(key, None)) is not None}
+
         for step in range(self.steps):
-            taken = actor(self._current.copy())
+            taken = self._current.copy()
+            for key, value in repeat("act", act, self._current).items():
+                taken.set(key, value)
             arrived, current = env.step(taken[keys.ACTION])
             hidden = taken.get(keys.following(keys.HIDDEN), None)
             taken["next"] = arrived if hidden is None else self._with_memory(arrived.copy(), hidden)

@@ -154,9 +154,9 @@ class _Gradients(_Evaluation):
         super().__init__(activation, features, identity, parameters)
         self.wanted = wanted
         self.learning = any(wanted[1:])
-        self.of_weights = [torch.zeros_like(weight) for weight in self.weights]
-        self.of_biases = [torch.zeros_like(bias) for bias in self.biases]
-        self.of_identity = None if identity is None else torch.zeros_like(identity)
+        self.of_weights: list[Tensor | None] = [None] * len(self.weights)
+        self.of_biases: list[Tensor | None] = [None] * len(self.biases)
+        self.of_identity: Tensor | None = None
         self.of_features = torch.empty_like(features, memory_format=torch.contiguous_format) if wanted[0] else None
 
     def differentiate(self, gradient: Tensor, kept: Sequence[Tensor]) -> list[Tensor | None]:
@@ -170,35 +170,41 @@ class _Gradients(_Evaluation):
     def _chunk(self, gradient: Tensor, rows: slice, hidden: Sequence[Tensor]) -> None:
         for layer in reversed(range(1, len(self.weights))):
             below = hidden[layer - 1]
-            if self.learning:
-                self.of_weights[layer] += product_over_rows(gradient, below)
-                self.of_biases[layer] += sum_over_rows(gradient).unsqueeze(1)
+            self._learn(layer, gradient, below)
             gradient = torch.bmm(gradient, self.weights[layer])
             gradient = self.activation.derivative(gradient, below, gradient)
         by_agent = gradient.view(-1, self.together, gradient.shape[-1])
-        if self.of_identity is not None:
-            self.of_identity += by_agent.sum(0)
+        if self.identity is not None:
+            self.of_identity = _plus(self.of_identity, by_agent.sum(0))
         if self.seen != self.together and self.groups == 1:
             gradient = by_agent.sum(1).unsqueeze(0)
-        if self.learning:
-            self.of_weights[0] += product_over_rows(gradient, self.entering(rows))
-            self.of_biases[0] += sum_over_rows(gradient).unsqueeze(1)
+        self._learn(0, gradient, self.entering(rows))
         if self.of_features is not None:
             back = torch.bmm(gradient, self.weights[0])
             self.of_features[rows] = back.transpose(0, 1) if self.groups > 1 else back.view(-1, *self.of_features.shape[1:])
 
+    def _learn(self, layer: int, gradient: Tensor, below: Tensor) -> None:
+        if self.learning:
+            self.of_weights[layer] = _plus(self.of_weights[layer], product_over_rows(gradient, below))
+            self.of_biases[layer] = _plus(self.of_biases[layer], sum_over_rows(gradient))
+
     def _arranged(self) -> list[Tensor | None]:
         """Gradients of the parameters themselves from those of what was made of them."""
-        weights, biases = [], []
-        for layer, (weight, bias) in enumerate(zip(self.of_weights, self.of_biases, strict=True)):
+        weights, biases = self.of_weights.copy(), self.of_biases.copy()
+        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             outer, scale, shift = self.outer[layer], self.scale[layer], self.shift[layer]
-            weight = weight if outer * scale == 1 else weight.mul_(outer * scale)
-            bias = bias.squeeze(1) if outer == 1 else bias.squeeze(1).mul_(outer)
-            weights.append(weight if shift == 0 else weight.add_(bias.unsqueeze(-1), alpha=shift))
-            biases.append(bias)
+            if weight is not None and bias is not None:
+                biases[layer] = bias = bias if outer == 1 else bias.mul_(outer)
+                weight = weight if outer * scale == 1 else weight.mul_(outer * scale)
+                weights[layer] = weight if shift == 0 else weight.add_(bias.unsqueeze(-1), alpha=shift)
         identity = None if self.of_identity is None else self.of_identity.mul_(self.activation.before)
         found = [self.of_features, identity, *weights, *biases]
         return [gradient if wanted else None for gradient, wanted in zip(found, self.wanted, strict=True)]
+
+
+def _plus(total: Tensor | None, part: Tensor) -> Tensor:
+    """The sum, written over ``total`` where there is one."""
+    return part if total is None else total.add_(part)
 
 
 def _twice_differentiable(
