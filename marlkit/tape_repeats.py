@@ -53,12 +53,7 @@ class _Sharing:
     def kept(self, entry: Entry) -> Entry | None:
         """The entry with earlier results in its arguments; ``None`` if it only repeats one."""
         if self.instead:
-            entry = replace(
-                entry,
-                args=self._redirected(entry.args),
-                kwargs=self._redirected(entry.kwargs),
-                reads=[self.instead.get(storage, storage) for storage in entry.reads],
-            )
+            entry = replace(entry, args=self._redirected(entry.args), kwargs=self._redirected(entry.kwargs))
         self.writes.update(entry.writes)
         if not self._is_shareable(entry):
             return entry
@@ -70,13 +65,14 @@ class _Sharing:
         return None
 
     def _is_shareable(self, entry: Entry) -> bool:
-        """Whether it does nothing but make new and small memory that nobody changes, and always the same from the same."""
-        if entry.random or entry.writes or entry.views or entry.decides or entry.function.namespace != "aten":
+        """Whether it makes memory, which is small and stays as it is, and always makes the same of the same.
+
+        An operation that also writes never finds the same: its arguments have been written to once more.
+        """
+        if entry.random or not entry.creates or not self.excluded.isdisjoint(entry.creates):
             return False
         geometries = [self.tape.registers[register.number] for register in leaves(entry.outputs, Register)]
-        made = {geometry.storage for geometry in geometries}
-        small = all(prod(geometry.sizes) <= SHARED for geometry in geometries)
-        return bool(made) and made == set(entry.creates) and made.isdisjoint(self.excluded) and small
+        return all(prod(geometry.sizes) <= SHARED for geometry in geometries)
 
     def _redirected(self, thing: Any) -> Any:
         if isinstance(thing, Register):
@@ -107,7 +103,7 @@ class _Sharing:
             return tuple(map(self._content, thing))
         if isinstance(thing, dict):
             return tuple((key, self._content(part)) for key, part in thing.items())
-        return type(thing), repr(thing) if isinstance(thing, _PLAIN) else id(thing)
+        return repr(thing) if isinstance(thing, _PLAIN) else id(thing)
 
 
 def _geometry(tape: Tape, number: int, storage: int) -> tuple[Any, ...]:
