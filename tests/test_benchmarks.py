@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import compare, mappo_balance, perla_floor, recipe_speed, sweep
+from benchmarks import compare, mappo_balance, perla_floor, recipe_speed, recorded_steps, sweep
 from benchmarks.measure import measure
 from marlkit.critics.marginalised import MarginalisedCritic
 from marlkit.recipe import load_recipe
@@ -200,3 +200,12 @@ def test_the_lines_of_a_recipe_and_its_bare_loop_have_the_same_entries(program: 
 def test_only_recipes_with_a_bare_loop_are_measured_so() -> None:
     with pytest.raises(SystemExit):
         recipe_speed.main(["ippo"])
+
+
+def test_each_way_of_stepping_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads, out = torch.get_num_threads(), tmp_path / "steps.json"
+    recorded_steps.main(["--scenarios", "transport", "--envs", "3", "5", "--threads", str(threads), "--out", str(out)])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["scenario"], line["envs"]) for line in lines] == [("transport", 3), ("transport", 5)]
+    assert all(line["none"] > 0 and line["record"] > 0 and "not recorded" not in line for line in lines)
+    assert json.loads(out.read_text())["milliseconds"] == lines

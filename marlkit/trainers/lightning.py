@@ -22,8 +22,8 @@ class LightningTrainer(Trainer):
         threads: CPU threads of a process; `null` leaves torch's choice.
         compile: how steps run that are many small operations. `none`: operation by operation. `record`: the operations of a step
             are recorded and replayed, without the Python around them. `graph`: the same as one CUDA graph. `auto` takes what was
-            measured faster: on a CPU `record` for gradient steps, with the same results bit for bit, and `none` for the
-            environment; elsewhere nothing was measured yet, and it takes `none`. What cannot be recorded runs as with `none`,
+            measured faster: on a CPU `none` for the environment and `record` for the rest, with the same results bit for bit;
+            elsewhere nothing was measured yet, and it takes `none`. What cannot be recorded runs as with `none`,
             after a warning that says why.
         precision: of the products between hidden layers while training; all the rest, and every later use of the policy, is
             float32. `bfloat16` pays for wide layers where the processor multiplies in it (not on MPS); the same on resume.
