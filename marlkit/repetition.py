@@ -34,7 +34,7 @@ class _Known:
 
 
 class Repetition:
-    """Runs steps of the policy and of gradient descent as they are (mode `none`), recorded (`record`) or as CUDA graphs (`graph`).
+    """Runs steps of policies and of gradient descent as they are (mode `none`), recorded (`record`) or as CUDA graphs (`graph`).
 
     A step is first run once as it is, so that the optimiser makes its state, and then recorded. It has to take whatever changes
     from call to call from its rows and from parameters, buffers and the optimiser's state; one that does not, or that changes
