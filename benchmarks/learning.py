@@ -4,7 +4,8 @@
     python -m benchmarks.learning --tasks corners --recipes coma hatrpo … --seeds 3 --iterations 0
     python -m benchmarks.learning --plot     # only draw the committed files again
 
-Nothing differs between the recipes but the recipes: each runs as shipped, with the task and the seed set from outside.
+Nothing differs between the recipes but the recipes: each runs as shipped, with the task and the seed set from outside. What is
+there is not trained again: delete a file to have it made anew.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,25 +54,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seeds = range(options.first_seed, options.first_seed + options.seeds)
         work = [(t, r, s, options.iterations) for s in seeds for t in options.tasks for r in options.recipes]
         with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(_train, work))
-        _note_versions(options.tasks, sys.argv[1:] if arguments is None else list(arguments), options.iterations)
+            trained = {job[0] for job, new in zip(work, pool.map(_train, work), strict=True) if new}
+        _note_versions(trained, sys.argv[1:] if arguments is None else list(arguments), options.iterations)
     summary = {task: _summarise(task) for task in TASKS if list(RESULTS.glob(f"{task}/*.csv"))}
     (RESULTS / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(json.dumps(summary, indent=2))
 
 
-def _note_versions(tasks: Sequence[str], arguments: Sequence[str], iterations: int) -> None:
+def _note_versions(tasks: Collection[str], arguments: Sequence[str], iterations: int) -> None:
     """Keep with each task what its figures were made with."""
     made = versions() | {"iterations": iterations, "command": " ".join(["python -m benchmarks.learning", *arguments])}
     for task in tasks:
         (RESULTS / task / "versions.json").write_text(json.dumps(made, indent=2) + "\n")
 
 
-def _train(job: tuple[str, str, int, int]) -> None:
+def _train(job: tuple[str, str, int, int]) -> bool:
+    """Train what is not there yet; whether it was not."""
     task, recipe, seed, iterations = job
     kept = RESULTS / task / f"{recipe}-seed{seed}.csv"
     if kept.exists():
-        return
+        return False
     overrides = [*TASKS[task], f"seed={seed}", "trainer.threads=1", "trainer.video=false"]
     overrides += [f"trainer.iterations={iterations}"] if iterations else []
     with tempfile.TemporaryDirectory() as root:
@@ -84,6 +86,7 @@ def _train(job: tuple[str, str, int, int]) -> None:
     lines = [",".join(COLUMNS), *(f"{int(i)},{int(frames)},{value:.4f}" for i, frames, value in evaluated)]
     kept.write_text("\n".join(lines) + "\n")
     print(f"{task} {recipe} seed {seed}: {evaluated[-1][2]:.2f}", flush=True)
+    return True
 
 
 def _summarise(task: str) -> dict[str, dict[str, object]]:

@@ -26,7 +26,7 @@ from marlkit.options import Mode, problem_with
 from marlkit.ranks import ALONE, Ranks
 from marlkit.spec import TeamSpec
 
-Name = TypeVar("Name")
+ResultKey = TypeVar("ResultKey")
 Metrics = dict[str, Tensor]
 """Scalars to log, detached, on the device; reading them is left to the end of the iteration."""
 
@@ -44,8 +44,8 @@ class Repeat(Protocol):
     """Takes a step that comes again and again."""
 
     def __call__(
-        self, name: Hashable, step: Callable[[TensorDictBase], dict[Name, Tensor]], rows: TensorDictBase, /
-    ) -> dict[Name, Tensor]:
+        self, name: Hashable, step: Callable[[TensorDictBase], dict[ResultKey, Tensor]], rows: TensorDictBase, /
+    ) -> dict[ResultKey, Tensor]:
         """``step(rows)``.
 
         Args:
@@ -55,7 +55,9 @@ class Repeat(Protocol):
         """
 
 
-def as_it_is(name: Hashable, step: Callable[[TensorDictBase], dict[Name, Tensor]], rows: TensorDictBase, /) -> dict[Name, Tensor]:
+def as_it_is(
+    name: Hashable, step: Callable[[TensorDictBase], dict[ResultKey, Tensor]], rows: TensorDictBase, /
+) -> dict[ResultKey, Tensor]:
     """The :class:`Repeat` that records nothing."""
     return step(rows)
 
@@ -248,7 +250,10 @@ class Actor(Component, nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has no actions with gradient")
 
     def schedule(self, progress: float) -> None:
-        """Told at the start of every iteration which share of the training is done; for exploration that fades."""
+        """Told at the start of every iteration which share of the training is done; for exploration that fades.
+
+        What fades is held in a buffer, filled in place: a recorded step reads buffers, and no Python (``trainer.compile``).
+        """
 
     def initial_hidden(self, batch_size: int) -> Tensor | None:
         """Zero hidden state ``[B, N, H]`` of a recurrent actor; ``None`` for the others."""

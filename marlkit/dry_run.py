@@ -11,7 +11,7 @@ from torch import Tensor
 
 from marlkit import keys, rng
 from marlkit.building import build, build_environment, build_learner, refusal
-from marlkit.component import Adjust, Data, Learning, Metrics
+from marlkit.component import Adjust, Data, Learning, Metrics, as_it_is
 from marlkit.errors import MarlkitError, OptionError
 from marlkit.learner import Learner
 from marlkit.recipe import Recipe
@@ -32,7 +32,7 @@ def dry_run(recipe: Recipe) -> None:
         learner = build_learner(recipe, env)
         learner.data = _short_data(recipe, learner)
         with _named("data", learner, recipe):
-            played = learner.data.collect(env, learner.actor)
+            played = learner.data.collect(env, learner.actor, as_it_is)
             batch = next(learner.data.batches(played, learner.actor))
         _check_shapes(batch, "env", learner)
         _check_shapes(played, "actor", learner)

@@ -31,6 +31,7 @@ from marlkit.component import (
     Optimizer,
     Targets,
     Update,
+    as_it_is,
     mean_metrics,
 )
 from marlkit.errors import NonFiniteError, OptionError
@@ -55,6 +56,10 @@ class Learner(lightning.LightningModule):
         evaluation_interval: 0 means after the last only.
         precision: in which hidden layers multiply, see :mod:`marlkit.precision`; while ``evaluate`` plays, float32.
         seed: of the recipe; from it come the draws that several ranks share, and where each other rank's own begin.
+        compile: how steps run that come again and again, see :mod:`marlkit.repetition`.
+
+    Attributes:
+        logged: of every metric the latest value that was logged.
     """
 
     share_done: Tensor
@@ -138,7 +143,8 @@ class Learner(lightning.LightningModule):
         """One iteration."""
         seconds: dict[str, float] = defaultdict(float)
         history: list[Metrics] = []
-        self.actor.schedule(self.progress())
+        with self.repetition.watching(self.actor):
+            self.actor.schedule(self.progress())
         self.actor.eval()
         with self._timed("collect", seconds):
             played = self.data.collect(self.env, self.actor, self.repetition)
@@ -273,7 +279,8 @@ class Learner(lightning.LightningModule):
             self.share_done.fill_(self.progress()),
             self.targets.follow,
             self.ranks,
-            self.repetition,
+            # What ranks tell one another in a gradient step cannot be replayed.
+            self.repetition if self.ranks.size == 1 else as_it_is,
             self.repetition.afterwards,
         )
 
@@ -335,7 +342,7 @@ class Learner(lightning.LightningModule):
         logged |= self.returns.take(played, self.ranks)
         logged |= {f"time/{name}": value for name, value in seconds.items()}
         logged["time/frames_per_second"] = frames / sum(seconds.values())
-        logged["optimizer/lr"] = self._torch_optimizer().param_groups[0]["lr"]
+        logged["optimizer/lr"] = float(self._torch_optimizer().param_groups[0]["lr"])
         logged["frames"] = float(self.frames)
         if self.evaluate is not None and self._is_evaluated():
             self.actor.eval()

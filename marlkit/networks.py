@@ -157,7 +157,9 @@ class TeamNetwork(nn.Module):
 
     def _is_whole(self, features: Tensor) -> bool:
         """Whether several layers can be evaluated in one go (:mod:`marlkit.functional.perceptron`)."""
-        return self.in_place is not None and not self.layer_norm and features.device.type == "cpu" and not self.hooked
+        if self.in_place is None or self.layer_norm or features.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return False
+        return not self.hooked
 
     def _passed(self, features: Tensor, agents: Sequence[int] | None, first: int) -> Tensor:
         """``features`` after the layers from the ``first`` on."""
@@ -180,7 +182,11 @@ class TeamNetwork(nn.Module):
     def hooked(self) -> bool:
         """Whether something waits for a call of one of the layers, a hook or another forward pass, so that none is left out."""
         return any(
-            layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or "forward" in vars(layer)
+            layer._forward_hooks
+            or layer._forward_pre_hooks
+            or layer._backward_hooks
+            or layer._backward_pre_hooks
+            or "forward" in vars(layer)
             for layer in self.layers
         )
 

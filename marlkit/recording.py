@@ -31,6 +31,7 @@ class Recording:
         first: what the recorded run returned, detached; ``None`` if the run was undone. Yours to delete.
         operations: number of operations that a replay runs.
         program: which operations these are, and on what memory they work.
+        read: of each input, whether any operation or result looks at it.
     """
 
     def __init__(self, program: Program, inputs: Sequence[Tensor], results: tuple[list[Any], pytree.TreeSpec]) -> None:
@@ -38,6 +39,8 @@ class Recording:
         self.program = program
         self.operations = len(program.entries)
         self._program = program.compile()
+        read = program.touched
+        self.read = [program.tape.registers[register].storage in read for register in program.tape.inputs]
         self._kinds = [(tensor.shape, tensor.dtype, tensor.device) for tensor in inputs]
         self._leaves, self._structure = results
         self._places = [place for place, leaf in enumerate(self._leaves) if isinstance(leaf, Register)]
@@ -57,7 +60,8 @@ class Recording:
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
         """As :meth:`replay`, for inputs that are known to fit."""
-        return self.structured(self.outputs([_compact(tensor) for tensor in inputs]))
+        compact = [_compact(tensor) if read else tensor for tensor, read in zip(inputs, self.read, strict=True)]
+        return self.structured(self.outputs(compact))
 
     def outputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The tensors that :meth:`replay` returns, in the order of its structure, for inputs that also are compact."""
@@ -107,7 +111,7 @@ def record(function: Callable[..., Any], inputs: Sequence[Tensor], varying: Iter
         NotRecordable: the function reads values that may differ at the next replay, or makes shapes depend on them.
     """
     inputs = [_compact(tensor.detach()) for tensor in inputs]
-    generators = rng.state() if undo else None
+    generators = rng.state()
     tape = Tape(inputs, list(varying), undo)
     try:
         with tape:
@@ -115,10 +119,13 @@ def record(function: Callable[..., Any], inputs: Sequence[Tensor], varying: Iter
         leaves, structure = pytree.tree_flatten(result)
         first = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         marked = [Register(tape.register(leaf, given=True)) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        drawn = rng.drawn_since(generators)
     finally:
-        if generators is not None:
+        if undo:
             tape.rewind()
             rng.restore(generators)
+    if drawn & {"numpy", "python"}:
+        raise NotRecordable("it draws random numbers from numpy or Python")
     program = Program(tape, [leaf.number for leaf in marked if isinstance(leaf, Register)])
     recording = Recording(program, inputs, (marked, structure))
     recording.first = None if undo else pytree.tree_unflatten(first, structure)
@@ -175,8 +182,9 @@ class Graph:
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
         """As :meth:`replay`, for inputs that are known to fit."""
-        for static, tensor in zip(self._inputs, inputs, strict=True):
-            static.copy_(tensor)
+        for static, tensor, read in zip(self._inputs, inputs, self.recording.read, strict=True):
+            if read:
+                static.copy_(tensor)
         self._graph.replay()
         return self.recording.structured(self._outputs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from marlkit.component import Name
+from marlkit.component import ResultKey
 from marlkit.keys import Key
 from marlkit.options import Mode
 from marlkit.recording import Graph, NotRecordable, Recording, record
@@ -26,10 +27,12 @@ class _Known:
 
     Attributes:
         run: takes the tensors of the rows; ``None`` until the step is recorded.
+        numbers: the Python numbers that it was recorded with, if it changes parameters; ``None``: it takes none in.
         afterwards: what Python does after the step's tensors.
     """
 
     run: Callable[[Sequence[Tensor]], dict[Any, Tensor]] | None = None
+    numbers: tuple[Any, ...] | None = None
     afterwards: list[Callable[[], None]] = field(default_factory=list)
 
 
@@ -44,7 +47,8 @@ class Repetition:
         mode: how.
         module: holds all parameters and buffers.
         state: other tensors that change between steps.
-        numbers: Python numbers that the steps take in, such as learning rates; where they change, steps are recorded anew.
+        numbers: Python numbers that steps take in which change parameters, such as learning rates; where they change, these
+            steps are recorded anew.
     """
 
     def __init__(
@@ -53,27 +57,22 @@ class Repetition:
         self.mode = mode
         self._module, self._state, self._numbers = module, state, numbers
         self._known: dict[Hashable, _Known] = {}
-        self._recorded_with: tuple[Any, ...] = ()
         self._refused: set[Hashable] = set()
         self._deferred: list[Callable[[], None]] | None = None
 
     def __call__(
-        self, name: Hashable, step: Callable[[TensorDictBase], dict[Name, Tensor]], rows: TensorDictBase
-    ) -> dict[Name, Tensor]:
+        self, name: Hashable, step: Callable[[TensorDictBase], dict[ResultKey, Tensor]], rows: TensorDictBase
+    ) -> dict[ResultKey, Tensor]:
         """Take the step ``name`` on ``rows``, and what it has put off until after it."""
         if self.mode == "none" or name in self._refused:
             return step(rows)
         given = dict(rows.items(include_nested=True, leaves_only=True))
-        numbers = self._numbers()
-        if numbers != self._recorded_with:
-            self._known.clear()
-            self._recorded_with = numbers
         known = (name, rows.batch_size, tuple((key, tensor.shape, tensor.dtype) for key, tensor in given.items()))
         if known not in self._known:
             self._known[known] = _Known()
             return step(rows)
         found = self._known[known]
-        if found.run is None:
+        if found.run is None or (found.numbers is not None and found.numbers != self._numbers()):
             try:
                 self._record(found, step, given, rows.batch_size)
             except NotRecordable as error:
@@ -81,7 +80,7 @@ class Repetition:
                 warnings.warn(f"the step `{_words(name)}` is not recorded, but run operation by operation: {error}", stacklevel=2)
                 return step(rows)
         assert found.run is not None
-        results: dict[Name, Tensor] = found.run(list(given.values()))
+        results: dict[ResultKey, Tensor] = found.run(list(given.values()))
         if self.mode == "graph":
             results = {result: value.clone() for result, value in results.items()}
         for after in found.afterwards:
@@ -105,13 +104,30 @@ class Repetition:
         def function(*given: Tensor) -> dict[Any, Tensor]:
             return step(TensorDict(dict(zip(rows, given, strict=True)), batch_size=batch_size, device=given[0].device))
 
-        before = _python_state(self._module)
         own = [*self._module.parameters(), *self._module.buffers(), *self._state()]
-        with self._deferring(found.afterwards):
+        found.afterwards = []
+        with self._deferring(found.afterwards), _unchanged_python(self._module):
             recording = record(function, _apart(rows.values()), own, undo=True)
-        _refuse_python_state(self._module, before)
         _refuse_foreign(recording, own, self._module)
+        changed = {tensor.untyped_storage()._cdata for tensor in recording.program.written}
+        learns = any(parameter.untyped_storage()._cdata in changed for parameter in self._module.parameters())
+        found.numbers = self._numbers() if learns else None
         found.run = (Graph(recording, list(rows.values())) if self.mode == "graph" else recording).run
+
+    @contextmanager
+    def watching(self, part: nn.Module) -> Iterator[None]:
+        """Record nothing from here on, after a warning, if the block changes what Python holds of ``part`` between two steps."""
+        if self.mode == "none":
+            yield
+            return
+        before = _python_state(part)
+        yield
+        changed = _changed(part, before)
+        if changed:
+            self.mode = "none"
+            self._known.clear()
+            message = f"{_places(changed)} of `{type(part).__name__}` changes between steps: hold in a buffer what changes"
+            warnings.warn(f"steps are not recorded, but run operation by operation: {message}", stacklevel=3)
 
     @contextmanager
     def _deferring(self, actions: list[Callable[[], None]]) -> Iterator[None]:
@@ -134,13 +150,15 @@ def _apart(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _python_state(module: nn.Module) -> dict[tuple[str, str], Any]:
-    """What the modules hold in numbers, words, and lists and dicts of these."""
-    return {
-        (name, attribute): list(value) if isinstance(value, list) else dict(value) if isinstance(value, dict) else value
-        for name, part in module.named_modules()
-        for attribute, value in vars(part).items()
-        if not attribute.startswith("_") and attribute != "training" and _is_plain(value)
-    }
+    """What the modules hold in numbers, words, lists and dicts of these, and which tensors."""
+    found: dict[tuple[str, str], Any] = {}
+    for name, part in module.named_modules():
+        for attribute, value in {**vars(part), **part._buffers}.items():
+            if isinstance(value, Tensor):
+                found[name, attribute] = value
+            elif not attribute.startswith("_") and attribute != "training" and _is_plain(value):
+                found[name, attribute] = copy.copy(value)
+    return found
 
 
 def _is_plain(value: Any) -> bool:
@@ -151,18 +169,34 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, _PLAIN)
 
 
-def _refuse_python_state(module: nn.Module, before: dict[tuple[str, str], Any]) -> None:
-    """Put back what Python held.
+def _changed(module: nn.Module, before: dict[tuple[str, str], Any]) -> list[tuple[str, str]]:
+    """Where the module holds another number, or another tensor, than before."""
+    now = _python_state(module)
+    pairs = [(place, now[place], value) for place, value in before.items() if place in now]
+    return [place for place, one, other in pairs if (one is not other if isinstance(other, Tensor) else one != other)]
+
+
+@contextmanager
+def _unchanged_python(module: nn.Module) -> Iterator[None]:
+    """Put back what Python held before the block.
 
     Raises:
-        NotRecordable: it is another than before.
+        NotRecordable: the block has changed it.
     """
-    changed = [place for place, value in _python_state(module).items() if place in before and value != before[place]]
-    for name, attribute in changed:
-        setattr(module.get_submodule(name), attribute, before[name, attribute])
+    before = _python_state(module)
+    changed: list[tuple[str, str]] = []
+    try:
+        yield
+    finally:
+        changed = _changed(module, before)
+        for name, attribute in changed:
+            setattr(module.get_submodule(name), attribute, before[name, attribute])
     if changed:
-        names = ", ".join(f"`{name}.{attribute}`".replace("`.", "`") for name, attribute in changed)
-        raise NotRecordable(f"it changes {names}, which Python holds and a replay would not change")
+        raise NotRecordable(f"it changes {_places(changed)}, which Python holds and a replay would not change")
+
+
+def _places(changed: list[tuple[str, str]]) -> str:
+    return ", ".join(f"`{name}.{attribute}`".replace("`.", "`") for name, attribute in changed)
 
 
 def _refuse_foreign(recording: Recording, own: list[Tensor], module: nn.Module) -> None:
@@ -180,4 +214,5 @@ def _refuse_foreign(recording: Recording, own: list[Tensor], module: nn.Module) 
 
 
 def _words(name: Hashable) -> str:
-    return " ".join(map(str, name)) if isinstance(name, tuple) else str(name)
+    parts = name if isinstance(name, tuple) else (name,)
+    return " ".join(str(part) for part in parts if not isinstance(part, nn.Module))

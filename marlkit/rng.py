@@ -34,6 +34,20 @@ def restore(saved: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss_next))
 
 
+def drawn_since(saved: dict[str, Any]) -> set[str]:
+    """The sources whose state is another than in :func:`state`: of ``torch``, ``cuda``, ``numpy`` and ``python``."""
+    now = state()
+    return {source for source in now if not _same(now[source], saved[source])}
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)
+
+
 def seed_all(seed: int) -> None:
     """Seed every generator."""
     torch.manual_seed(seed)

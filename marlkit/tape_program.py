@@ -57,6 +57,14 @@ class Program:
         return [memory.given for memory in map(self.tape.storages.__getitem__, self._changed) if memory.given is not None]
 
     @property
+    def touched(self) -> set[int]:
+        """The storages that its operations and its outputs look at."""
+        seen = [
+            register.number for entry in self.entries for register in leaves((entry.args, entry.kwargs, entry.outputs), Register)
+        ]
+        return {self.tape.registers[number].storage for number in [*seen, *self.outputs]}
+
+    @property
     def foreign(self) -> list[Tensor]:
         """Memory beside the inputs that existed before and was not made from Python values, one tensor each."""
         given = [memory.given for storage, memory in enumerate(self.tape.storages) if storage in self.lasting]

@@ -153,6 +153,7 @@ def test_a_network_is_the_same_either_way(activation: str, groups: Any, agents: 
         if hooked:
             network.layers[0].register_forward_hook(lambda *_, seen=calls: seen.append(1))
         values = network(features, agents)
+        torch.testing.assert_close(network.leave(network.enter(features, agents), agents), values, rtol=0, atol=1e-12)
         values.square().sum().backward()
         assert bool(calls) == hooked
         results.append([values.detach(), features.grad, *(p.grad for p in network.parameters())])
@@ -160,3 +161,28 @@ def test_a_network_is_the_same_either_way(activation: str, groups: Any, agents: 
         assert (fast is None) == (plain is None)
         if fast is not None:
             torch.testing.assert_close(fast, plain, rtol=0, atol=1e-12)
+
+
+HOOKS = ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_no_hook_is_passed_over(hook: str) -> None:
+    options = {"hidden": [8, 6], "activation": "tanh", "output_gain": 1.0, "agent_id": False, "layer_norm": False}
+    network = TeamNetwork(4, 2, groups=(0, 0), **options)  # type: ignore[arg-type]
+    calls: list[int] = []
+    getattr(network.layers[2], f"register_{hook}")(lambda *_: calls.append(1))
+    network(torch.randn(5, 2, 4)).sum().backward()
+    assert calls == [1]
+
+
+def test_within_autocast_layers_are_ordinary_ones() -> None:
+    torch.manual_seed(0)
+    options = {"hidden": [8, 6], "activation": "relu", "output_gain": 1.0, "agent_id": False, "layer_norm": False}
+    network = TeamNetwork(4, 2, groups=(0, 1), **options)  # type: ignore[arg-type]
+    features = torch.randn(5, 2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        values = network(features)
+    values.sum().backward()
+    assert values.dtype == torch.bfloat16
+    torch.testing.assert_close(values.float(), network(features), rtol=0.05, atol=0.05)

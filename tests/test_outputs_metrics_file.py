@@ -28,7 +28,7 @@ def write(path: Path, rows: dict[int, dict[str, float]], first_iteration: int = 
 
 def test_one_row_per_iteration_in_order_of_first_appearance(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    write(path, {0: {"frames": 60, "loss": 0.5, "epoch": 0}, 1: {"loss": 0.25, "frames": 120, "epoch": 1}})
+    write(path, {0: {"frames": 60, "loss": 0.5}, 1: {"loss": 0.25, "frames": 120}})
     assert path.read_text() == "iteration,frames,loss\n0,60,0.5\n1,120,0.25\n"
 
 

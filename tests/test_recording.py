@@ -262,6 +262,14 @@ def test_inputs_that_share_memory_are_refused() -> None:
         record(lambda a: a + x, [x], [x])
 
 
+def test_inputs_that_nobody_reads_are_not_touched() -> None:
+    recording = record(lambda x, y: x.t() + 1, [torch.ones(2, 3), torch.ones(2, 3)], [], undo=True)
+    gaps = torch.ones(3, 2).t()
+    assert replayed(recording, torch.ones(2, 3), gaps).names.count("clone") == 0
+    assert replayed(recording, gaps, gaps).names.count("clone") == 1
+    same(recording.replay(gaps, gaps), torch.full((3, 2), 2.0))
+
+
 def test_decisions_on_constants_are_allowed() -> None:
     def function(x: Tensor) -> Tensor:
         places = CONSTANT.nonzero().squeeze(1)

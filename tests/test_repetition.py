@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
 from test_resume import GRU, known, small
 from torch import Tensor, nn
 
-from marlkit import building, run
+from marlkit import building, rng, run
 from marlkit.checkpoints import LAST
 from marlkit.learner import Learner
 from marlkit.options import Mode
@@ -99,19 +101,24 @@ def test_other_names_and_other_shapes_are_other_steps() -> None:
     assert sorted(calls) == [2, 2, 3, 3, 3, 3]
 
 
-def test_other_numbers_are_recorded_anew_and_the_old_ones_are_forgotten() -> None:
+@pytest.mark.parametrize("learns", [True, False])
+def test_steps_that_change_parameters_are_recorded_anew_where_numbers_change(learns: bool) -> None:
     line, rate, calls = Line(), [1.0], []
     repeat = repetition(line, numbers=lambda: tuple(rate))
 
     def step(rows: TensorDictBase) -> dict[str, Tensor]:
         calls.append(rate[0])
-        return {"loss": rate[0] * rows["x"].sum()}
+        if learns:
+            with torch.no_grad():
+                line.w.mul_(rate[0])
+        return {"w": line.w * rows["x"].sum()}
 
-    for rows in batches(8):
-        assert torch.equal(repeat("step", step, rows)["loss"], rate[0] * rows["x"].sum())
-        if len(calls) == 2:
-            rate[0] = 3.0
-    assert calls == [1.0, 1.0, 3.0, 3.0]
+    expected = line.w.detach().clone()
+    for number, rows in enumerate(batches(8)):
+        rate[0] = 1.0 if number < 4 else 3.0
+        expected *= rate[0] if learns else 1.0
+        assert torch.equal(repeat("step", step, rows)["w"], expected * rows["x"].sum())
+    assert calls == ([1.0, 1.0, 3.0] if learns else [1.0, 1.0])
     assert len(repeat._known) == 1
 
 
@@ -136,9 +143,9 @@ def refused(step: Callable[[Line, TensorDictBase], dict[str, Tensor]], match: st
     """The step is run as it is, every time, and says once why."""
     line, plain = Line(), Line()
     repeat = repetition(line)
-    torch.manual_seed(0)
+    rng.seed_all(0)
     expected = [step(plain, rows) for rows in batches(4)]
-    torch.manual_seed(0)
+    rng.seed_all(0)
     with pytest.warns(UserWarning, match=match) as caught:
         found = [repeat("step", lambda rows: step(line, rows), rows) for rows in batches(4)]
     assert len(caught) == 1
@@ -153,6 +160,60 @@ def test_a_step_that_counts_in_python_is_not_recorded() -> None:
         return line.step(rows)
 
     refused(step, "`steps`, which Python holds")
+
+
+def test_a_refused_recording_leaves_no_trace() -> None:
+    line = Line()
+    repeat = repetition(line)
+
+    def step(rows: TensorDictBase) -> dict[str, Tensor]:
+        line.steps += 1
+        return {"x": rows["x"].sum() if rows["x"].sum() > 0 else rows["x"].mean()}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for rows in batches(5):
+            repeat("step", step, rows)
+    assert line.steps == 5
+
+
+def test_a_step_that_binds_a_buffer_anew_is_not_recorded() -> None:
+    def step(line: Line, rows: TensorDictBase) -> dict[str, Tensor]:
+        line.seen = line.seen + rows["x"].sum()
+        return {"loss": line.seen}
+
+    refused(step, "`seen`, which Python holds")
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand], ids=["python", "numpy"])
+def test_a_step_that_draws_elsewhere_than_from_torch_is_not_recorded(draw: Callable[[], float]) -> None:
+    def step(line: Line, rows: TensorDictBase) -> dict[str, Tensor]:
+        return {"loss": rows["x"].sum() * draw()}
+
+    refused(step, "random numbers from numpy or Python")
+
+
+@pytest.mark.parametrize("mode", ["none", "record"])
+@pytest.mark.parametrize("changes", [True, False])
+def test_nothing_is_recorded_once_python_has_changed_between_steps(mode: Mode, changes: bool) -> None:
+    line = Line()
+    line.steps = 1
+    repeat = repetition(line, mode)
+
+    def step(rows: TensorDictBase) -> dict[str, Tensor]:
+        return {"x": rows["x"].sum() * line.steps}
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for number, rows in enumerate(batches(5), start=1):
+            with repeat.watching(line):
+                line.seen.fill_(number)
+                line.steps = number if changes else 1
+            assert torch.equal(repeat("step", step, rows)["x"], rows["x"].sum() * line.steps)
+    assert [str(warning.message) for warning in told] == (
+        ["steps are not recorded, but run operation by operation: `steps` of `Line` changes between steps: hold in a buffer what "
+         "changes"] if mode == "record" and changes else []
+    )  # fmt: skip
 
 
 def test_a_step_that_depends_on_values_is_not_recorded() -> None:
@@ -205,9 +266,10 @@ def test_every_recipe_learns_the_same_either_way(
 ) -> None:
     """Parameters, optimiser, environment, generators and all metrics but the times."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*is not recorded.*")
+        warnings.filterwarnings("error", message=".*not recorded.*")
         (one, _), (other, learner) = (trained(recipe, mode, tmp_path, monkeypatch, *extra) for mode in ("none", "auto"))
     assert any(step.run is not None for step in learner.repetition._known.values())
+    assert all(type(value) is float for value in learner.logged.values())
     states = [load_checkpoint(folder / "checkpoints" / LAST) for folder in (one, other)]
     for state in states:
         state["marlkit"].pop("recipe")
@@ -240,6 +302,7 @@ def test_every_recipe_learns_with_graphs(recipe: str, tmp_path: Path, monkeypatc
     device = "trainer.accelerator=cuda"
     (one, _), (other, learner) = (trained(recipe, mode, tmp_path, monkeypatch, device) for mode in ("none", "graph"))
     assert any(step.run is not None for step in learner.repetition._known.values())
+    assert all(type(value) is float for value in learner.logged.values())
     first, second = (load_checkpoint(folder / "checkpoints" / LAST)["state_dict"] for folder in (one, other))
     for name, value in first.items():
         if isinstance(value, Tensor):

@@ -167,7 +167,7 @@ class ReplayData(Data):
 
 
 def _taken(stored: TensorDict, index: Tensor, *, transposed: bool = False) -> TensorDict:
-    """Of steps ``[C, B]``, those numbered ``index`` ``[L, R]``, second dimension first, as ``[L, R]`` or ``[R, L]``."""
+    """Of steps ``[C, B]``, those with the numbers ``slot * B + environment`` of ``index``, in its shape or in its transpose's."""
     flat = index.flatten()
 
     def take(kept: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class RolloutData(Data):
 
         for step in range(self.steps):
             taken = self._current.copy()
-            for key, value in repeat("act", act, self._current).items():
+            for key, value in repeat(("act", actor), act, self._current).items():
                 taken.set(key, value)
             arrived, current = env.step(taken[keys.ACTION])
             hidden = taken.get(keys.following(keys.HIDDEN), None)

@@ -86,8 +86,7 @@ class MetricsFile(Logger):
         first = self._file is None
         if first:
             self._continue()
-        # Lightning adds its epoch, which is the iteration under another name.
-        row = {column: _as_text(value) for column, value in metrics.items() if column != "epoch"}
+        row = {column: _as_text(value) for column, value in metrics.items()}
         new_columns = [column for column in row if column not in self._columns]
         self._columns += new_columns
         known = step in self._rows
