@@ -31,7 +31,6 @@ from marlkit.component import (
     Optimizer,
     Targets,
     Update,
-    as_it_is,
     mean_metrics,
 )
 from marlkit.errors import NonFiniteError, OptionError
@@ -279,8 +278,7 @@ class Learner(lightning.LightningModule):
             self.share_done.fill_(self.progress()),
             self.targets.follow,
             self.ranks,
-            # What ranks tell one another in a gradient step cannot be replayed.
-            self.repetition if self.ranks.size == 1 else as_it_is,
+            self.repetition,
             self.repetition.afterwards,
         )
 

@@ -287,10 +287,10 @@ def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint
     if device.type == "cpu":
         keep_freed_memory()
     ways = choose_compile(recipe, device)
+    if trainer.world_size > 1:
+        ways = ways._replace(learning="none")  # what ranks tell one another cannot be replayed
     if isinstance(bar := trainer.progress_bar_callback, IterationProgress) and trainer.is_global_zero:
         words = f"Steps of the environment run {WAYS[ways.environment]}, those of the components {WAYS[ways.learning]}"
-        if trainer.world_size > 1 and ways.learning != "none":
-            words += ", but for gradient steps, in which processes exchange"
         bar.print(f"{words} (trainer.compile={options.compile} on {device.type}).")
     env = build_environment(recipe, device, rank_seed(recipe.seed, trainer.global_rank), ways.environment)
     # Only the first rank evaluates, logs and writes.
