@@ -96,7 +96,8 @@ class DdpgUpdate(Update):
         wanted = dict.fromkeys([*self.reads, *actor.reads, *critic.reads, *believing, *memory])
         rows = units(batch.select(*wanted), actor.sequence_length)
         critic.normaliser.update(rows[keys.VALUE_TARGET], learning.ranks)
-        rows.set(JOINT, self._joint_action(rows, learning))
+        joint = learning.repeat("others", lambda some: {JOINT: self._joint_action(some, learning)}, rows)
+        rows.set(JOINT, joint[JOINT])
         metrics = learning.repeat("critic", lambda some: self._fit_critic(some, learning), rows)
         return metrics | learning.repeat("actor", lambda some: self._fit_actor(some, learning), rows)
 
