@@ -4,9 +4,10 @@
     python -m benchmarks.compare --recipes happo --sizes envs=600 hidden=256 minibatch=6000
     python -m benchmarks.compare --sticks ../shared/bench --peer-python .venv-benchmarl/bin/python
 
-The programs run one after the other, several rounds if asked, and every one does the same work. Prints their JSON lines and
-then the ratios of the medians: how much longer than the bare loop, and how many times faster than the peer. With ``--out`` the
-medians and ratios are kept, with versions, machine and the load that it was under when the run began.
+Every program does the same work. A recipe and its bare loop take turns, an iteration each; the measuring sticks, which know
+nothing of turns, run one after the other. Prints their JSON lines and then the medians over the rounds of the ratios: how
+much longer than the bare loop, and how many times faster than the peer. With ``--out`` medians, ratios and the ratios of each
+round are kept, with versions, machine and the load that it was under when the run began.
 """
 
 from __future__ import annotations
@@ -14,16 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import mappo_balance
+from benchmarks import mappo_balance, turns
 from benchmarks.recipe_speed import WORKS
 from marlkit.outputs.versions import versions
 
@@ -31,7 +30,8 @@ ENTRIES = ("iteration_s", "collect_s", "update_s")
 PEER_AGENTS = 4
 """The peer's own configuration of `balance`, which has no option for it."""
 
-Lines = dict[str, list[dict[str, Any]]]
+Lines = dict[str, dict[str, Any]]
+"""What each program said at its end."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,13 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.recipes and options.sticks is None:
         parser.error("give --recipes, --sticks, or both")
-    kept: dict[str, Any] = versions() | {"device": options.device, "load": os.getloadavg()[0], "rounds": options.rounds}
+    kept: dict[str, Any] = versions() | {"device": options.device, "load": os.getloadavg()[0]}
     jobs = {recipe: recipe_commands(recipe, options) for recipe in options.recipes}
     if options.sticks is not None:
         jobs["mappo"] = commands(options)
-    for job, (lines, found) in _measured(jobs, options.rounds).items():
+    for job, rounds in _measured(jobs, options.rounds).items():
+        each = [ratios(lines) for lines in rounds]
+        found = {name: round(median(of[name] for of in each), 3) for name in each[0]}
         print(json.dumps({"recipe": job, **found}))
-        kept[job] = {"medians": medians(lines), "ratios": found}
+        kept[job] = {"medians": medians(rounds), "ratios": found, "rounds": each}
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
@@ -72,16 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _measured(jobs: Mapping[str, Mapping[str, list[str]]], rounds: int) -> dict[str, tuple[Lines, dict[str, float]]]:
-    """Lines and ratios of each job; each round runs every program once, so that a machine's moods meet them all."""
-    lines: dict[str, Lines] = {job: {} for job in jobs}
+def _measured(jobs: Mapping[str, Mapping[str, list[str]]], rounds: int) -> dict[str, list[Lines]]:
+    """The lines of each job in each round; a round runs every program once, so that a machine's moods meet them all."""
+    found: dict[str, list[Lines]] = {job: [] for job in jobs}
     for _ in range(rounds):
         for job, programs in jobs.items():
-            for name, command in programs.items():
-                line = _last_line(command)
-                print(json.dumps(line), flush=True)
-                lines[job].setdefault(name, []).append(line)
-    return {job: (found, ratios(found)) for job, found in lines.items()}
+            lines = turns.last_lines(programs)
+            print(*map(json.dumps, lines.values()), sep="\n", flush=True)
+            found[job].append(lines)
+    return found
 
 
 def recipe_commands(recipe: str, options: argparse.Namespace) -> dict[str, list[str]]:
@@ -91,7 +92,7 @@ def recipe_commands(recipe: str, options: argparse.Namespace) -> dict[str, list[
         SystemExit: an entry of ``sizes`` is not ``name=number``.
     """
     known = {entry.name for entry in fields(WORKS[recipe])} | {"iterations", "warm_up", "threads"}
-    shared = ["--device", options.device]
+    shared = ["--turns", "--device", options.device]
     for size in options.sizes:
         name, equals, value = size.partition("=")
         if not equals or not value.isdigit():
@@ -120,29 +121,18 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
     return found
 
 
-def medians(lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
+def medians(rounds: Sequence[Lines]) -> dict[str, dict[str, float]]:
     """The median of each entry, by program."""
-    return {name: {entry: median(line[entry] for line in of) for entry in ENTRIES} for name, of in lines.items()}
+    return {name: {entry: median(lines[name][entry] for lines in rounds) for entry in ENTRIES} for name in rounds[0]}
 
 
-def ratios(lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
-    """Ratios of the medians: marlkit over the bare loop, and the peer over marlkit."""
-    middle = medians(lines)
-    found = {f"{entry[:-2]}_over_plain": middle["marlkit"][entry] / middle["plain"][entry] for entry in ENTRIES}
-    if "peer" in middle:
-        found |= {f"{entry[:-2]}_faster_than_peer": middle["peer"][entry] / middle["marlkit"][entry] for entry in ENTRIES}
+def ratios(lines: Lines) -> dict[str, float]:
+    """Of a round: marlkit over the bare loop, and the peer over marlkit."""
+    ours, plain, peer = lines["marlkit"], lines["plain"], lines.get("peer")
+    found = {f"{entry[:-2]}_over_plain": ours[entry] / plain[entry] for entry in ENTRIES}
+    if peer is not None:
+        found |= {f"{entry[:-2]}_faster_than_peer": peer[entry] / ours[entry] for entry in ENTRIES}
     return {name: round(value, 3) for name, value in found.items()}
-
-
-def _last_line(command: Sequence[str]) -> dict[str, Any]:
-    # The peer leaves a folder wherever it runs.
-    with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
-    line: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return line
 
 
 if __name__ == "__main__":

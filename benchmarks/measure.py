@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from statistics import fmean
 
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 import marlkit
+from benchmarks.turns import pass_on
 from marlkit.outputs.metrics_file import read_metrics
 from marlkit.spec import TeamSpec
 
@@ -29,7 +29,7 @@ class Measured:
     """Averages over the iterations of a run.
 
     Attributes:
-        seconds: per iteration, of each of :data:`STEPS`, and ``overhead`` for what is spent between them (logging, Lightning).
+        seconds: per iteration, of each of :data:`STEPS`, and ``overhead`` for what is spent around them (logging, Lightning).
         spec: the team that was trained.
     """
 
@@ -37,10 +37,38 @@ class Measured:
     spec: TeamSpec
 
 
+class Iterations(Callback):
+    """Seconds from the beginning of an iteration to that of the next, and so not of the last, which also evaluates.
+
+    Args:
+        turns: whether to let another program work between iterations.
+    """
+
+    def __init__(self, *, turns: bool = False) -> None:
+        self.seconds: list[float] = []
+        self._turns = turns
+        self._begun: float | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        """One iteration is over, another begins."""
+        if self._begun is not None:
+            self.seconds.append(time.perf_counter() - self._begun)
+        if self._turns:
+            pass_on()
+        self._begun = time.perf_counter()
+
+
 def measure(
-    recipe: str, overrides: Sequence[str], *, iterations: int, device: str, warm_up: int = 1, threads: int = THREADS
+    recipe: str,
+    overrides: Sequence[str],
+    *,
+    iterations: int,
+    device: str,
+    warm_up: int = 1,
+    threads: int = THREADS,
+    turns: bool = False,
 ) -> Measured:
-    """Train ``recipe`` for a few iterations and average its times over all but the first.
+    """Train ``recipe`` for a few iterations and average its times over all but the first and the last.
 
     Args:
         recipe: name or path.
@@ -49,9 +77,10 @@ def measure(
         device: ``cpu`` or ``cuda``.
         warm_up: how many of them, from the first on, do not count.
         threads: CPU threads.
+        turns: whether to let another program work between iterations.
 
     Raises:
-        ValueError: fewer than two iterations after the warm-up; the last one also evaluates, so that its overhead does not count.
+        ValueError: fewer than two iterations after the warm-up; the last one also evaluates, and does not count.
     """
     if iterations < warm_up + 2:
         raise ValueError(
@@ -62,20 +91,10 @@ def measure(
     trainer = [
         f"trainer.{option}" for option in (*QUIET, f"iterations={iterations}", f"accelerator={device}", f"threads={threads}")
     ]
+    clock = Iterations(turns=turns)
     with tempfile.TemporaryDirectory() as root:
-        folder = marlkit.train(marlkit.load_recipe(recipe, [*overrides, *trainer]), root, progress=False)
+        folder = marlkit.train(marlkit.load_recipe(recipe, [*overrides, *trainer]), root, progress=False, callbacks=[clock])
         metrics = read_metrics(folder / "metrics.csv")
-        moments = _moments(folder / "tensorboard")
         spec = marlkit.load_policy(folder, "last").spec
-    steps = {name: metrics[f"time/{name}"] for name in STEPS}
-    whole = [later - earlier for earlier, later in pairwise(moments)]
-    overheads = [between - sum(steps[name][i] for name in STEPS) for i, between in enumerate(whole, start=1)]
-    averages = {name: fmean(seconds[warm_up:]) for name, seconds in steps.items()}
-    return Measured(averages | {"overhead": fmean(overheads[warm_up - 1 : -1])}, spec)
-
-
-def _moments(folder: Path) -> list[float]:
-    """When each iteration was logged, in seconds."""
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return [event.wall_time for event in events.Scalars("frames")]
+    averages = {name: fmean(metrics[f"time/{name}"][warm_up:-1]) for name in STEPS}
+    return Measured(averages | {"overhead": fmean(clock.seconds[warm_up:]) - sum(averages.values())}, spec)

@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warm_up=options.warm_up,
         threads=options.threads,
         device=options.device,
+        turns=options.turns,
     )
     print(json.dumps({"who": "marlkit", "recipe": recipe, **entries(measured, options.envs * options.steps, digits=4)}))
 

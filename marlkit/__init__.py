@@ -13,24 +13,36 @@ from marlkit.errors import MarlkitError
 from marlkit.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning.pytorch import Callback
+
     from marlkit.policy import Policy
 
 __version__ = "0.1.0"
 __all__ = ["MarlkitError", "Recipe", "load_policy", "load_recipe", "resume", "train"]
 
 
-def train(recipe: Recipe | str | Path, root: str | Path = "runs", *, progress: bool = True, profile: bool = False) -> Path:
+def train(
+    recipe: Recipe | str | Path,
+    root: str | Path = "runs",
+    *,
+    progress: bool = True,
+    profile: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> Path:
     """Train a recipe (or the one of that name or path); see :func:`marlkit.run.train`."""
     from marlkit import run
 
-    return run.train(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), root, progress=progress, profile=profile)
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    return run.train(recipe, root, progress=progress, profile=profile, callbacks=callbacks)
 
 
-def resume(folder: str | Path, *, progress: bool = True, profile: bool = False) -> Path:
+def resume(folder: str | Path, *, progress: bool = True, profile: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Go on with a run that was stopped; see :func:`marlkit.run.resume`."""
     from marlkit import run
 
-    return run.resume(folder, progress=progress, profile=profile)
+    return run.resume(folder, progress=progress, profile=profile, callbacks=callbacks)
 
 
 def load_policy(folder: str | Path, checkpoint: str = "best") -> Policy:

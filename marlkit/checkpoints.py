@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Checkpoint
 
 from marlkit.learner import Learner
 from marlkit.outputs.metrics_file import EVALUATION_RETURN
@@ -18,8 +18,8 @@ LAST = "last.ckpt"
 BEST = "best.ckpt"
 
 
-class Checkpoints(Callback):
-    """Saves between iterations only, where the state is whole.
+class Checkpoints(Checkpoint):
+    """Saves between iterations only, where the state is whole, after all other callbacks of the iteration.
 
     Args:
         folder: where to.
@@ -37,8 +37,8 @@ class Checkpoints(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
         """Save if it is time to, or if the team has never been better."""
         assert isinstance(pl_module, Learner)
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        best = max(self.best, pl_module.logged.get(EVALUATION_RETURN, self.best))
+        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        best = max(self.best, float(trainer.callback_metrics.get(EVALUATION_RETURN, self.best)))
         due = last or self.clock() - self._saved >= self.seconds
         # All ranks save together or none does: the first one has evaluated, and its clock counts.
         best, due = pl_module.ranks.from_first((best, due))

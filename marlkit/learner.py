@@ -56,9 +56,6 @@ class Learner(lightning.LightningModule):
         precision: in which hidden layers multiply, see :mod:`marlkit.precision`; while ``evaluate`` plays, float32.
         seed: of the recipe; from it come the draws that several ranks share, and where each other rank's own begin.
         compile: how steps run that come again and again, see :mod:`marlkit.repetition`.
-
-    Attributes:
-        logged: of every metric the latest value that was logged.
     """
 
     share_done: Tensor
@@ -100,7 +97,6 @@ class Learner(lightning.LightningModule):
         self.evaluation_interval = evaluation_interval
         self.iteration = 0
         self.frames = 0
-        self.logged: dict[str, float] = {}
         self.returns = EpisodeReturns()
         self.ranks = Ranks(seed)
         self.repetition = Repetition(compile, self, self._optimizer_state, self._learning_rates)
@@ -342,15 +338,28 @@ class Learner(lightning.LightningModule):
         logged["time/frames_per_second"] = frames / sum(seconds.values())
         logged["optimizer/lr"] = float(self._torch_optimizer().param_groups[0]["lr"])
         logged["frames"] = float(self.frames)
-        if self.evaluate is not None and self._is_evaluated():
-            self.actor.eval()
-            # As whoever loads the policy will play it.
-            with self.products.exact():
-                logged |= self.evaluate(self.actor)
-        self.logged |= logged
-        # Lightning's own way takes as long as ten environment steps, and would count optimiser steps instead of iterations.
+        if self._is_evaluated():
+            logged |= self.ranks.from_first(self._evaluation())
+        self._log(logged)
+
+    def _evaluation(self) -> dict[str, float]:
+        """How well the actor plays; nothing on a rank that does not evaluate."""
+        if self.evaluate is None:
+            return {}
+        self.actor.eval()
+        # As whoever loads the policy will play it.
+        with self.products.exact():
+            return self.evaluate(self.actor)
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        """Hand metrics to callbacks and loggers.
+
+        Lightning's own way takes as long as ten environment steps, and would count optimiser steps instead of iterations.
+        """
+        for_callbacks = {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
+        self.trainer.callback_metrics.update(for_callbacks)
         for logger in self.loggers:
-            logger.log_metrics(logged, step=self.iteration - 1)
+            logger.log_metrics(metrics, step=self.iteration - 1)
             logger.save()
 
     def _is_evaluated(self) -> bool:

@@ -12,7 +12,7 @@ import json
 import logging
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,14 @@ WAYS = {"none": "operation by operation", "record": "as recorded operations", "g
 """What the choices of `trainer.compile` do, for the user."""
 
 
-def train(recipe: Recipe, root: str | Path = "runs", *, progress: bool = True, profile: bool = False) -> Path:
+def train(
+    recipe: Recipe,
+    root: str | Path = "runs",
+    *,
+    progress: bool = True,
+    profile: bool = False,
+    callbacks: Sequence[lightning.Callback] = (),
+) -> Path:
     """Train a recipe from the start.
 
     Args:
@@ -77,6 +84,8 @@ def train(recipe: Recipe, root: str | Path = "runs", *, progress: bool = True, p
         root: where run folders go.
         progress: whether to show a progress bar.
         profile: whether to show where the time goes, in the progress bar and as a table at the end.
+        callbacks: of your own, for Lightning's Trainer; an iteration is one batch and one epoch, the module a
+            :class:`marlkit.learner.Learner`.
 
     Returns:
         The run folder.
@@ -86,15 +95,19 @@ def train(recipe: Recipe, root: str | Path = "runs", *, progress: bool = True, p
     """
     choose_compile(recipe, choose_device(recipe))
     _refuse_missing_logger(recipe)
-    trainer = _trainer(recipe, Path(root), progress=progress, profile=profile)
+    trainer = _trainer(recipe, Path(root), progress=progress, profile=profile, callbacks=callbacks)
     dry_run(recipe)
     # The other ranks write nothing and need no folder.
     folder = _begun(recipe, Path(root)) if trainer.is_global_zero else Path(root)
     return _fit(recipe, trainer, folder, checkpoint=None)
 
 
-def resume(folder: str | Path, *, progress: bool = True, profile: bool = False) -> Path:
-    """Go on with a run that was stopped, exactly as if it had not been; `progress` and `profile` as in :func:`train`.
+def resume(
+    folder: str | Path, *, progress: bool = True, profile: bool = False, callbacks: Sequence[lightning.Callback] = ()
+) -> Path:
+    """Go on with a run that was stopped, exactly as if it had not been; the options are those of :func:`train`.
+
+    What your own callbacks remember is theirs to save: checkpoints hold what their ``state_dict`` gives.
 
     Raises:
         RunError: the folder is not a run, or has no checkpoint yet.
@@ -109,7 +122,7 @@ def resume(folder: str | Path, *, progress: bool = True, profile: bool = False) 
         )
     saved = _own_checkpoint(path, recipe)["marlkit"]
     _refuse_other_ranks(recipe, saved, folder)
-    trainer = _trainer(recipe, folder, progress=progress, profile=profile)
+    trainer = _trainer(recipe, folder, progress=progress, profile=profile, callbacks=callbacks)
     if saved["iteration"] < recipe.config.trainer.iterations:
         return _fit(recipe, trainer, folder, checkpoint=path, first_iteration=saved["iteration"])
     if trainer.is_global_zero:
@@ -224,7 +237,9 @@ def _new_folder(parent: Path, seed: int) -> Path:
     raise RunError(f"{parent}: a thousand runs started within this second")
 
 
-def _trainer(recipe: Recipe, folder: Path, *, progress: bool, profile: bool) -> lightning.Trainer:
+def _trainer(
+    recipe: Recipe, folder: Path, *, progress: bool, profile: bool, callbacks: Sequence[lightning.Callback]
+) -> lightning.Trainer:
     """A Lightning Trainer, which knows its rank among the processes that train together; it writes nothing yet."""
     device, options = choose_device(recipe), recipe.config.trainer
     several = options.devices * options.nodes > 1
@@ -243,7 +258,7 @@ def _trainer(recipe: Recipe, folder: Path, *, progress: bool, profile: bool) -> 
         strategy=RanksStrategy() if several else "auto",
         max_epochs=options.iterations,
         logger=False,
-        callbacks=[IterationProgress(profile=profile)] if progress else [],
+        callbacks=[*([IterationProgress(profile=profile)] if progress else []), *callbacks],
         plugins=plugins,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -304,7 +319,8 @@ def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint
     )
     trainer.loggers = _loggers(recipe, folder, first_iteration) if trainer.is_global_zero else []
     checkpoints = Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds)
-    trainer.callbacks.insert(0, checkpoints)  # type: ignore[attr-defined]
+    # After all others: what they remember is saved as they left it, and one of them may have ended the training.
+    trainer.callbacks.append(checkpoints)  # type: ignore[attr-defined]
     with spared_from_collection():
         _fit_until_interrupted(trainer, learner, checkpoint)
     env.close()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import compare, mappo_balance, perla_floor, recipe_speed, recorded_steps, sweep
+from benchmarks import compare, mappo_balance, perla_floor, recipe_speed, recorded_steps, sweep, turns
 from benchmarks.measure import measure
 from marlkit.critics.marginalised import MarginalisedCritic
 from marlkit.recipe import load_recipe
@@ -65,23 +67,61 @@ def test_the_rate_of_a_product_is_positive_and_finite() -> None:
     assert 0 < rate < float("inf")
 
 
-def test_ratios_compare_medians_entry_by_entry() -> None:
+def test_ratios_compare_entry_by_entry() -> None:
     def line(iteration: float, collect: float, update: float) -> dict[str, float]:
         return {"iteration_s": iteration, "collect_s": collect, "update_s": update}
 
-    lines = {
-        "plain": [line(10.0, 3.0, 7.0), line(99.0, 99.0, 99.0), line(9.0, 2.0, 7.0)],
-        "marlkit": [line(11.0, 3.6, 7.7)],
-        "peer": [line(22.0, 9.0, 7.7)],
-    }
-    assert compare.ratios(lines) == {
-        "iteration_over_plain": 1.1,
-        "collect_over_plain": 1.2,
-        "update_over_plain": 1.1,
+    lines = {"plain": line(10.0, 3.0, 7.0), "marlkit": line(11.0, 3.6, 7.7), "peer": line(22.0, 9.0, 7.7)}
+    over_plain = {"iteration_over_plain": 1.1, "collect_over_plain": 1.2, "update_over_plain": 1.1}
+    assert compare.ratios(lines) == over_plain | {
         "iteration_faster_than_peer": 2.0,
         "collect_faster_than_peer": 2.5,
         "update_faster_than_peer": 1.0,
     }
+    del lines["peer"]
+    assert compare.ratios(lines) == over_plain
+
+
+TAKES_TURNS = """
+import json, sys
+from benchmarks.turns import pass_on
+name, iterations, log = sys.argv[1], int(sys.argv[2]), open(sys.argv[3], "a")
+for i in range(iterations):
+    pass_on()
+    print(name + str(i), file=log, flush=True)
+    print("not the last line")
+if name == "b" and len(sys.argv) > 4:
+    sys.exit("no luck")
+print(json.dumps({"who": name}))
+"""
+
+
+def turn_takers(tmp_path: Path, *more: str) -> dict[str, list[str]]:
+    (tmp_path / "program.py").write_text(TAKES_TURNS)
+    program = [sys.executable, str(tmp_path / "program.py")]
+    return {name: [*program, name, count, str(tmp_path / "log"), *more] for name, count in (("a", "2"), ("b", "4"))}
+
+
+def test_programs_work_one_at_a_time(tmp_path: Path) -> None:
+    assert turns.last_lines(turn_takers(tmp_path)) == {"a": {"who": "a"}, "b": {"who": "b"}}
+    assert (tmp_path / "log").read_text().split() == ["a0", "b0", "a1", "b1", "b2", "b3"]
+
+
+def test_a_program_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"program.py b 4 \S*log fails failed:\nno luck"):
+        turns.last_lines(turn_takers(tmp_path, "fails"))
+
+
+def test_a_program_that_takes_turns_ends_when_nobody_hands_them_out(tmp_path: Path) -> None:
+    alone = subprocess.run(
+        turn_takers(tmp_path)["a"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(turns.__file__).parents[1])},
+    )
+    assert (alone.returncode, alone.stderr) == (1, "nobody hands out turns any more\n")
 
 
 @pytest.mark.parametrize("series", ["environments", "agents", "recipes"])
@@ -165,36 +205,39 @@ def test_a_point_without_figures_says_why(code: int, error: str, note: str, monk
 def test_sizes_reach_both_programs_where_the_recipe_has_them() -> None:
     options = compare._parser().parse_args(["--recipes", "maddpg", "--sizes", "envs=8", "epochs=2", "warm_up=3"])
     for command in compare.recipe_commands("maddpg", options).values():
-        assert command[-6:] == ["--device", "cpu", "--envs", "8", "--warm-up", "3"]
+        assert command[-7:] == ["--turns", "--device", "cpu", "--envs", "8", "--warm-up", "3"]
     options.sizes = ["envs=many"]
     with pytest.raises(SystemExit, match="must be name=number"):
         compare.recipe_commands("maddpg", options)
 
 
 def test_the_comparison_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = iter([1.0, 3.0, 2.0, 3.0])
+    seconds = iter([1.0, 3.0, 2.0, 2.0, 4.0, 10.0])
 
-    def line(command: list[str]) -> dict[str, float]:
-        return dict.fromkeys(compare.ENTRIES, next(seconds))
+    def lines(commands: dict[str, list[str]]) -> dict[str, dict[str, float]]:
+        return {name: dict.fromkeys(compare.ENTRIES, next(seconds)) for name in commands}
 
-    monkeypatch.setattr(compare, "_last_line", line)
-    compare.main(["--recipes", "happo", "--rounds", "2", "--out", str(tmp_path / "kept" / "compare.json")])
+    monkeypatch.setattr(turns, "last_lines", lines)
+    compare.main(["--recipes", "happo", "--rounds", "3", "--out", str(tmp_path / "kept" / "compare.json")])
     kept = json.loads((tmp_path / "kept" / "compare.json").read_text())
-    assert kept["happo"]["medians"]["plain"]["collect_s"] == 1.5
-    assert kept["happo"]["ratios"] == dict.fromkeys(("iteration_over_plain", "collect_over_plain", "update_over_plain"), 2.0)
-    assert (kept["rounds"], kept["device"]) == (2, "cpu")
+    assert kept["happo"]["medians"]["plain"]["collect_s"] == 2.0
+    # Of 3, 1 and 2.5; the ratio of the medians would be 1.5.
+    assert kept["happo"]["ratios"] == dict.fromkeys(("iteration_over_plain", "collect_over_plain", "update_over_plain"), 2.5)
+    assert [each["collect_over_plain"] for each in kept["happo"]["rounds"]] == [3.0, 1.0, 2.5]
+    assert kept["device"] == "cpu"
     assert "torch" in kept
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ["plain", "marlkit"])
-def test_the_lines_of_a_recipe_and_its_bare_loop_have_the_same_entries(program: str) -> None:
+def test_the_lines_of_a_recipe_and_its_bare_loop_have_the_same_entries() -> None:
     sizes = ["envs=4", "steps=5", "batch=8", "iterations=4", "warm_up=1", "threads=1"]
     options = compare._parser().parse_args(["--recipes", "maddpg", "--sizes", *sizes])
-    line = compare._last_line(compare.recipe_commands("maddpg", options)[program])
-    assert {"who", "recipe", "agents", "iteration_s", "collect_s", "update_s", "frames_per_s"} <= set(line)
-    assert (line["recipe"], line["agents"]) == ("maddpg", 3)
-    assert line["iteration_s"] >= line["collect_s"] + line["update_s"] - 0.001
+    lines = turns.last_lines(compare.recipe_commands("maddpg", options))
+    assert [line["who"] for line in lines.values()] == ["bare loop", "marlkit"]
+    for line in lines.values():
+        assert {"who", "recipe", "agents", "iteration_s", "collect_s", "update_s", "frames_per_s"} <= set(line)
+        assert (line["recipe"], line["agents"]) == ("maddpg", 3)
+        assert line["iteration_s"] >= line["collect_s"] + line["update_s"] - 0.001
 
 
 def test_only_recipes_with_a_bare_loop_are_measured_so() -> None:

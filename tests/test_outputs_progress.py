@@ -28,18 +28,19 @@ class Clock:
 
 def train(progress: IterationProgress, clock: Clock, iterations: range, total: int, seconds: float, zero: bool = True) -> None:
     trainer: Any = SimpleNamespace(current_epoch=iterations.start, max_epochs=total, is_global_zero=zero)
-    module: Any = SimpleNamespace(logged={})
+    module: Any = None
     progress.setup(trainer, module, "fit")
     progress.on_train_start(trainer, module)
     for iteration in iterations:
         clock.seconds += seconds
         trainer.current_epoch = iteration
-        module.logged = {
+        metrics = {
             "episode/return": iteration * 1.0,
             "time/frames_per_second": 61_234.4,
             "time/collect": 0.5,
             "time/update": 1.5,
         } | ({"evaluation/return": iteration + 0.5} if iteration >= 2 else {})
+        trainer.callback_metrics = {name: torch.tensor(value) for name, value in metrics.items()}
         progress.on_train_epoch_end(trainer, module)
     progress.on_train_end(trainer, module)
 
@@ -78,8 +79,9 @@ def test_training_without_an_end_shows_no_time_left() -> None:
 def test_a_return_that_is_not_yet_known_is_left_out() -> None:
     output, clock = io.StringIO(), Clock()
     progress = IterationProgress(console=Console(file=output, force_terminal=False), clock=clock)
-    trainer: Any = SimpleNamespace(current_epoch=0, max_epochs=1)
-    module: Any = SimpleNamespace(logged={"episode/return": float("nan")})
+    metrics = {"episode/return": torch.tensor(float("nan"))}
+    trainer: Any = SimpleNamespace(current_epoch=0, max_epochs=1, callback_metrics=metrics)
+    module: Any = None
     progress.on_train_start(trainer, module)
     progress.on_train_epoch_end(trainer, module)
     assert "return" not in output.getvalue()
@@ -104,9 +106,9 @@ class Tiny(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(1, 1)
-        self.logged = {"episode/return": 12.0}
 
     def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
+        self.trainer.callback_metrics["episode/return"] = torch.tensor(12.0)
         return self.layer(batch).sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from marlkit import run
@@ -20,21 +21,21 @@ TINY = [
 ]  # fmt: skip
 
 
-def metrics(frames_per_second: float, **seconds: float) -> dict[str, float]:
-    found = {f"time/{step}": value for step, value in seconds.items()}
-    return found | {"time/frames_per_second": frames_per_second}
+def metrics(frames_per_second: float, **seconds: float) -> dict[str, torch.Tensor]:
+    found = {f"time/{step}": value for step, value in seconds.items()} | {"time/frames_per_second": frames_per_second}
+    return {name: torch.tensor(value) for name, value in found.items()}
 
 
-def table(iterations: list[tuple[float, dict[str, float]]], *, zero: bool = True, fails: bool = False) -> list[list[str]]:
+def table(iterations: list[tuple[float, dict[str, torch.Tensor]]], *, zero: bool = True, fails: bool = False) -> list[list[str]]:
     """The words of each printed row, of iterations that each end so many seconds after the one before."""
     output, moment = io.StringIO(), [10.0]
     times = StepTimes(console=Console(file=output, force_terminal=False, width=100), clock=lambda: moment[0])
-    trainer: Any = SimpleNamespace(is_global_zero=zero)
-    module: Any = SimpleNamespace(logged={})
+    trainer: Any = SimpleNamespace(is_global_zero=zero, callback_metrics={})
+    module: Any = None
     times.on_train_start(trainer, module)
     for seconds, logged in iterations:
         moment[0] += seconds
-        module.logged = logged
+        trainer.callback_metrics = logged
         times.on_train_epoch_end(trainer, module)
     if fails:
         times.on_exception(trainer, module, KeyboardInterrupt())

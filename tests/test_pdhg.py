@@ -513,7 +513,7 @@ def test_without_edges_training_is_that_of_the_step_bit_for_bit(spec: TeamSpec, 
     expected, found = parameters_of(plain), parameters_of(wrapped)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    metrics = wrapped.logged
+    metrics = wrapped.trainer.callback_metrics
     assert metrics["consensus/messages"] == metrics["consensus/bytes"] == metrics["consensus/dual"] == 0
 
 
@@ -527,7 +527,7 @@ def test_bytes_are_four_per_parameter_and_directed_edge(options: dict[str, Any],
     steps = 2 * 2  # epochs, minibatches: what the last iteration sent
     actor = (5 * 4 + 4) + (4 * 4 + 4) if options.get("share_actor") else 0
     networks = 2 if actor else 1
-    metrics = learner.logged
+    metrics = learner.trainer.callback_metrics
     assert metrics["consensus/messages"] == steps * messages * networks
     assert metrics["consensus/bytes"] == steps * messages * 4 * (PARAMETERS + actor)
 
@@ -571,7 +571,7 @@ def test_agents_that_learn_one_after_another_exchange_one_by_one() -> None:
     learner = wrapped_learner(spec, wrap)
     fit(learner, 1)
     # Per epoch and minibatch: each actor pulls 2 copies in its turn, then all critics exchange 6.
-    assert learner.logged["consensus/messages"] == 2 * 2 * (3 * 2 + 6)
+    assert learner.trainer.callback_metrics["consensus/messages"] == 2 * 2 * (3 * 2 + 6)
 
 
 def test_the_critic_agreed_on_fits_the_mean_of_the_targets_and_the_gap_shrinks() -> None:
@@ -634,7 +634,7 @@ update: {type: pdhg, topology: ring, step: {type: sequential, step: {type: ppo_c
     after = parameters_of(learner)
     assert all(not torch.equal(after[name], before[name]) for name in before)
     assert all(torch.isfinite(value).all() for value in after.values())
-    assert learner.logged["consensus/gap"] > 0
+    assert learner.trainer.callback_metrics["consensus/gap"] > 0
 
 
 def test_a_shared_critic_is_refused(tmp_path: Path) -> None:

@@ -269,7 +269,6 @@ def test_every_recipe_learns_the_same_either_way(
         warnings.filterwarnings("error", message=".*not recorded.*")
         (one, _), (other, learner) = (trained(recipe, mode, tmp_path, monkeypatch, *extra) for mode in ("none", "auto"))
     assert any(step.run is not None for step in learner.repetition._known.values())
-    assert all(type(value) is float for value in learner.logged.values())
     states = [load_checkpoint(folder / "checkpoints" / LAST) for folder in (one, other)]
     for state in states:
         state["marlkit"].pop("recipe")
@@ -302,7 +301,6 @@ def test_every_recipe_learns_with_graphs(recipe: str, tmp_path: Path, monkeypatc
     device = "trainer.accelerator=cuda"
     (one, _), (other, learner) = (trained(recipe, mode, tmp_path, monkeypatch, device) for mode in ("none", "graph"))
     assert any(step.run is not None for step in learner.repetition._known.values())
-    assert all(type(value) is float for value in learner.logged.values())
     first, second = (load_checkpoint(folder / "checkpoints" / LAST)["state_dict"] for folder in (one, other))
     for name, value in first.items():
         if isinstance(value, Tensor):

@@ -16,6 +16,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from benchmarks.turns import pass_on
+
 THREADS = 2
 """CPU threads, as many as the other measuring sticks use."""
 
@@ -49,6 +51,7 @@ def parser(work: type[Any]) -> argparse.ArgumentParser:
     made.add_argument("--warm-up", type=int, default=work.warm_up, help="iterations that are not counted")
     made.add_argument("--device", default="cpu")
     made.add_argument("--threads", type=int, default=THREADS)
+    made.add_argument("--turns", action="store_true", help="let another program work between iterations, see benchmarks.turns")
     return made
 
 
@@ -83,7 +86,7 @@ def run(recipe: str, work: type[W], loop: Callable[[W, torch.device], Loop], arg
     device = torch.device(options.device)
     chosen = work_of(work, options)
     running = loop(chosen, device)
-    marks = [_timed(running, device) for _ in range(options.iterations)][options.warm_up :]
+    marks = [_timed(running, device, options.turns) for _ in range(options.iterations)][options.warm_up :]
     collect, update = (sum(times) / len(marks) for times in zip(*marks, strict=True))
     frames = options.envs * options.steps
     print(json.dumps({"who": "bare loop", "recipe": recipe, "agents": running.agents, **entries(collect, update, frames)}))
@@ -100,7 +103,9 @@ def entries(collect: float, update: float, frames: int) -> dict[str, float]:
     }
 
 
-def _timed(loop: Loop, device: torch.device) -> tuple[float, float]:
+def _timed(loop: Loop, device: torch.device, turns: bool) -> tuple[float, float]:
+    if turns:
+        pass_on()
     start = _now(device)
     loop.collect()
     middle = _now(device)

@@ -25,12 +25,6 @@ FRAMES_PER_SECOND = "time/frames_per_second"
 Row = dict[str, str]
 
 
-def latest_metrics(learner: Any) -> Mapping[str, float]:
-    """What a learner has logged, of each metric the latest value."""
-    found: Mapping[str, float] = learner.logged
-    return found
-
-
 class MetricsFile(Logger):
     """A Lightning logger that writes ``metrics.csv``.
 

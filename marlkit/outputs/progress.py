@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,15 +10,16 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
-from marlkit.outputs.metrics_file import EPISODE_RETURN, EVALUATION_RETURN, FRAMES_PER_SECOND, latest_metrics
+from marlkit.outputs.metrics_file import EPISODE_RETURN, EVALUATION_RETURN, FRAMES_PER_SECOND
 from marlkit.outputs.step_times import shares
 
 
 class IterationProgress(ProgressBar):
     """A bar on a terminal; elsewhere, such as in a log file, a line now and then.
 
-    It reads ``evaluation/return``, ``episode/return`` and ``time/frames_per_second`` from what the learner has logged.
+    It reads ``evaluation/return``, ``episode/return`` and ``time/frames_per_second`` from Lightning's ``callback_metrics``.
 
     Args:
         console: where to show it; ``None`` means standard output.
@@ -70,7 +70,7 @@ class IterationProgress(ProgressBar):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show one more iteration."""
         done = trainer.current_epoch + 1
-        text = _summary(latest_metrics(pl_module), self._profile)
+        text = _summary(trainer.callback_metrics, self._profile)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, text=text)
         elif self._enabled and self._line_is_due(done, _total(trainer)):
@@ -122,11 +122,11 @@ def _total(trainer: Trainer) -> int | None:
     return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else None
 
 
-def _summary(metrics: Mapping[str, float], profile: bool) -> str:
+def _summary(metrics: Mapping[str, Tensor], profile: bool) -> str:
     parts = [
         f"{label} {metrics[key]:.3g}"
         for label, key in (("return", EPISODE_RETURN), ("evaluation", EVALUATION_RETURN))
-        if math.isfinite(metrics.get(key, math.nan))
+        if key in metrics and metrics[key].isfinite()
     ]
     if FRAMES_PER_SECOND in metrics:
         parts.append(f"{metrics[FRAMES_PER_SECOND]:,.0f} frames/s")

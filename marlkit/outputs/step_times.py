@@ -10,20 +10,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from marlkit.outputs.metrics_file import FRAMES_PER_SECOND, latest_metrics
+from marlkit.outputs.metrics_file import FRAMES_PER_SECOND
 
 STEPS = ("collect", "annotate", "estimate", "update")
 BETWEEN = "between"
 """What is spent around the steps: logging, evaluations, checkpoints, Lightning."""
 
 
-def seconds_of(metrics: Mapping[str, float]) -> dict[str, float]:
+def seconds_of(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     """Seconds of each step of the latest iteration, as far as it had them."""
-    return {step: metrics[f"time/{step}"] for step in STEPS if f"time/{step}" in metrics}
+    return {step: float(metrics[f"time/{step}"]) for step in STEPS if f"time/{step}" in metrics}
 
 
-def shares(metrics: Mapping[str, float]) -> str:
+def shares(metrics: Mapping[str, Tensor]) -> str:
     """The steps' shares of the latest iteration, such as ``collect 24%  annotate 1%  estimate 0%  update 75%``."""
     seconds = seconds_of(metrics)
     whole = sum(seconds.values())
@@ -33,8 +34,8 @@ def shares(metrics: Mapping[str, float]) -> str:
 class StepTimes(Callback):
     """Adds up where time goes and prints a table when the training ends, also where it is interrupted.
 
-    The first iteration, which warms up, does not count where others follow. It reads ``time/*`` from what the learner
-    has logged.
+    The first iteration, which warms up, does not count where others follow. It reads ``time/*`` from Lightning's
+    ``callback_metrics``.
 
     Args:
         console: where to print; ``None`` means standard output.
@@ -54,11 +55,11 @@ class StepTimes(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take one more iteration in."""
-        now, metrics = self._clock(), latest_metrics(pl_module)
+        now, metrics = self._clock(), trainer.callback_metrics
         seconds = seconds_of(metrics)
         within = sum(seconds.values())
         self._iterations.append(seconds | {BETWEEN: max(0.0, now - self._moment - within)})
-        self._frames.append(metrics.get(FRAMES_PER_SECOND, 0.0) * within)
+        self._frames.append(float(metrics.get(FRAMES_PER_SECOND, 0.0)) * within)
         self._moment = now
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

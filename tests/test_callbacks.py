@@ -1,0 +1,90 @@
+"""Lightning callbacks of one's own: what they see, what they may end, and what of them is saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+
+import marlkit
+from marlkit.checkpoints import LAST
+from marlkit.errors import CheckpointError
+from marlkit.learner import Learner
+from marlkit.outputs.checkpoint_io import load_checkpoint
+from marlkit.outputs.metrics_file import read_metrics
+from marlkit.recipe import Recipe
+
+
+def tiny(*overrides: str) -> Recipe:
+    common = [
+        "env={type: matrix_game, num_envs: 8}", "data.steps=4", "actor.hidden=[4]", "critic.hidden=[4]", "update.epochs=1",
+        "update.minibatch_size=32", "trainer.iterations=5", "trainer.evaluation_interval=1", "trainer.evaluation_episodes=2",
+        "trainer.video=false",
+    ]  # fmt: skip
+    return marlkit.load_recipe("mappo", [*common, *overrides])
+
+
+class Diary(Callback):
+    """Notes the metrics of every iteration, and remembers how many there were."""
+
+    def __init__(self) -> None:
+        self.notes: list[dict[str, float]] = []
+        self.count: Any = 0
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Learner)
+        self.notes.append({name: value.item() for name, value in trainer.callback_metrics.items()})
+        self.count += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.count = state_dict["count"]
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    return load_checkpoint(folder / "checkpoints" / LAST)
+
+
+def test_a_callback_sees_every_metric_of_every_iteration(tmp_path: Path) -> None:
+    diary = Diary()
+    folder = marlkit.train(tiny("trainer.evaluation_interval=2"), tmp_path, progress=False, callbacks=[diary])
+    rows = read_metrics(folder / "metrics.csv")
+    assert len(diary.notes) == 5
+    for number, note in enumerate(diary.notes):
+        row = {name: values[number] for name, values in rows.items() if name != "iteration"}
+        # The latest evaluation stays in sight until there is another.
+        assert {name: value for name, value in row.items() if value == value}.items() <= note.items()
+    assert "evaluation/return" not in diary.notes[0]
+    assert diary.notes[2]["evaluation/return"] == diary.notes[1]["evaluation/return"]
+
+
+def test_early_stopping_leaves_a_whole_run_that_can_go_on(tmp_path: Path) -> None:
+    enough = EarlyStopping("evaluation/return", mode="max", stopping_threshold=-100.0)
+    folder = marlkit.train(tiny(), tmp_path, progress=False, callbacks=[enough])
+    assert saved(folder)["marlkit"]["iteration"] == 1
+    assert {"curve.png", "metrics.csv"} <= {path.name for path in folder.iterdir()}
+    marlkit.resume(folder, progress=False)
+    assert saved(folder)["marlkit"]["iteration"] == 5
+    whole = marlkit.train(tiny(), tmp_path, progress=False)
+    assert str(saved(folder)["state_dict"]) == str(saved(whole)["state_dict"])
+
+
+def test_what_a_callback_remembers_is_saved_as_the_iteration_left_it(tmp_path: Path) -> None:
+    enough = EarlyStopping("frames", mode="max", stopping_threshold=3 * 32 - 1)
+    folder = marlkit.train(tiny(), tmp_path, progress=False, callbacks=[Diary(), enough])
+    assert saved(folder)["callbacks"]["Diary"] == {"count": 3}
+    again = Diary()
+    marlkit.resume(folder, progress=False, callbacks=[again])
+    assert (again.count, len(again.notes)) == (5, 2)
+
+
+def test_a_callback_that_remembers_more_than_plain_data_is_named(tmp_path: Path) -> None:
+    diary = Diary()
+    diary.state_dict = lambda: {"count": object()}  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError, match=r"not saved: `checkpoint\['callbacks'\]\['Diary'\]\['count'\]` is a object"):
+        marlkit.train(tiny(), tmp_path, progress=False, callbacks=[diary])
