@@ -4,7 +4,7 @@
     python -m benchmarks.compare --recipes happo --sizes envs=600 hidden=256 minibatch=6000
     python -m benchmarks.compare --sticks ../shared/bench --peer-python .venv-benchmarl/bin/python
 
-Every program does the same work. A recipe and its bare loop take turns, an iteration each; the measuring sticks, which know
+Every program does the same work. A recipe and its bare loop take turns of some iterations; the measuring sticks, which know
 nothing of turns, run one after the other. Prints their JSON lines and then the medians over the rounds of the ratios: how
 much longer than the bare loop, and how many times faster than the peer. With ``--out`` medians, ratios and the ratios of each
 round are kept, with versions, machine and the load that it was under when the run began.

@@ -41,19 +41,19 @@ class Iterations(Callback):
     """Seconds from the beginning of an iteration to that of the next, and so not of the last, which also evaluates.
 
     Args:
-        turns: whether to let another program work between iterations.
+        turn: iterations after which another program works; 0: none does.
     """
 
-    def __init__(self, *, turns: bool = False) -> None:
+    def __init__(self, turn: int = 0) -> None:
         self.seconds: list[float] = []
-        self._turns = turns
+        self._turn = turn
         self._begun: float | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """One iteration is over, another begins."""
         if self._begun is not None:
             self.seconds.append(time.perf_counter() - self._begun)
-        if self._turns:
+        if self._turn and trainer.current_epoch % self._turn == 0:
             pass_on()
         self._begun = time.perf_counter()
 
@@ -66,7 +66,7 @@ def measure(
     device: str,
     warm_up: int = 1,
     threads: int = THREADS,
-    turns: bool = False,
+    turn: int = 0,
 ) -> Measured:
     """Train ``recipe`` for a few iterations and average its times over all but the first and the last.
 
@@ -77,7 +77,7 @@ def measure(
         device: ``cpu`` or ``cuda``.
         warm_up: how many of them, from the first on, do not count.
         threads: CPU threads.
-        turns: whether to let another program work between iterations.
+        turn: iterations after which another program works (:mod:`benchmarks.turns`); 0: none does.
 
     Raises:
         ValueError: fewer than two iterations after the warm-up; the last one also evaluates, and does not count.
@@ -91,7 +91,7 @@ def measure(
     trainer = [
         f"trainer.{option}" for option in (*QUIET, f"iterations={iterations}", f"accelerator={device}", f"threads={threads}")
     ]
-    clock = Iterations(turns=turns)
+    clock = Iterations(turn)
     with tempfile.TemporaryDirectory() as root:
         folder = marlkit.train(marlkit.load_recipe(recipe, [*overrides, *trainer]), root, progress=False, callbacks=[clock])
         metrics = read_metrics(folder / "metrics.csv")

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warm_up=options.warm_up,
         threads=options.threads,
         device=options.device,
-        turns=options.turns,
+        turn=options.turn if options.turns else 0,
     )
     print(json.dumps({"who": "marlkit", "recipe": recipe, **entries(measured, options.envs * options.steps, digits=4)}))
 

@@ -1,4 +1,4 @@
-"""Two programs side by side on one machine, of which only one works at a time: each does an iteration, then the other.
+"""Two programs side by side on one machine, of which only one works at a time: each does some iterations, then the other.
 
 A machine that others use too is fast in one minute and slow in the next. Programs that run one after the other meet different
 minutes; those that take turns meet the same ones.

@@ -10,6 +10,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 import torch
@@ -131,17 +132,19 @@ class Component:
         object.__setattr__(instance, "options", completed)
         return instance
 
-    @property
+    # Options and spec are settled with the constructor, and these are asked for several times a step.
+
+    @cached_property
     def reads(self) -> tuple[Key, ...]:
         """Keys that must be present when this component runs, those of its parts included."""
         return self._resolved("reads")
 
-    @property
+    @cached_property
     def writes(self) -> tuple[Key, ...]:
         """Keys that this component adds, those of its parts included."""
         return self._resolved("writes")
 
-    @property
+    @cached_property
     def traits(self) -> frozenset[str]:
         """Facts about this component that others may ask for."""
         return frozenset(self.contract.resolve("traits", self.options, self.spec.traits))
@@ -474,6 +477,9 @@ class Data(Component, ABC):
 
     history: int = 0
     """Number of steps M before each step that batches show under ``RECENT_*``; 0: those keys are left out."""
+
+    wanted: frozenset[Key] | None = None
+    """Keys that somebody reads of a batch; what was played holds others too, which need not be kept. ``None``: all are."""
 
     @abstractmethod
     def collect(self, env: Environment, actor: Actor, repeat: Repeat = as_it_is) -> TensorDict:

@@ -34,8 +34,8 @@ def dry_run(recipe: Recipe) -> None:
         with _named("data", learner, recipe):
             played = learner.data.collect(env, learner.actor, as_it_is)
             batch = next(learner.data.batches(played, learner.actor))
-        _check_shapes(batch, "env", learner)
-        _check_shapes(played, "actor", learner)
+        for section in ("env", "actor"):
+            _check_shapes(played, section, learner)
         for section, step in (("critic", learner.annotate), ("estimator", learner.estimator)):
             with _named(section, learner, recipe):
                 step(batch)
@@ -62,7 +62,7 @@ def _short_data(recipe: Recipe, learner: Learner) -> Data:
         raise refusal(recipe, f"{section}.{error.option}", error.message) from error
     short = build(recipe, "data", learner.env.spec, **learner.data.brief(length or STEPS))
     assert isinstance(short, Data)
-    short.history = learner.data.history
+    short.history, short.wanted = learner.data.history, learner.data.wanted
     return short
 
 

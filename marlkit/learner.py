@@ -122,10 +122,18 @@ class Learner(lightning.LightningModule):
         self._encoder_is_shared = bool(set(current) & set(self.critic.reads) & keys.WITH_GRADIENT)
         self._refreshed = tuple(current) if self._off_policy and read & set(current) else ()
         self.data.history = self.opponents.history if self.opponents_are_read else 0
+        self.data.wanted = self._wanted()
         self.update.attach(self.actor, self.critic)
         self.targets.track(self.actor, self.critic)
         if self._encoder_is_shared and "lagging" in self.targets.traits and self.targets.actor() is self.actor:
             raise OptionError("actor", "must be true, because the critic reads the actor's encoder: both have to lag")
+
+    def _wanted(self) -> frozenset[keys.Key]:
+        """What is read of the batches that the data gives."""
+        evaluated = {*self.actor.reads, *self.critic.reads, keys.HIDDEN}
+        evaluated |= set(self.opponents.reads) if self.opponents_are_read else set()
+        steps = {*self.estimator.reads, *self.update.reads, keys.TERMINATED}
+        return frozenset(evaluated | steps | {keys.following(key) for key in evaluated})
 
     @property
     def _off_policy(self) -> bool:

@@ -18,7 +18,8 @@ def units(batch: TensorDictBase, sequence_length: int | None) -> TensorDictBase:
     """
     if sequence_length is None:
         # A rollout is stored time-major: flattened in this order it is a view, not a copy.
-        return batch.transpose(0, 1).flatten(0, 1)
+        in_order = batch if batch.batch_size[1] == 1 else batch.transpose(0, 1)
+        return in_order.flatten(0, 1)
     steps = batch.batch_size[1]
     refuse_unfit_length(steps, sequence_length)
     return batch.reshape(batch.batch_size[0] * (steps // sequence_length), sequence_length)

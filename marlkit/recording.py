@@ -43,6 +43,7 @@ class Recording:
         self.read = [program.tape.registers[register].storage in read for register in program.tape.inputs]
         self._kinds = [(tensor.shape, tensor.dtype, tensor.device) for tensor in inputs]
         self._leaves, self._structure = results
+        self._names = _names(results)
         self._places = [place for place, leaf in enumerate(self._leaves) if isinstance(leaf, Register)]
 
     def replay(self, *inputs: Tensor) -> Any:
@@ -70,6 +71,8 @@ class Recording:
 
     def structured(self, outputs: Sequence[Tensor]) -> Any:
         """Tensors in the structure that the function returned."""
+        if self._names is not None:
+            return dict(zip(self._names, outputs, strict=True))
         leaves = list(self._leaves)
         for place, output in zip(self._places, outputs, strict=True):
             leaves[place] = output
@@ -203,6 +206,14 @@ def preserved(tensors: Iterable[Tensor], generators: Iterable[torch.Generator] =
         rng.restore(drawn)
         for generator, state in own:
             generator.set_state(state)
+
+
+def _names(results: tuple[list[Any], pytree.TreeSpec]) -> list[Any] | None:
+    """The names of results that are a dict of tensors, which needs no more than them to be made again."""
+    leaves, structure = results
+    numbered = pytree.tree_unflatten(range(len(leaves)), structure)
+    flat = type(numbered) is dict and list(numbered.values()) == list(range(len(leaves)))
+    return list(numbered) if flat and all(isinstance(leaf, Register) for leaf in leaves) else None
 
 
 def _compact(tensor: Tensor) -> Tensor:

@@ -19,6 +19,16 @@ from marlkit.tape_repeats import without_repeats
 
 _LITERALS = (bool, int, type(None))
 
+_OF_TWO = frozenset(
+    packet.Tensor
+    for name in ("add", "sub", "mul", "div")
+    for packet in (getattr(torch.ops.aten, name), getattr(torch.ops.aten, f"{name}_"))
+)
+"""Operations whose second argument may be a number, which makes two tensors of it at every call."""
+
+_AS_IT_IS = (torch.float32, torch.float64)
+"""Types that are computed in as they are; with narrower ones a number takes part in single precision."""
+
 
 class Program:
     """What of a tape has to run, given the registers that are wanted at the end.
@@ -190,12 +200,19 @@ class _Writer:
         return function
 
     def _write(self, entry: Entry) -> None:
-        arguments = [self._expression(argument) for argument in entry.args]
+        arguments = [self._expression(argument) for argument in self._with_tensors_for_numbers(entry)]
         arguments += [f"{name}={self._expression(value)}" for name, value in entry.kwargs.items()]
         call = f"{self._constant(entry.call)}({', '.join(arguments)})"
         defined: list[str] = []
         targets = self._targets(entry.outputs, defined)
         self._add(f"{targets} = {call}" if defined else call, defined)
+
+    def _with_tensors_for_numbers(self, entry: Entry) -> list[Any]:
+        first, second, *others = entry.args if entry.function in _OF_TWO else (None, None)
+        if not isinstance(first, Register) or type(second) not in (int, float):
+            return list(entry.args)
+        dtype = self.tape.registers[first.number].dtype
+        return [first, torch.tensor(second, dtype=dtype) if dtype in _AS_IT_IS else second, *others]
 
     def _add(self, text: str, defines: list[str]) -> None:
         self.lines.append(_Line(text, defines, self.uses))

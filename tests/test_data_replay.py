@@ -21,6 +21,7 @@ from marlkit.errors import OptionError
 from marlkit.estimators.n_step import NStepEstimator
 from marlkit.learner import Learner
 from marlkit.normalisers import ValueNormaliser
+from marlkit.recent import PAST
 from marlkit.spec import Continuous, Discrete, TeamSpec
 
 B, N, K = 3, 2, 60
@@ -310,7 +311,9 @@ def test_only_the_state_before_a_reset_is_bootstrapped(body: Any, at: str) -> No
     torch.manual_seed(0)
     plain = numbered(DISCRETE, ends=0.4)
     script = plain if at == "nowhere" else absurd(plain, at)
-    batch = one_batch(a_learner(script, body)).flatten()
+    learner = a_learner(script, body)
+    learner.data.wanted = None  # more than this learner reads
+    batch = one_batch(learner).flatten()
     env, time = number_of(batch) // 100, number_of(batch) % 100
     terminated, truncated = script.terminated[time, env], script.truncated[time, env]
     assert min(terminated.sum(), truncated.sum(), batch[keys.IS_FIRST].sum()) > 30
@@ -341,6 +344,35 @@ def test_the_distribution_is_that_of_the_current_policy_and_the_log_probability_
     assert torch.equal(batch[keys.LOG_PROB], stored)
     assert (current.log_prob(batch.flatten()[keys.ACTION]).view_as(stored) - stored).abs().max() > 0.1
     torch.testing.assert_close(batch.flatten()[keys.LOGITS], current.parameters()[keys.LOGITS])
+
+
+UNREAD = keys.following(keys.IS_FIRST)
+
+
+def test_what_nobody_reads_is_neither_kept_nor_shown() -> None:
+    torch.manual_seed(0)
+    learner = a_learner(numbered(DISCRETE))
+    read = learner.data.wanted
+    assert read is not None
+    assert {keys.OBSERVATION, keys.following(keys.OBSERVATION), keys.REWARD, keys.TERMINATED} <= read
+    assert not {keys.IS_FIRST, UNREAD} & read
+    played = learner.data.collect(learner.env, learner.actor)
+    (batch,) = learner.data.batches(played, learner.actor)
+    here = {*played.keys(include_nested=True, leaves_only=True)}
+    assert {*batch.keys(include_nested=True, leaves_only=True)} == here & read
+    kept = TensorDict(learner.data.state_dict()["kept"]).keys(include_nested=True, leaves_only=True)
+    assert {*kept} == here & {*read, *PAST}
+
+
+def test_what_was_kept_for_others_is_passed_over() -> None:
+    torch.manual_seed(0)
+    everything, some = a_learner(numbered(DISCRETE)), a_learner(numbered(DISCRETE))
+    everything.data.wanted = None
+    everything.data.collect(everything.env, everything.actor)
+    some.data.load_state_dict(everything.data.state_dict())
+    some.data.collect(some.env, some.actor)
+    assert UNREAD in TensorDict(everything.data.state_dict()["kept"]).keys(include_nested=True)
+    assert UNREAD not in TensorDict(some.data.state_dict()["kept"]).keys(include_nested=True)
 
 
 @pytest.mark.parametrize("body", ["mlp", "gru"])

@@ -47,8 +47,9 @@ LATEST_PAIRS, FIT_ROWS, MINDS_GRAD_NORM = 1200, 512, 10.0
 class Work:
     """How much there is to do."""
 
-    iterations: ClassVar[int] = 40
+    iterations: ClassVar[int] = 110
     warm_up: ClassVar[int] = 10
+    turn: ClassVar[int] = 10
     agents: int = option(3, "env.scenario_options.n_agents={0}")
     envs: int = option(32, "env.num_envs={0}")
     steps: int = option(10, "data.steps={0}")

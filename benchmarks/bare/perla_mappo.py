@@ -26,8 +26,9 @@ from benchmarks.bare.stopwatch import option
 class Work:
     """How much there is to do."""
 
-    iterations: ClassVar[int] = 4
+    iterations: ClassVar[int] = 6
     warm_up: ClassVar[int] = 1
+    turn: ClassVar[int] = 1
     agents: int = option(3, "env.scenario_options.n_agents={0}")
     envs: int = option(96, "env.num_envs={0}")
     steps: int = option(100, "data.steps={0} env.max_steps={0}")

@@ -2,7 +2,8 @@
 
 Each loop says in a dataclass what its work is: the defaults are those of the recipe, and every field knows the recipe's option
 that it stands for, so that marlkit can be given the same work. ``iterations`` of the class are enough to measure, the first
-``warm_up`` of which do not count, because they are not like those that follow.
+``warm_up`` of which do not count, because they are not like those that follow. A ``turn`` is so many iterations that the
+caches are warm for most of them.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def parser(work: type[Any]) -> argparse.ArgumentParser:
     made.add_argument("--warm-up", type=int, default=work.warm_up, help="iterations that are not counted")
     made.add_argument("--device", default="cpu")
     made.add_argument("--threads", type=int, default=THREADS)
-    made.add_argument("--turns", action="store_true", help="let another program work between iterations, see benchmarks.turns")
+    made.add_argument("--turns", action="store_true", help="let another program work now and then, see benchmarks.turns")
+    made.add_argument("--turn", type=int, default=work.turn, help="iterations after which another program works")
     return made
 
 
@@ -86,7 +88,12 @@ def run(recipe: str, work: type[W], loop: Callable[[W, torch.device], Loop], arg
     device = torch.device(options.device)
     chosen = work_of(work, options)
     running = loop(chosen, device)
-    marks = [_timed(running, device, options.turns) for _ in range(options.iterations)][options.warm_up :]
+    marks = []
+    for iteration in range(options.iterations):
+        if options.turns and iteration % options.turn == 0:
+            pass_on()
+        marks.append(_timed(running, device))
+    marks = marks[options.warm_up :]
     collect, update = (sum(times) / len(marks) for times in zip(*marks, strict=True))
     frames = options.envs * options.steps
     print(json.dumps({"who": "bare loop", "recipe": recipe, "agents": running.agents, **entries(collect, update, frames)}))
@@ -103,9 +110,7 @@ def entries(collect: float, update: float, frames: int) -> dict[str, float]:
     }
 
 
-def _timed(loop: Loop, device: torch.device, turns: bool) -> tuple[float, float]:
-    if turns:
-        pass_on()
+def _timed(loop: Loop, device: torch.device) -> tuple[float, float]:
     start = _now(device)
     loop.collect()
     middle = _now(device)

@@ -26,11 +26,11 @@ BEHAVIOUR = (keys.ACTION, keys.LOG_PROB, keys.HIDDEN, keys.following(keys.HIDDEN
 class ReplayData(Data):
     """Plays ``steps`` joint steps per environment and draws ``updates`` batches of what was played in the past.
 
-    Every step is kept as it was played, with the log-probability of the policy that played it, its hidden state, and the state
-    that followed before any reset. It is overwritten after ``capacity // num_envs`` further steps of its environment. Draws are
-    uniform, with replacement. Actors without memory learn from single steps, ``[batch_size, 1]``; recurrent ones from sequences
-    of consecutive steps, ``[batch_size // L, L]``, which may go on behind the end of an episode. The recent past (``RECENT_*``)
-    is written where a component asks for it, as far back as it is still kept.
+    Every step is kept as it was played, as far as somebody reads it, with the log-probability of the policy that played it, its
+    hidden state, and the state that followed before any reset. It is overwritten after ``capacity // num_envs`` further steps of
+    its environment. Draws are uniform, with replacement. Actors without memory learn from single steps, ``[batch_size, 1]``;
+    recurrent ones from sequences of consecutive steps, ``[batch_size // L, L]``, which may go on behind the end of an episode.
+    The recent past (``RECENT_*``) is written where a component asks for it, as far back as it is still kept.
 
     A checkpoint holds everything that is kept, so that its size grows with ``capacity``.
 
@@ -70,6 +70,8 @@ class ReplayData(Data):
         self.warm_up = warm_up
         self._player = RolloutData(spec, steps=steps)
         self._storage: TensorDict | None = None
+        self._shown: TensorDict
+        self._past: TensorDict
         self._position = 0
         self._filled = 0
 
@@ -77,14 +79,13 @@ class ReplayData(Data):
         """The steps of this iteration, batch ``[B, T]``, which are kept; overwritten by the next call."""
         self._refuse_unfit_capacity(env.num_envs, actor.sequence_length or 1)
         played = self._player.collect(env, actor, repeat)
-        forgotten = [key for key in actor.writes if key not in BEHAVIOUR]
-        kept = played.exclude(*forgotten).transpose(0, 1)
-        if self._storage is None:
-            self._storage = self._allocated(kept)
-        slots = torch.arange(self._position, self._position + len(kept), device=kept[keys.IS_FIRST].device) % len(self._storage)
-        self._storage[slots] = kept
-        self._position = (self._position + len(kept)) % len(self._storage)
-        self._filled = min(self._filled + len(kept), len(self._storage))
+        forgotten = {key for key in actor.writes if key not in BEHAVIOUR}
+        kept = self._kept(played.exclude(*forgotten)).transpose(0, 1)
+        storage = self._allocate(kept) if self._storage is None else self._storage
+        slots = torch.arange(self._position, self._position + len(kept), device=kept[keys.IS_FIRST].device) % len(storage)
+        storage[slots] = kept
+        self._position = (self._position + len(kept)) % len(storage)
+        self._filled = min(self._filled + len(kept), len(storage))
         return played
 
     def batches(self, played: TensorDict, actor: Actor) -> Iterator[TensorDict]:
@@ -129,14 +130,23 @@ class ReplayData(Data):
         if "kept" in state:
             device = state["player"]["current"][keys.IS_FIRST].device
             kept = TensorDict(state["kept"], batch_size=state["kept"][keys.IS_FIRST].shape[:2])
-            self._storage = self._allocated(kept[:0].to(device))
-            self._storage[: len(kept)] = kept.to(device)
+            kept = self._kept(kept)
+            self._allocate(kept[:0].to(device))[: len(kept)] = kept.to(device)
             self._position, self._filled = state["position"], len(kept)
 
-    def _allocated(self, steps: TensorDict) -> TensorDict:
+    def _kept(self, steps: TensorDict) -> TensorDict:
+        """Of each step what may be read of it, now or as the recent past of another."""
+        if self.wanted is None:
+            return steps
+        return steps.select(*self.wanted, *PAST, strict=False)
+
+    def _allocate(self, steps: TensorDict) -> TensorDict:
         # Time-major, as rollouts are.
         envs = steps.batch_size[1]
-        return steps.new_empty((self.capacity // envs, envs))
+        self._storage = steps.new_empty((self.capacity // envs, envs))
+        self._shown = self._storage if self.wanted is None else self._storage.select(*self.wanted, strict=False)
+        self._past = self._storage.select(*PAST)
+        return self._storage
 
     def _draw(self, length: int) -> TensorDict:
         assert self._storage is not None
@@ -146,9 +156,9 @@ class ReplayData(Data):
         first, env = drawn // envs, drawn % envs
         order = first + torch.arange(-self.history, length, device=device).unsqueeze(-1)
         index = ring_slot(order, position=self._position, filled=self._filled, capacity=capacity) * envs + env
-        batch = _taken(self._storage, index[self.history :], transposed=True)
+        batch = _taken(self._shown, index[self.history :], transposed=True)
         if self.history:
-            steps = _taken(self._storage.select(*PAST), index)
+            steps = _taken(self._past, index)
             write_recent(batch, steps, (self.history - first).clamp(min=0), self.history)
         return batch
 

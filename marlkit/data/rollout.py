@@ -38,6 +38,7 @@ class RolloutData(Data):
         self.steps = steps
         self._current: TensorDict | None = None
         self._storage: TensorDict | None = None
+        self._slots: list[dict[Key, Tensor]]
         self._past: TensorDict | None = None
 
     @torch.no_grad()
@@ -98,8 +99,9 @@ class RolloutData(Data):
         if self._storage is None or self._storage.batch_size != (self.steps, *taken.batch_size):
             # Time-major, so that every write is one contiguous copy.
             self._storage = taken.new_empty((self.steps, *taken.batch_size))
-        for key, stored in self._storage.items(include_nested=True, leaves_only=True):
-            stored[step].copy_(taken.get(key))
+            self._slots = [dict(slot.items(include_nested=True, leaves_only=True)) for slot in self._storage.unbind(0)]
+        slot = self._slots[step]
+        torch._foreach_copy_([*slot.values()], [taken.get(key) for key in slot])
 
 
 def _restored(steps: dict[str, Any] | None) -> TensorDict | None:

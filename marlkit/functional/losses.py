@@ -60,7 +60,7 @@ def value_loss(
     prediction: Tensor,
     old_prediction: Tensor | None,
     target: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     *,
     clip: float | None,
     huber_delta: float | None,
@@ -75,14 +75,15 @@ def value_loss(
         prediction: ``V`` with gradient, ``[*, N, 1]``, in the critic's normalised units like all the others.
         old_prediction: ``V_old``, the prediction at the start of the update; may be ``None`` without ``clip``.
         target: ``G``, broadcastable to ``prediction``.
-        weight: which entries count, bool or float, broadcastable to ``prediction``.
+        weight: which entries count, bool or float, broadcastable to ``prediction``; ``None``: all.
         clip: how far a prediction may move from the old one with gain, or ``None``.
         huber_delta: where the loss turns from square to linear, or ``None`` for the square everywhere.
 
     Raises:
         ValueError: a shape does not fit that of ``prediction``, or ``clip`` is given without ``old_prediction``.
     """
-    weight = broadcast("weight", weight, "prediction", prediction)
+    if weight is not None:
+        weight = broadcast("weight", weight, "prediction", prediction)
     target = _counted(broadcast("target", target.detach(), "prediction", prediction), weight)
     prediction = _counted(prediction, weight)
     loss = _distance(prediction, target, huber_delta)
@@ -115,7 +116,7 @@ def clip_fraction(log_prob: Tensor, old_log_prob: Tensor, weight: Tensor, *, cli
 
 
 @torch.no_grad()
-def explained_variance(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def explained_variance(prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     """Share of the variance of the targets that the predictions explain, ``1 - Var(G - V) / Var(G)``, no gradient.
 
     1 is perfect, 0 no better than a constant, below 0 worse. Targets that are constant up to rounding have no variance to
@@ -127,9 +128,9 @@ def explained_variance(prediction: Tensor, target: Tensor, weight: Tensor) -> Te
     return torch.where(total > rounding, 1.0 - residual / total, torch.zeros_like(total))
 
 
-def _counted(x: Tensor, weight: Tensor) -> Tensor:
+def _counted(x: Tensor, weight: Tensor | None) -> Tensor:
     """Zero where the weight is zero, so that products and their derivatives stay finite there."""
-    return x.masked_fill(weight == 0, 0.0)
+    return x if weight is None else x.masked_fill(weight == 0, 0.0)
 
 
 def _log_ratio(log_prob: Tensor, old_log_prob: Tensor, weight: Tensor) -> Tensor:
@@ -144,5 +145,5 @@ def _distance(prediction: Tensor, target: Tensor, huber_delta: float | None) -> 
     return functional.huber_loss(prediction, target, reduction="none", delta=huber_delta)
 
 
-def _variance(x: Tensor, weight: Tensor) -> Tensor:
+def _variance(x: Tensor, weight: Tensor | None) -> Tensor:
     return masked_mean((x - masked_mean(x, weight)).square(), weight)

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 
-def masked_mean(x: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean ``sum(w * x) / max(sum(w), 1)``.
+def masked_mean(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Weighted mean ``sum(w * x) / max(sum(w), 1)``; without a weight the plain mean.
 
     Zero if nothing counts. Entries of weight zero receive a gradient of exactly zero.
 
     Args:
         x: any shape.
-        weight: bool or non-negative float, of as many dimensions as ``x`` and broadcastable to it (and summed so).
+        weight: bool or non-negative float, of as many dimensions as ``x`` and broadcastable to it (and summed so); ``None``: all
+            entries count.
 
     Returns:
         Scalar.
@@ -27,6 +28,8 @@ def masked_mean(x: Tensor, weight: Tensor) -> Tensor:
     Raises:
         ValueError: ``weight`` does not broadcast to ``x``.
     """
+    if weight is None:
+        return x.mean()
     weight = broadcast("weight", weight, "x", x)
     counted = x.masked_fill(weight == 0, 0.0)
     weight = weight.to(x.dtype)

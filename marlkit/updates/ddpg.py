@@ -104,12 +104,11 @@ class DdpgUpdate(Update):
     def _fit_critic(self, rows: TensorDictBase, learning: Learning) -> Metrics:
         prediction = learning.critic.predict(rows)
         goal = learning.critic.normaliser.normalise(rows[keys.VALUE_TARGET])
-        everyone = torch.ones_like(goal, dtype=torch.bool)
-        half_square = value_loss(prediction, None, goal, everyone, clip=None, huber_delta=self.huber_delta)
+        half_square = value_loss(prediction, None, goal, None, clip=None, huber_delta=self.huber_delta)
         loss = 2 * self.weights["critic_weight"] * half_square
         metrics = {
             "critic/loss": loss.detach(),
-            "critic/explained_variance": explained_variance(prediction.detach(), goal, everyone),
+            "critic/explained_variance": explained_variance(prediction.detach(), goal, None),
         }
         if self.coupling:
             with torch.no_grad():
