@@ -1,7 +1,7 @@
 """The networks of a theory of mind (Rabinowitz et al. 2018; Li et al., F2A2): character, mental state, two predictions.
 
-``G`` networks, one per modelling agent or per group of them, look at the same agents. What all networks read enters them in one
-product, and is never copied per network; from there on their parameters are stacked (:mod:`marlkit.networks`).
+``G`` networks, one per modelling agent or per group of them, look at the same agents, in one batched product per layer; what all
+networks read is never copied per network (:mod:`marlkit.networks`).
 """
 
 from __future__ import annotations
@@ -12,22 +12,11 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from marlkit.networks import ACTIVATIONS, GAINS, TeamGRU, TeamLinear
 
 OUTPUT_GAIN = 0.01
 """Gain of the last layer's initialisation: beliefs start near-uniform."""
-
-
-class CommonLinear(TeamLinear):
-    """An affine map per network of features that all networks read."""
-
-    def forward(self, features: Tensor, agents: Sequence[int] | None = None) -> Tensor:
-        """``[*, 1, inputs] -> [*, G, outputs]``; ``agents`` chooses networks (``None``: all)."""
-        weight, bias = self.stacked(self.weights, agents), self.stacked(self.biases, agents)
-        product = F.linear(features, weight.flatten(0, 1), bias.flatten())
-        return product.reshape(*features.shape[:-2], len(weight), -1)
 
 
 class SequenceEncoder(nn.Module):
@@ -44,15 +33,17 @@ class SequenceEncoder(nn.Module):
         super().__init__()
         groups = range(networks)
         self.layers = nn.ModuleList(TeamGRU(width, groups) for _ in range(layers))
-        self.layers[0].from_input = CommonLinear(inputs, 3 * width, groups, gain=1.0)
+        self.layers[0].from_input = TeamLinear(inputs, 3 * width, groups, gain=1.0)
         self.shape = (networks, width)
 
     def forward(self, steps: Tensor, starts: Tensor) -> Tensor:
-        """``[Q, L, inputs] -> [Q, L, G, H]``; the hidden state is zero before a step where ``starts`` ``[Q, L, 1]`` holds."""
-        states = steps.unsqueeze(2)
-        zero = steps.new_zeros(len(steps), *self.shape)
+        """``[Q, L, inputs] -> [G, L, Q, H]``; the hidden state is zero before a step where ``starts`` ``[Q, L, 1]`` holds."""
+        networks, width = self.shape
+        states, keep = steps.transpose(0, 1).unsqueeze(0), (~starts).transpose(0, 1)
+        zero = steps.new_zeros(networks, len(steps), width)
         for layer in self.layers:
-            states = layer(states, zero, starts)
+            assert isinstance(layer, TeamGRU)
+            states = layer.sequences(states, zero, keep)
         return states
 
 
@@ -77,20 +68,26 @@ class PredictionHead(nn.Module):
         gain = GAINS.get(activation, math.sqrt(2))
         first, *rest = [gain] * len(hidden) + [OUTPUT_GAIN]
         widths = [*hidden, outputs]
-        self.seen = CommonLinear(observation, widths[0], groups, gain=first)
+        self.seen = TeamLinear(observation, widths[0], groups, gain=first)
         self.remembered = nn.ModuleList(TeamLinear(m, widths[0], groups, gain=first, bias=False) for m in memories)
         self.rest = nn.ModuleList(
             TeamLinear(before, after, groups, gain=g) for (before, after), g in zip(pairwise(widths), rest, strict=True)
         )
 
     def forward(self, observation: Tensor, *memories: Tensor) -> Tensor:
-        """``[*, N, observation]`` and memories that broadcast to ``[*, N, G, memory]`` give ``[*, N, G, outputs]``."""
-        entered = self.seen(observation.unsqueeze(-2))
+        """``[R, N, observation]`` and memories ``[G, R, N, memory]`` or ``[G, 1, N, memory]`` give ``[G, R, N, outputs]``."""
+        entered = _by_network(self.seen, observation.unsqueeze(0))
         for layer, memory in zip(self.remembered, memories, strict=True):
-            entered = entered + layer(memory)
+            entered = entered + _by_network(layer, memory)
         for layer in self.rest:
-            entered = layer(self.activation(entered))
+            entered = _by_network(layer, self.activation(entered))
         return entered
+
+
+def _by_network(layer: nn.Module, features: Tensor) -> Tensor:
+    """``[G, R, N, inputs] -> [G, R, N, outputs]``."""
+    assert isinstance(layer, TeamLinear)
+    return layer.by_network(features.flatten(1, 2)).unflatten(1, features.shape[1:3])
 
 
 class BeliefNetworks(nn.Module):
@@ -140,7 +137,8 @@ class BeliefNetworks(nn.Module):
         never = torch.zeros(len(sequences), longest, 1, dtype=torch.bool, device=steps.device)
         states = self.character_encoder(sequences, never)
         last = (length - 1).repeat_interleave(n_agents)
-        return states[torch.arange(len(sequences), device=steps.device), last].unflatten(0, (count, n_agents))
+        every = torch.arange(len(sequences), device=steps.device)
+        return states[:, last, every].transpose(0, 1).unflatten(0, (count, n_agents))
 
     def mental_states(self, steps: Tensor, valid: Tensor) -> Tensor:
         """The hidden state after the last of a few steps; zero where there is none.
@@ -150,14 +148,14 @@ class BeliefNetworks(nn.Module):
             valid: ``[R, M]`` bool; those that are not come first.
 
         Returns:
-            ``[R, N, G, H]``.
+            ``[G, R, N, H]``.
         """
         n_agents = steps.shape[2]
         starts = torch.ones_like(valid)
         starts[:, 1:] = ~valid[:, :-1]
         sequences = steps.transpose(1, 2).flatten(0, 1)
         states = self.mental_encoder(sequences, starts.repeat_interleave(n_agents, 0).unsqueeze(-1))
-        return states[:, -1].unflatten(0, (-1, n_agents)) * valid[:, -1].view(-1, 1, 1, 1)
+        return states[:, -1].unflatten(1, (-1, n_agents)) * valid[:, -1].view(1, -1, 1, 1)
 
     def natural(self, observation: Tensor, character: Tensor, mental: Tensor) -> Tensor:
         """Prediction ``[R, G, N, P]``.
@@ -165,12 +163,12 @@ class BeliefNetworks(nn.Module):
         Args:
             observation: ``[R, N, O]``.
             character: ``[N, G, H]``.
-            mental: ``[R, N, G, H]``.
+            mental: ``[G, R, N, H]``.
         """
-        prediction: Tensor = self.natural_head(observation, character, mental)
-        return prediction.transpose(-2, -3)
+        prediction: Tensor = self.natural_head(observation, character.transpose(0, 1).unsqueeze(1), mental)
+        return prediction.transpose(0, 1)
 
     def impromptu(self, observation: Tensor) -> Tensor:
         """Prediction ``[R, G, N, P]`` from the observation ``[R, N, O]`` alone."""
         prediction: Tensor = self.impromptu_head(observation)
-        return prediction.transpose(-2, -3)
+        return prediction.transpose(0, 1)

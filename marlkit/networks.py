@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from marlkit.errors import OptionError
 from marlkit.functional.activation import IN_PLACE, tanh_
 from marlkit.functional.perceptron import Layers, perceptron
+from marlkit.functional.recurrence import recurrence, unit
 from marlkit.options import Share
 
 # Each may write over its argument, which is always what a layer has just computed.
@@ -74,6 +75,17 @@ class TeamLinear(nn.Module):
         else:
             product = torch.bmm(flat, weight.transpose(1, 2))
         return product.transpose(0, 1).reshape(*features.shape[:-1], weight.shape[1])
+
+    def by_network(self, features: Tensor, agents: Sequence[int] | None = None) -> Tensor:
+        """``[G, R, inputs]``, or ``[1, R, inputs]`` if all networks read the same, to ``[G, R, outputs]``."""
+        weight = self.stacked(self.weights, agents)
+        features = features.expand(len(weight), -1, -1)
+        if _is_waited_for(self):
+            result: Tensor = self(features.transpose(0, 1), agents)
+            return result.transpose(0, 1)
+        if len(self.biases):
+            return torch.baddbmm(self.stacked(self.biases, agents).unsqueeze(1), features, weight.mT)
+        return torch.bmm(features, weight.mT)
 
     def stacked(self, parameters: nn.ParameterList, agents: Sequence[int] | None = None) -> Tensor:
         """The ``weights`` or ``biases`` of ``agents``, ``[n, *]``; ``[1, *]`` where all agents share them."""
@@ -180,18 +192,17 @@ class TeamNetwork(nn.Module):
 
     @property
     def hooked(self) -> bool:
-        """Whether something waits for a call of one of the layers, a hook or another forward pass, so that none is left out."""
-        return any(
-            layer._forward_hooks
-            or layer._forward_pre_hooks
-            or layer._backward_hooks
-            or layer._backward_pre_hooks
-            or "forward" in vars(layer)
-            for layer in self.layers
-        )
+        """Whether something waits for a call of one of the layers."""
+        return any(map(_is_waited_for, self.layers))
 
     def _normalised(self, features: Tensor) -> Tensor:
         return F.layer_norm(features, features.shape[-1:]) if self.layer_norm else features
+
+
+def _is_waited_for(layer: nn.Module) -> bool:
+    """Whether something waits for a call of a layer, a hook or another forward pass, so that it must not be left out."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(layer)
 
 
 class TeamGRU(nn.Module):
@@ -209,15 +220,6 @@ class TeamGRU(nn.Module):
         self.from_input = TeamLinear(features, 3 * features, groups, gain=1.0)
         self.from_hidden = TeamLinear(features, 3 * features, groups, gain=1.0)
 
-    def step(self, gates: Tensor, hidden: Tensor, agents: Sequence[int] | None) -> Tensor:
-        """One step from the input's share of the gates ``[*, n, 3 H]`` and ``hidden`` ``[*, n, H]``."""
-        reset_in, update_in, new_in = gates.chunk(3, -1)
-        reset_hidden, update_hidden, new_hidden = self.from_hidden(hidden, agents).chunk(3, -1)
-        reset = torch.sigmoid(reset_in + reset_hidden)
-        update = torch.sigmoid(update_in + update_hidden)
-        new = torch.tanh(new_in + reset * new_hidden)
-        return new + update * (hidden - new)
-
     def forward(self, features: Tensor, hidden: Tensor, is_first: Tensor, agents: Sequence[int] | None = None) -> Tensor:
         """Hidden states after each step.
 
@@ -227,12 +229,36 @@ class TeamGRU(nn.Module):
             is_first: ``[M, 1]`` or ``[M, L, 1]`` bool.
             agents: which agents ``n`` counts; ``None``: all.
         """
-        gates = self.from_input(features, agents)
-        keep = (~is_first).unsqueeze(-1)
         if features.dim() == 3:
-            return self.step(gates, hidden * keep, agents)
+            before = hidden * ~is_first.unsqueeze(-1)
+            return unit(self.from_input(features, agents), self.from_hidden(before, agents), before)
+        many, length, n_agents, size = features.shape
+        keep = (~is_first).transpose(0, 1)
+        if len(self.from_hidden.weights) > 1:
+            states = self.sequences(features.permute(2, 1, 0, 3), hidden.transpose(0, 1), keep, agents)
+            return states.permute(2, 1, 0, 3)
+        # One network takes the agents for further sequences.
+        rows = features.transpose(0, 1).reshape(1, length, many * n_agents, size)
+        keep = keep.unsqueeze(2).expand(-1, -1, n_agents, -1).flatten(1, 2)
+        states = self.sequences(rows, hidden.reshape(1, many * n_agents, -1), keep, agents)
+        return states.view(length, many, n_agents, -1).transpose(0, 1)
+
+    def sequences(self, features: Tensor, hidden: Tensor, keep: Tensor, agents: Sequence[int] | None = None) -> Tensor:
+        """Hidden states ``[G, L, Q, H]`` of G networks after each step of Q sequences.
+
+        Args:
+            features: ``[G, L, Q, inputs]``, or ``[1, L, Q, inputs]`` if all networks read the same.
+            hidden: ``[G, Q, H]``, before the first step.
+            keep: ``[L, Q, 1]``, false where a sequence starts anew.
+            agents: whose networks; ``None``: all.
+        """
+        gates = self.from_input.by_network(features.flatten(1, 2), agents).unflatten(1, features.shape[1:3])
+        layer = self.from_hidden
+        if not _is_waited_for(layer):
+            return recurrence(gates, hidden, keep, layer.stacked(layer.weights, agents), layer.stacked(layer.biases, agents))
         states = []
-        for gate, kept in zip(gates.unbind(1), keep.unbind(1), strict=True):
-            hidden = self.step(gate, hidden * kept, agents)
+        for gate, kept in zip(gates.unbind(1), keep, strict=True):
+            before = hidden * kept
+            hidden = unit(gate, layer.by_network(before, agents), before)
             states.append(hidden)
         return torch.stack(states, 1)

@@ -384,7 +384,7 @@ def test_a_fit_trains_the_characters_through_a_few_trajectories() -> None:
     pairs = [(each[a] + each[b]) / 2 for a, b in itertools.combinations(range(4), 2)]
     drawn: set[int] = set()
     for _ in range(20):
-        character = opponents._trained_character()
+        character = opponents._trained_character(opponents._some_trajectories())
         assert character.requires_grad
         drawn.update(place for place, pair in enumerate(pairs) if torch.allclose(pair, character, atol=1e-6))
     assert len(drawn) > 2
@@ -432,7 +432,7 @@ def test_cross_entropies_accuracy_and_divergence_by_hand() -> None:
     opponents.observe(batch)
     rows = batch.reshape(-1).set(keys.LOGITS, fake_batch(DISCRETE, [8], [keys.LOGITS], 3)[keys.LOGITS].double())
     torch.manual_seed(0)
-    loss, metrics = opponents.loss(rows)
+    loss, metrics = opponents.loss(rows, opponents._some_trajectories())
     opponents.requires_grad_(False)
     sums: dict[str, float] = dict.fromkeys(["belief", "natural", "impromptu", "hit", "kl"], 0.0)
     count = 0
@@ -475,7 +475,7 @@ def test_every_network_learns_from_its_own_beliefs_alone_and_of_others_only() ->
         """By network."""
         opponents.latest.record(rows.unsqueeze(0))
         opponents.zero_grad(set_to_none=True)
-        opponents.loss(rows)[0].backward()
+        opponents.loss(rows, opponents._some_trajectories())[0].backward()
         lists = [m for m in opponents.modules() if isinstance(m, torch.nn.ParameterList) and len(m)]
         return [[parameters[network].grad.clone() for parameters in lists] for network in range(3)]
 
@@ -488,7 +488,7 @@ def test_every_network_learns_from_its_own_beliefs_alone_and_of_others_only() ->
     same = [all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*pair, strict=True)) for pair in zip(before, after, strict=True)]
     assert same == [True, False, False]
     opponents.zero_grad(set_to_none=True)
-    belief, natural = opponents.beliefs(rows, opponents._trained_character())
+    belief, natural = opponents.beliefs(rows, opponents._trained_character(opponents._some_trajectories()))
     (belief.log_prob(opponents._executed(rows))[:, 1].sum() + natural.entropy()[:, 1].sum()).backward()
     for parameters in (m for m in opponents.modules() if isinstance(m, torch.nn.ParameterList) and len(m)):
         assert not parameters[0].grad.any()
@@ -505,7 +505,7 @@ def test_what_agents_that_are_not_alive_do_is_not_learnt() -> None:
     for offset in range(2):
         changed = batch.reshape(-1).clone()
         changed[keys.ACTION][:, 1] = (changed[keys.ACTION][:, 1] + offset) % 2
-        losses.append(opponents.loss(changed)[0])
+        losses.append(opponents.loss(changed, opponents._some_trajectories())[0])
     assert torch.equal(losses[0], losses[1])
 
 

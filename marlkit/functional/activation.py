@@ -19,8 +19,7 @@ from torch.nn import functional as F
 class _Tanh(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = x.mul_(2).sigmoid_()
-        torch.add(y.new_tensor(-1.0), y, alpha=2, out=y)
+        y = _written_over(x)
         ctx.mark_dirty(y)
         ctx.save_for_backward(y)
         return y
@@ -37,8 +36,13 @@ def tanh_(x: Tensor) -> Tensor:
     Other devices and other precisions use torch's own.
     """
     if x.device.type == "cpu" and x.dtype == torch.float32:
-        return _Tanh.apply(x)
+        return _Tanh.apply(x) if torch.is_grad_enabled() and x.requires_grad else _written_over(x)
     return torch.tanh_(x)
+
+
+def _written_over(x: Tensor) -> Tensor:
+    y = x.mul_(2).sigmoid_()
+    return torch.add(y.new_tensor(-1.0), y, alpha=2, out=y)
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from marlkit import keys
 from marlkit.action_range import ActionRange
 from marlkit.actions import action_features
 from marlkit.belief_networks import BeliefNetworks
-from marlkit.component import Learning, Metrics, Opponents
+from marlkit.component import Learning, Metrics, Opponents, Repeat, ResultKey, as_it_is
 from marlkit.contract import Contract, When
 from marlkit.distributions import CategoricalTeam, NormalTeam, TeamDistribution, stored_distribution
 from marlkit.first_trajectories import FirstTrajectories
@@ -23,8 +23,8 @@ from marlkit.options import Activation, Hidden, NonNegativeFloat, PositiveFloat,
 from marlkit.ranks import ALONE, Ranks
 from marlkit.spec import Continuous, TeamSpec
 
-EVALUATIONS = {"cpu": 4096, "cuda": 65536}
-"""Agents times networks looked at together where no gradient is needed: bounds memory, and fits a processor's cache."""
+EVALUATIONS = {"cpu": 16384, "cuda": 65536}
+"""Agents times networks looked at together where no gradient is needed: bounds memory."""
 
 BELIEFS: dict[Key, Key] = {keys.LOGITS: keys.OPPONENT_LOGITS, keys.LOC: keys.OPPONENT_LOC, keys.SCALE: keys.OPPONENT_SCALE}
 
@@ -216,16 +216,19 @@ class TheoryOfMindOpponents(Opponents):
             self.trajectories.record(played)
             self._refresh_character()
 
-    @torch.no_grad()
-    def _refresh_character(self) -> None:
+    def _refresh_character(self, repeat: Repeat = as_it_is) -> None:
         """Make the characters that beliefs are written with anew, of all trajectories."""
         begun = self.trajectories.begun
-        if begun == 0:
-            return
+        if begun > 0:
+            everything = torch.arange(begun, device=self.character.device)
+            repeat("characters", self._characters, TensorDict({"index": everything}, batch_size=[begun]))
+
+    @torch.no_grad()
+    def _characters(self, trajectories: TensorDictBase) -> dict[ResultKey, Tensor]:
         size = self._at_a_time(self.pairs.numel() * self.trajectories.observation.shape[1])
-        everything = torch.arange(begun, device=self.character.device)
-        encoded = [self.networks.characters(*self.trajectories.steps(index)) for index in everything.split(size)]
+        encoded = [self.networks.characters(*self.trajectories.steps(some)) for some in trajectories["index"].split(size)]
         self.character.copy_(torch.cat(encoded).mean(0))
+        return {}
 
     def fit(self, batch: TensorDictBase, learning: Learning) -> Metrics:
         """One optimiser step on the steps of a batch and on the latest steps, every few updates."""
@@ -235,10 +238,20 @@ class TheoryOfMindOpponents(Opponents):
         self.updates += 1
         if not due:
             return {}
-        loss, metrics = self.loss(self._drawn(batch), learning.ranks)
-        metrics |= learning.minimise(loss, self.max_grad_norm)
-        self._refresh_character()
+        given = TensorDict({"rows": self._drawn(batch), "trajectories": self._some_trajectories()})
+        metrics = learning.repeat("opponents", lambda taken: self._learn(taken, learning), given)
+        self._refresh_character(learning.repeat)
         return metrics
+
+    def _learn(self, given: TensorDictBase, learning: Learning) -> Metrics:
+        rows = given["rows"]
+        rows.batch_size = rows[keys.ALIVE].shape[:1]
+        loss, metrics = self.loss(rows, given["trajectories"], learning.ranks)
+        return metrics | learning.minimise(loss, self.max_grad_norm)
+
+    def _some_trajectories(self) -> Tensor:
+        """Numbers of trajectories, at random: those through which a fit trains the characters."""
+        return torch.randperm(self.trajectories.begun, device=self.character.device)[: self.character_batch]
 
     def _drawn(self, batch: TensorDictBase) -> TensorDictBase:
         """Rows ``[R]`` of the batch, at random where it has more than are wanted, with the true policies where it has them."""
@@ -250,14 +263,15 @@ class TheoryOfMindOpponents(Opponents):
         index = torch.randperm(count, device=self.character.device)[: self.fit_rows]
         return given[torch.unravel_index(index, batch.batch_size)]
 
-    def loss(self, rows: TensorDictBase, ranks: Ranks = ALONE) -> tuple[Tensor, Metrics]:
+    def loss(self, rows: TensorDictBase, trajectories: Tensor, ranks: Ranks = ALONE) -> tuple[Tensor, Metrics]:
         """The three cross-entropies, weighted and summed, and how good the beliefs are.
 
         Args:
             rows: batch ``[R]`` with the keys that this component reads and, for the divergence, the parameters of the policy.
+            trajectories: numbers of those through which the characters are trained; may be none.
             ranks: the processes over whose rows the loss is a mean; characters and latest steps are those of each rank.
         """
-        belief, natural = self.beliefs(rows, self._trained_character())
+        belief, natural = self.beliefs(rows, self._trained_character(trajectories))
         latest = self.latest.steps()
         combined = self._cross_entropy(belief, rows, ranks)
         natural_loss = self._cross_entropy(natural, rows, ranks)
@@ -269,13 +283,11 @@ class TheoryOfMindOpponents(Opponents):
         }
         return combined + self.head_coef * (natural_loss + impromptu_loss), metrics | self._quality(belief, rows)
 
-    def _trained_character(self) -> Tensor:
-        """Characters ``[N, G, H]`` of a random part of the trajectories, with gradient."""
-        begun = self.trajectories.begun
-        if begun == 0:
+    def _trained_character(self, trajectories: Tensor) -> Tensor:
+        """Characters ``[N, G, H]`` made of these trajectories, with gradient."""
+        if len(trajectories) == 0:
             return self.character
-        index = torch.randperm(begun, device=self.character.device)[: self.character_batch]
-        return self.networks.characters(*self.trajectories.steps(index)).mean(0)
+        return self.networks.characters(*self.trajectories.steps(trajectories)).mean(0)
 
     def _cross_entropy(self, belief: TeamDistribution, rows: TensorDictBase, ranks: Ranks) -> Tensor:
         """``-mean log q_i(a_j)`` over rows, i and j that is not i and is alive."""
