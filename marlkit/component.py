@@ -33,11 +33,11 @@ Metrics = dict[str, Tensor]
 
 
 Afterwards = Callable[[Callable[[], None]], None]
-"""Runs what is Python after a step, such as a count: now, or after each replay where the step is being recorded."""
+"""Runs what is Python after a step, such as a count: when the step is over, and after each replay of it."""
 
 
 def at_once(action: Callable[[], None]) -> None:
-    """The :data:`Afterwards` of a step that is not recorded."""
+    """The :data:`Afterwards` of steps that are over at any time."""
     action()
 
 
@@ -428,7 +428,7 @@ class Learning:
         progress: share of the training that is done, in [0, 1].
         repeat: takes a step that comes again and again on rows of the same shape; it may replay what the step did the first time
             without its Python (:mod:`marlkit.repetition`).
-        afterwards: runs what is Python after a step, such as a count: now, or after each replay.
+        afterwards: runs what is Python after a step, such as a count: when the step is over, and after each replay of it.
         moved: told the names of the components that an update has changed without ``minimise``, so that targets follow.
         ranks: the processes that train together, over which ``minimise`` averages gradients. Means that a loss is made of are
             weighed, statistics and steps without ``minimise`` averaged, and draws that decide parameters made in common there.

@@ -470,8 +470,11 @@ class EpisodeReturns:
         running = torch.zeros_like(reward[:, 0]) if self.running is None else self.running
         steps = torch.zeros_like(running) if self.steps is None else self.steps
         total, length, count = (torch.zeros((), device=reward.device) for _ in range(3))
-        for now, ended in zip(reward.unbind(1), done.unbind(1), strict=True):
+        some_end = done.any(0).tolist()
+        for now, ended, any_ends in zip(reward.unbind(1), done.unbind(1), some_end, strict=True):
             running, steps = running + now, steps + 1
+            if not any_ends:
+                continue
             total += running.masked_fill(~ended, 0).sum()
             length += steps.masked_fill(~ended, 0).sum()
             count += ended.sum()
@@ -524,8 +527,9 @@ def refuse_non_finite(batch: TensorDictBase, metrics: Metrics, learner: Learner)
     for section in ("env", "actor", "opponents", "critic", "estimator"):
         written = {key: batch.get(key, None) for key in getattr(learner, section).writes}
         checks += [(section, keys.name(key), x) for key, x in written.items() if x is not None and x.is_floating_point()]
-    checks += [("update", name, value) for name, value in metrics.items()]
-    finite = torch.stack([torch.isfinite(value).all() for _, _, value in checks])
+    checks += [("update", name, value) for name, value in metrics.items() if value.is_floating_point()]
+    # The largest magnitude is as finite as what it is taken of, and one operation takes it of all.
+    finite = torch.stack(torch._foreach_norm([value for _, _, value in checks], float("inf"))).isfinite()
     if finite.all():
         return
     section, name, _ = checks[int((~finite).nonzero()[0])]

@@ -65,12 +65,12 @@ class Repetition:
     ) -> dict[ResultKey, Tensor]:
         """Take the step ``name`` on ``rows``, and what it has put off until after it."""
         if self.mode == "none" or name in self._refused:
-            return step(rows)
+            return self._as_it_is(step, rows)
         given = dict(rows.items(include_nested=True, leaves_only=True))
         known = (name, rows.batch_size, tuple((key, tensor.shape, tensor.dtype) for key, tensor in given.items()))
         if known not in self._known:
             self._known[known] = _Known()
-            return step(rows)
+            return self._as_it_is(step, rows)
         found = self._known[known]
         if found.run is None or (found.numbers is not None and found.numbers != self._numbers()):
             try:
@@ -78,7 +78,7 @@ class Repetition:
             except NotRecordable as error:
                 self._refused.add(name)
                 warnings.warn(f"the step `{_words(name)}` is not recorded, but run operation by operation: {error}", stacklevel=2)
-                return step(rows)
+                return self._as_it_is(step, rows)
         assert found.run is not None
         results: dict[ResultKey, Tensor] = found.run(list(given.values()))
         if self.mode == "graph":
@@ -87,8 +87,18 @@ class Repetition:
             after()
         return results
 
+    def _as_it_is(
+        self, step: Callable[[TensorDictBase], dict[ResultKey, Tensor]], rows: TensorDictBase
+    ) -> dict[ResultKey, Tensor]:
+        put_off: list[Callable[[], None]] = []
+        with self._deferring(put_off):
+            results = step(rows)
+        for after in put_off:
+            after()
+        return results
+
     def afterwards(self, action: Callable[[], None]) -> None:
-        """Do what is Python after a step's tensors: now, or after each replay where the step is being recorded."""
+        """Do what is Python after a step's tensors: after this step, and after each replay where it is being recorded."""
         if self._deferred is None:
             action()
         else:

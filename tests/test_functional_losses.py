@@ -147,6 +147,14 @@ def test_explained_variance_by_hand() -> None:
     assert explained_variance(double(1, 2, 3, 9), target, torch.tensor([1, 1, 1, 0])).item() == 1.0
 
 
+def test_without_a_weight_all_count() -> None:
+    prediction, target = double(1, 2, 3, 9), double(2, 2, 5, 4)
+    options: dict[str, Any] = {"clip": None, "huber_delta": 1.0}
+    everyone = torch.ones(4)
+    assert value_loss(prediction, None, target, None, **options) == value_loss(prediction, None, target, everyone, **options)
+    assert explained_variance(prediction, target, None) == explained_variance(prediction, target, everyone)
+
+
 def test_explained_variance_of_constant_targets_is_zero() -> None:
     prediction = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     assert explained_variance(prediction, torch.full((1000,), 0.1), torch.ones(1000)).item() == 0.0

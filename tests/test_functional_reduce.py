@@ -35,6 +35,10 @@ def test_weights_by_hand() -> None:
     assert masked_mean(torch.tensor([8.0, 8.0]), torch.tensor([0.25, 0.25])).item() == pytest.approx(4.0)
 
 
+def test_without_a_weight_all_count(x: Tensor) -> None:
+    torch.testing.assert_close(masked_mean(x, None), masked_mean(x, torch.ones_like(x)), rtol=1e-12, atol=0)
+
+
 def test_weight_is_counted_broadcast(x: Tensor) -> None:
     valid = torch.zeros(4, 5, 1, 1, dtype=torch.bool)
     valid[1, 2:4] = True

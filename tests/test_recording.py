@@ -132,6 +132,32 @@ def test_python_values_become_tensors_anew_at_each_replay() -> None:
     agree(function, numbers(2), [])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64])
+def test_numbers_beside_tensors_count_as_they_did(dtype: torch.dtype) -> None:
+    """Single precision rounds 0.1 once, to its own nearest; bfloat16 takes it in single precision; integers become floats."""
+
+    def function(x: Tensor) -> list[Tensor]:
+        y = x.clone()
+        y += 3
+        return [x * 0.1, x + 1e-9, x - 0.3, x / 7, torch.add(x, 2, alpha=3), x * True, y, 2 - x]
+
+    values = (torch.arange(-8, 8).reshape(4, 4) / (1 if dtype == torch.int64 else 3)).to(dtype)
+    recording = record(function, [values], [])
+    for replayed, expected in zip(recording.replay(values + 1), function(values + 1), strict=True):
+        assert replayed.dtype == expected.dtype
+        assert torch.equal(replayed, expected)
+
+
+@pytest.mark.parametrize("structure", [dict, lambda pairs: {"all": dict(pairs)}, lambda pairs: [dict(pairs), 5]])
+def test_dicts_of_results_keep_their_order_and_their_depth(structure: Any) -> None:
+    def function(x: Tensor) -> Any:
+        return structure([("z", x + 1), (("a", "b"), x * 2), ("m", x)])
+
+    recording = record(function, [torch.zeros(2)], [])
+    found, expected = recording.replay(torch.ones(2)), function(torch.ones(2))
+    assert str(found) == str(expected)
+
+
 def test_memory_that_the_function_writes_to_is_state_even_if_nobody_said_so() -> None:
     counter = torch.zeros(1)
 

@@ -94,12 +94,14 @@ class DdpgUpdate(Update):
         believing = set(learning.opponents.reads) - set(actor.writes) if self.others == "believed" else ()
         memory = (keys.HIDDEN,) if actor.sequence_length is not None else ()
         wanted = dict.fromkeys([*self.reads, *actor.reads, *critic.reads, *believing, *memory])
-        rows = units(batch.select(*wanted), actor.sequence_length)
-        critic.normaliser.update(rows[keys.VALUE_TARGET], learning.ranks)
-        joint = learning.repeat("others", lambda some: {JOINT: self._joint_action(some, learning)}, rows)
-        rows.set(JOINT, joint[JOINT])
-        metrics = learning.repeat("critic", lambda some: self._fit_critic(some, learning), rows)
-        return metrics | learning.repeat("actor", lambda some: self._fit_actor(some, learning), rows)
+        critic.normaliser.update(batch[keys.VALUE_TARGET], learning.ranks)
+
+        def both(given: TensorDictBase) -> Metrics:
+            rows = units(given, actor.sequence_length)
+            rows.set(JOINT, self._joint_action(rows, learning))
+            return self._fit_critic(rows, learning) | self._fit_actor(rows, learning)
+
+        return learning.repeat("update", both, batch.select(*wanted))
 
     def _fit_critic(self, rows: TensorDictBase, learning: Learning) -> Metrics:
         prediction = learning.critic.predict(rows)
