@@ -91,7 +91,7 @@ def recipe_commands(recipe: str, options: argparse.Namespace) -> dict[str, list[
     Raises:
         SystemExit: an entry of ``sizes`` is not ``name=number``.
     """
-    known = {entry.name for entry in fields(WORKS[recipe])} | {"iterations", "warm_up", "threads"}
+    known = {entry.name for entry in fields(WORKS[recipe])} | {"iterations", "warm_up", "threads", "turn"}
     shared = ["--turns", "--device", options.device]
     for size in options.sizes:
         name, equals, value = size.partition("=")

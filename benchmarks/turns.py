@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,9 @@ class _Program:
 
     def begin_a_turn(self) -> None:
         assert self._process.stdin is not None
-        print(file=self._process.stdin, flush=True)
+        # Where it has died while it waited, the end of what it says will tell.
+        with suppress(BrokenPipeError):
+            print(file=self._process.stdin, flush=True)
 
     def until_it_passes_on(self) -> str | None:
         """Nothing when it lets the others work, its last line when it is done."""

@@ -37,7 +37,7 @@ Afterwards = Callable[[Callable[[], None]], None]
 
 
 def at_once(action: Callable[[], None]) -> None:
-    """The :data:`Afterwards` of steps that are over at any time."""
+    """The :data:`Afterwards` where nothing is put off."""
     action()
 
 
@@ -478,8 +478,8 @@ class Data(Component, ABC):
     history: int = 0
     """Number of steps M before each step that batches show under ``RECENT_*``; 0: those keys are left out."""
 
-    wanted: frozenset[Key] | None = None
-    """Keys that somebody reads of a batch; what was played holds others too, which need not be kept. ``None``: all are."""
+    shown: frozenset[Key] | None = None
+    """Keys that batches show, because somebody reads them; what was played has others, which need not be kept. ``None``: all."""
 
     @abstractmethod
     def collect(self, env: Environment, actor: Actor, repeat: Repeat = as_it_is) -> TensorDict:

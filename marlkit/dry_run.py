@@ -62,7 +62,7 @@ def _short_data(recipe: Recipe, learner: Learner) -> Data:
         raise refusal(recipe, f"{section}.{error.option}", error.message) from error
     short = build(recipe, "data", learner.env.spec, **learner.data.brief(length or STEPS))
     assert isinstance(short, Data)
-    short.history, short.wanted = learner.data.history, learner.data.wanted
+    short.history, short.shown = learner.data.history, learner.data.shown
     return short
 
 

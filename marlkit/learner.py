@@ -102,6 +102,7 @@ class Learner(lightning.LightningModule):
         self.repetition = Repetition(compile, self, self._optimizer_state, self._learning_rates)
         self.register_buffer("share_done", torch.zeros(()), persistent=False)
         self._generators: dict[str, Any] | None = None
+        self._metrics: dict[str, float] = {}
         self._wire()
         self.products = Products([actor, critic, opponents, targets], precision, env.device.type)
 
@@ -122,14 +123,14 @@ class Learner(lightning.LightningModule):
         self._encoder_is_shared = bool(set(current) & set(self.critic.reads) & keys.WITH_GRADIENT)
         self._refreshed = tuple(current) if self._off_policy and read & set(current) else ()
         self.data.history = self.opponents.history if self.opponents_are_read else 0
-        self.data.wanted = self._wanted()
+        self.data.shown = self._read_of_batches()
         self.update.attach(self.actor, self.critic)
         self.targets.track(self.actor, self.critic)
         if self._encoder_is_shared and "lagging" in self.targets.traits and self.targets.actor() is self.actor:
             raise OptionError("actor", "must be true, because the critic reads the actor's encoder: both have to lag")
 
-    def _wanted(self) -> frozenset[keys.Key]:
-        """What is read of the batches that the data gives."""
+    def _read_of_batches(self) -> frozenset[keys.Key]:
+        """Keys of played steps that some component reads, and those that the learner reads itself."""
         evaluated = {*self.actor.reads, *self.critic.reads, keys.HIDDEN}
         evaluated |= set(self.opponents.reads) if self.opponents_are_read else set()
         steps = {*self.estimator.reads, *self.update.reads, keys.TERMINATED}
@@ -364,11 +365,19 @@ class Learner(lightning.LightningModule):
 
         Lightning's own way takes as long as ten environment steps, and would count optimiser steps instead of iterations.
         """
-        for_callbacks = {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
-        self.trainer.callback_metrics.update(for_callbacks)
+        self._tell_callbacks(metrics)
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.iteration - 1)
             logger.save()
+
+    def _tell_callbacks(self, metrics: dict[str, float]) -> None:
+        told = {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
+        self.trainer.callback_metrics.update(told)
+
+    def _latest_metrics(self) -> dict[str, float]:
+        """What callbacks see, but for the times, which no two runs have in common."""
+        latest = self.trainer.callback_metrics.items()
+        return {name: value.item() for name, value in latest if not name.startswith("time/")}
 
     def _is_evaluated(self) -> bool:
         last = self.iteration == self.iterations
@@ -418,6 +427,7 @@ class Learner(lightning.LightningModule):
             "spec": self.env.spec.as_dict(),
             "iteration": self.iteration,
             "frames": self.frames,
+            "metrics": self._latest_metrics(),
             **own,
         }
         if self.ranks.size > 1:
@@ -432,6 +442,7 @@ class Learner(lightning.LightningModule):
         state = checkpoint["marlkit"]
         self.iteration = state["iteration"]
         self.frames = state["frames"]
+        self._metrics = state.get("metrics", {})
         if self.ranks.size > 1 or "ranks" in state:
             self.ranks.load_state_dict(state.get("ranks", ALONE.state_dict()))
         if self.ranks.index > 0:
@@ -443,8 +454,9 @@ class Learner(lightning.LightningModule):
         self._generators = state["rng"]
 
     def on_train_start(self) -> None:
-        """Restore the random generators last, after everything that may have drawn from them."""
+        """Restore what callbacks look at, and last the random generators, after everything that may have drawn from them."""
         self.ranks.align(self.parameters())
+        self._tell_callbacks(self._metrics)
         if self._generators is not None:
             rng.restore(self._generators)
             self._generators = None
@@ -528,6 +540,7 @@ def refuse_non_finite(batch: TensorDictBase, metrics: Metrics, learner: Learner)
         written = {key: batch.get(key, None) for key in getattr(learner, section).writes}
         checks += [(section, keys.name(key), x) for key, x in written.items() if x is not None and x.is_floating_point()]
     checks += [("update", name, value) for name, value in metrics.items() if value.is_floating_point()]
+    checks = [check for check in checks if check[2].numel()]
     # The largest magnitude is as finite as what it is taken of, and one operation takes it of all.
     finite = torch.stack(torch._foreach_norm([value for _, _, value in checks], float("inf"))).isfinite()
     if finite.all():

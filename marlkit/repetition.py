@@ -141,11 +141,11 @@ class Repetition:
 
     @contextmanager
     def _deferring(self, actions: list[Callable[[], None]]) -> Iterator[None]:
-        self._deferred = actions
+        outer, self._deferred = self._deferred, actions
         try:
             yield
         finally:
-            self._deferred = None
+            self._deferred = outer
 
 
 def _apart(tensors: Iterable[Tensor]) -> list[Tensor]:

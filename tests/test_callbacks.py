@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
@@ -50,6 +51,15 @@ def saved(folder: Path) -> dict[str, Any]:
     return load_checkpoint(folder / "checkpoints" / LAST)
 
 
+def flat(state: Any) -> list[Any]:
+    """All numbers of a checkpoint's part, in order."""
+    if isinstance(state, torch.Tensor):
+        return state.flatten().tolist()
+    if isinstance(state, (dict, list, tuple)):
+        return [number for part in (state.values() if isinstance(state, dict) else state) for number in flat(part)]
+    return [state]
+
+
 def test_a_callback_sees_every_metric_of_every_iteration(tmp_path: Path) -> None:
     diary = Diary()
     folder = marlkit.train(tiny("trainer.evaluation_interval=2"), tmp_path, progress=False, callbacks=[diary])
@@ -71,7 +81,8 @@ def test_early_stopping_leaves_a_whole_run_that_can_go_on(tmp_path: Path) -> Non
     marlkit.resume(folder, progress=False)
     assert saved(folder)["marlkit"]["iteration"] == 5
     whole = marlkit.train(tiny(), tmp_path, progress=False)
-    assert str(saved(folder)["state_dict"]) == str(saved(whole)["state_dict"])
+    for part in ("state_dict", "optimizer_states"):
+        assert flat(saved(folder)[part]) == flat(saved(whole)[part])
 
 
 def test_what_a_callback_remembers_is_saved_as_the_iteration_left_it(tmp_path: Path) -> None:
@@ -81,6 +92,21 @@ def test_what_a_callback_remembers_is_saved_as_the_iteration_left_it(tmp_path: P
     again = Diary()
     marlkit.resume(folder, progress=False, callbacks=[again])
     assert (again.count, len(again.notes)) == (5, 2)
+
+
+def test_a_resumed_callback_sees_what_the_one_before_it_saw(tmp_path: Path) -> None:
+    """The latest evaluation, too, which was in an iteration before the stop."""
+    every = "trainer.evaluation_interval=4"
+    whole, first, second = Diary(), Diary(), Diary()
+    marlkit.train(tiny(every, "trainer.iterations=7"), tmp_path, progress=False, callbacks=[whole])
+    enough = EarlyStopping("frames", mode="max", stopping_threshold=5 * 32 - 1)
+    folder = marlkit.train(tiny(every, "trainer.iterations=7"), tmp_path, progress=False, callbacks=[first, enough])
+    marlkit.resume(folder, progress=False, callbacks=[second])
+    assert (len(first.notes), len(second.notes)) == (5, 2)
+    for seen, expected in zip(first.notes + second.notes, whole.notes, strict=True):
+        assert seen.keys() >= expected.keys() - {name for name in expected if name.startswith("time/")}
+        assert all(seen[name] == value for name, value in expected.items() if not name.startswith("time/"))
+    assert "evaluation/return" in second.notes[0]
 
 
 def test_a_callback_that_remembers_more_than_plain_data_is_named(tmp_path: Path) -> None:

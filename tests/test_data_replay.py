@@ -312,7 +312,7 @@ def test_only_the_state_before_a_reset_is_bootstrapped(body: Any, at: str) -> No
     plain = numbered(DISCRETE, ends=0.4)
     script = plain if at == "nowhere" else absurd(plain, at)
     learner = a_learner(script, body)
-    learner.data.wanted = None  # more than this learner reads
+    learner.data.shown = None  # more than this learner reads
     batch = one_batch(learner).flatten()
     env, time = number_of(batch) // 100, number_of(batch) % 100
     terminated, truncated = script.terminated[time, env], script.truncated[time, env]
@@ -352,7 +352,7 @@ UNREAD = keys.following(keys.IS_FIRST)
 def test_what_nobody_reads_is_neither_kept_nor_shown() -> None:
     torch.manual_seed(0)
     learner = a_learner(numbered(DISCRETE))
-    read = learner.data.wanted
+    read = learner.data.shown
     assert read is not None
     assert {keys.OBSERVATION, keys.following(keys.OBSERVATION), keys.REWARD, keys.TERMINATED} <= read
     assert not {keys.IS_FIRST, UNREAD} & read
@@ -367,7 +367,7 @@ def test_what_nobody_reads_is_neither_kept_nor_shown() -> None:
 def test_what_was_kept_for_others_is_passed_over() -> None:
     torch.manual_seed(0)
     everything, some = a_learner(numbered(DISCRETE)), a_learner(numbered(DISCRETE))
-    everything.data.wanted = None
+    everything.data.shown = None
     everything.data.collect(everything.env, everything.actor)
     some.data.load_state_dict(everything.data.state_dict())
     some.data.collect(some.env, some.actor)

@@ -22,7 +22,7 @@ def arguments(
         return torch.randn(*shape, dtype=dtype, requires_grad=True)
 
     keep = torch.ones(steps, sequences, 1, dtype=torch.bool)
-    keep[1, 0] = keep[steps - 1, -1] = False
+    keep[steps // 2, 0] = keep[steps - 1, -1] = False
     return (
         drawn(networks, steps, sequences, 3 * size),
         drawn(networks, sequences, size),
@@ -54,19 +54,27 @@ def test_two_steps_by_hand() -> None:
 def test_a_sequence_that_starts_anew_forgets() -> None:
     gates, hidden, keep, weight, bias = (tensor.detach() for tensor in arguments(2, 4, 3, 5))
     states = recurrence(gates, hidden, keep, weight, bias)
-    fresh = recurrence(gates[:, 1:, :1], torch.zeros_like(hidden[:, :1]), keep[1:, :1], weight, bias)
-    torch.testing.assert_close(states[:, 1:, :1], fresh, rtol=0, atol=0)
+    fresh = recurrence(gates[:, 2:, :1], torch.zeros_like(hidden[:, :1]), keep[2:, :1], weight, bias)
+    torch.testing.assert_close(states[:, 2:, :1], fresh, rtol=0, atol=1e-15)
     other = recurrence(gates, hidden + 1, keep, weight, bias)
-    assert torch.equal(other[:, 1:, 0], states[:, 1:, 0])
-    assert not torch.equal(other[:, 1:, 1], states[:, 1:, 1])
+    assert torch.equal(other[:, 2:, 0], states[:, 2:, 0])
+    assert not torch.equal(other[:, 2:, 1], states[:, 2:, 1])
 
 
 @pytest.mark.parametrize(("networks", "steps", "sequences"), [(1, 1, 2), (3, 4, 2)])
 def test_derivatives_of_first_and_second_order(networks: int, steps: int, sequences: int) -> None:
-    given = arguments(networks, steps, sequences, 2) if steps > 1 else arguments(networks, 2, sequences, 2)
-    given = (given[0][:, :steps].detach().requires_grad_(), given[1], given[2][:steps], *given[3:])
+    given = arguments(networks, steps, sequences, 2)
     assert torch.autograd.gradcheck(recurrence, given)
     assert torch.autograd.gradgradcheck(recurrence, given)
+
+
+def test_an_argument_may_be_made_of_another() -> None:
+    _, hidden, keep, weight, bias = arguments(2, 4, 3, 2)
+    states = recurrence(hidden.unsqueeze(1).repeat(1, 4, 1, 3), hidden * 2, keep, weight, bias)
+    once, twice = (
+        torch.autograd.grad(states.square().sum(), hidden, retain_graph=True, create_graph=c)[0] for c in (False, True)
+    )
+    torch.testing.assert_close(once, twice, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("learning", [False, True])

@@ -191,6 +191,15 @@ def test_seeds_of_ranks_are_further_apart_than_those_of_evaluations() -> None:
 
 # --- whole runs -----------------------------------------------------------------------------------------------------------
 
+STOPS_EARLY = """
+import sys
+import marlkit
+from lightning.pytorch.callbacks import EarlyStopping
+
+enough = EarlyStopping("evaluation/return", mode="max", stopping_threshold=-1000.0, strict=False)
+print(marlkit.train(marlkit.load_recipe("mappo", sys.argv[2:]), sys.argv[1], progress=False, callbacks=[enough]))
+"""
+
 RUN = [
     "env.num_envs=4", "env.max_steps=8", "actor.hidden=[8]", "critic.hidden=[8]", "opponents.hidden=[8]", "opponents.memory=4",
     "opponents.every=2", "data.steps=10", "data.batch_size=20", "data.updates=2", "data.capacity=100", "data.warm_up=40",
@@ -237,6 +246,16 @@ def same(a: Any, b: Any) -> bool:
 
 def last(folder: Path) -> dict[str, Any]:
     return load_checkpoint(folder / "checkpoints" / LAST)
+
+
+def test_ranks_stop_together_when_a_callback_says_so(tmp_path: Path) -> None:
+    """Only the first rank evaluates; the others would train on, and wait for it for ever."""
+    (tmp_path / "script.py").write_text(STOPS_EARLY)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "runs"), *overrides("mappo", "trainer.iterations=6")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs" / "mappo").iterdir()
+    assert last(folder)["marlkit"]["iteration"] == 2  # the first evaluation
 
 
 @pytest.mark.slow

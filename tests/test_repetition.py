@@ -122,14 +122,19 @@ def test_steps_that_change_parameters_are_recorded_anew_where_numbers_change(lea
     assert len(repeat._known) == 1
 
 
-def test_what_is_put_off_is_done_after_each_step() -> None:
+@pytest.mark.parametrize("mode", ["none", "record"])
+def test_what_is_put_off_is_done_after_each_step(mode: Any) -> None:
     line, done = Line(), []
-    repeat = repetition(line)
+    repeat = repetition(line, mode=mode)
 
     def step(rows: TensorDictBase) -> dict[str, Tensor]:
-        results = line.step(rows)
         repeat.afterwards(lambda: done.append(float(line.seen)))
-        return results
+        return repeat_within(rows) | line.step(rows)
+
+    def repeat_within(rows: TensorDictBase) -> dict[str, Tensor]:
+        with repeat._deferring([]):
+            repeat.afterwards(lambda: done.append(float("nan")))
+        return {}
 
     expected = 0.0
     for count, rows in enumerate(batches(5), start=1):

@@ -81,6 +81,8 @@ def run(recipe: str, work: type[W], loop: Callable[[W, torch.device], Loop], arg
     """
     told = parser(work)
     options = told.parse_args(arguments)
+    if options.turn < 1:
+        told.error(f"--turn {options.turn}: must be at least one iteration")
     if options.iterations <= options.warm_up:
         told.error(f"--iterations {options.iterations} leaves nothing to count after a warm-up of {options.warm_up}")
     torch.set_num_threads(options.threads)

@@ -135,16 +135,16 @@ class ReplayData(Data):
             self._position, self._filled = state["position"], len(kept)
 
     def _kept(self, steps: TensorDict) -> TensorDict:
-        """Of each step what may be read of it, now or as the recent past of another."""
-        if self.wanted is None:
+        """Of each step what may be read of it, as it is or as the recent past of another."""
+        if self.shown is None:
             return steps
-        return steps.select(*self.wanted, *PAST, strict=False)
+        return steps.select(*self.shown, *PAST, strict=False)
 
     def _allocate(self, steps: TensorDict) -> TensorDict:
         # Time-major, as rollouts are.
         envs = steps.batch_size[1]
         self._storage = steps.new_empty((self.capacity // envs, envs))
-        self._shown = self._storage if self.wanted is None else self._storage.select(*self.wanted, strict=False)
+        self._shown = self._storage if self.shown is None else self._storage.select(*self.shown, strict=False)
         self._past = self._storage.select(*PAST)
         return self._storage
 

@@ -27,14 +27,14 @@ def recurrence(gates: Tensor, hidden: Tensor, keep: Tensor, weight: Tensor, bias
     Args:
         gates: ``x`` of G networks, L steps and Q sequences, ``[G, L, Q, 3 H]``, in the order ``r, z, n``.
         hidden: ``h_0``, ``[G, Q, H]``.
-        keep: what the state before each step is multiplied by, ``[L, Q, 1]``: 0 where a sequence starts anew.
+        keep: what the state before each step is multiplied by, ``[L, Q, 1]``: 0 where a sequence starts anew; without gradient.
         weight: ``U``, ``[G, 3 H, H]``.
         bias: ``b``, ``[G, 3 H]``.
 
     Returns:
         ``[G, L, Q, H]``.
     """
-    arguments = (gates, hidden, keep, weight, bias)
+    arguments = (gates, hidden, keep.detach(), weight, bias)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments):
         states: Tensor = _Recurrence.apply(*arguments)
         return states
@@ -138,6 +138,8 @@ def _through(step: _Step, before: Tensor, of_state: Tensor, of_gates: Tensor, of
 
 
 def _twice_differentiable(arguments: Sequence[Tensor], wanted: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
+    # Nodes of their own: where one argument is made of another, the way between them is not to be gone here.
+    arguments = [argument.view_as(argument) for argument in arguments]
     chosen = [argument for argument, is_wanted in zip(arguments, wanted, strict=True) if is_wanted]
     found = iter(torch.autograd.grad(step_by_step(*arguments), chosen, gradient, create_graph=True))
     return tuple(next(found) if is_wanted else None for is_wanted in wanted)
