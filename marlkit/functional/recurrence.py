@@ -110,15 +110,15 @@ def _differentiated(
     gates, hidden, keep, weight, _ = arguments
     width = len(_Step._fields)
     of_gates, of_products = (torch.empty_like(gates, memory_format=torch.contiguous_format) for _ in range(2))
-    befores = torch.cat([hidden.unsqueeze(1), states[:, :-1]], 1).mul_(keep)
+    entering = torch.cat([hidden.unsqueeze(1), states[:, :-1]], 1).mul_(keep)
     of_state = torch.zeros_like(hidden, memory_format=torch.contiguous_format)
     for index in reversed(range(gates.shape[1])):
         step = _Step(*kept[index * width : (index + 1) * width])
         of_state = of_state + gradient[:, index]
-        past = _through(step, befores[:, index], of_state, of_gates[:, index], of_products[:, index])
+        past = _through(step, entering[:, index], of_state, of_gates[:, index], of_products[:, index])
         of_state = torch.baddbmm(past, of_products[:, index], weight).mul_(keep[index])
     rows = of_products.flatten(1, 2)
-    return of_gates, of_state, None, product_over_rows(rows, befores.flatten(1, 2)), sum_over_rows(rows)
+    return of_gates, of_state, None, product_over_rows(rows, entering.flatten(1, 2)), sum_over_rows(rows)
 
 
 def _through(step: _Step, before: Tensor, of_state: Tensor, of_gates: Tensor, of_products: Tensor) -> Tensor:
