@@ -54,6 +54,9 @@ def _recipes(axes: Axes, rows: Sequence[Row]) -> None:
         axes.barh([row["line"] for row in rows], shares, left=left, color=colour, label=label)
         left = [before + share for before, share in zip(left, shares, strict=True)]
     _finish(axes, "recipes as shipped", "share of an iteration", "", logarithmic=False)
+    if rows:
+        # Beside the title: bars fill the whole field.
+        axes.legend(frameon=False, fontsize=7, ncols=len(SPLIT), loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1)
 
 
 def _finish(axes: Axes, title: str, x: str, y: str, *, logarithmic: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -66,7 +67,8 @@ def learner_of(found: Combination, seed: int) -> Learner:
     def optimizers(use_pl_optimizer: bool = True) -> torch.optim.Optimizer:
         return optimizer
 
-    harness = {"optimizers": optimizers, "manual_backward": torch.Tensor.backward, "_log": lambda metrics: None}
+    trainer = SimpleNamespace(callback_metrics={}, loggers=[])
+    harness = {"optimizers": optimizers, "manual_backward": torch.Tensor.backward, "_trainer": trainer}
     for name, function in harness.items():
         object.__setattr__(learner, name, function)
     return learner
