@@ -55,8 +55,8 @@ def _recipes(axes: Axes, rows: Sequence[Row]) -> None:
         left = [before + share for before, share in zip(left, shares, strict=True)]
     _finish(axes, "recipes as shipped", "share of an iteration", "", logarithmic=False)
     if rows:
-        # Beside the title: bars fill the whole field.
-        axes.legend(frameon=False, fontsize=7, ncols=len(SPLIT), loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1)
+        # Bars fill the whole field.
+        axes.legend(frameon=False, fontsize=7, ncols=len(SPLIT), loc="upper center", bbox_to_anchor=(0.5, -0.13))
 
 
 def _finish(axes: Axes, title: str, x: str, y: str, *, logarithmic: bool) -> None:
