@@ -48,6 +48,8 @@ CRITICS: dict[str, tuple[str, list[str]]] = {
 """By the name of a line: the recipe, and what makes it of it."""
 FRAMES = 60_000
 """Joint steps per iteration, as far as an environment plays between 5 and 100 of them."""
+WARM_UP = 2
+"""Iterations that do not count: a step that is taken once in each is recorded in the second."""
 TABLE = "sweep.csv"
 COLUMNS = (
     "series", "line", "envs", "agents", "frames_per_s", "iteration_s", "collect_s", "annotate_s", "estimate_s", "learn_s",
@@ -126,9 +128,8 @@ def take(point: Point, options: argparse.Namespace) -> dict[str, Any]:
     if options.device == "cpu":
         most = int(options.memory * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    measured = measure(
-        point.recipe, point.overrides, iterations=options.iterations, device=options.device, threads=options.threads
-    )
+    more = {"iterations": options.iterations, "warm_up": WARM_UP, "device": options.device, "threads": options.threads}
+    measured = measure(point.recipe, point.overrides, **more)
     learn = round(measured.seconds["update"], 4)
     return entries(measured, point.envs * point.steps, digits=4) | {"learn_s": learn, "peak_mib": _peak(options.device)}
 
@@ -203,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     every = ["environments", "agents", "recipes"]
     made.add_argument("--series", nargs="+", default=every, choices=every)
     made.add_argument("--largest", type=int, help="environments or agents beyond which nothing is measured")
-    made.add_argument("--iterations", type=int, default=3, help="of each point; the first does not count")
+    made.add_argument("--iterations", type=int, default=4, help=f"of each point; the first {WARM_UP} do not count")
     made.add_argument("--device", default="cpu")
     made.add_argument("--threads", type=int, default=THREADS)
     made.add_argument("--limit", type=float, default=300.0, help="seconds that a point may take")
