@@ -128,8 +128,14 @@ def take(point: Point, options: argparse.Namespace) -> dict[str, Any]:
     if options.device == "cpu":
         most = int(options.memory * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    more = {"iterations": options.iterations, "warm_up": WARM_UP, "device": options.device, "threads": options.threads}
-    measured = measure(point.recipe, point.overrides, **more)
+    measured = measure(
+        point.recipe,
+        point.overrides,
+        iterations=options.iterations,
+        warm_up=WARM_UP,
+        device=options.device,
+        threads=options.threads,
+    )
     learn = round(measured.seconds["update"], 4)
     return entries(measured, point.envs * point.steps, digits=4) | {"learn_s": learn, "peak_mib": _peak(options.device)}
 
