@@ -35,6 +35,7 @@ lint: $(STAMP)
 	$(IN_VENV) ruff format --check .
 	$(IN_VENV) codespell_lib
 	$(IN_VENV) mypy
+	$(VENV)/bin/lint-imports --no-logo
 
 # One process per core; a file's tests stay together, because some share what takes long to make.
 test: lint

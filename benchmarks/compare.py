@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks import mappo_balance, turns
 from benchmarks.recipe_speed import WORKS
-from marlkit.outputs.versions import versions
+from marlkit.run.versions import versions
 
 ENTRIES = ("iteration_s", "collect_s", "update_s")
 PEER_AGENTS = 4

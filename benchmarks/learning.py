@@ -21,11 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.random_play import random_return
-from marlkit.outputs.curve import draw_comparison
-from marlkit.outputs.metrics_file import EVALUATION_RETURN, ITERATION, read_metrics
-from marlkit.outputs.statistics import bootstrap_interval, interquartile_mean
-from marlkit.outputs.versions import versions
 from marlkit.recipe import shipped
+from marlkit.run.curve import draw_comparison
+from marlkit.run.metrics_file import EVALUATION_RETURN, ITERATION, read_metrics
+from marlkit.run.statistics import bootstrap_interval, interquartile_mean
+from marlkit.run.versions import versions
 
 RESULTS = Path(__file__).parent / "results" / "learning"
 TASKS: dict[str, list[str]] = {

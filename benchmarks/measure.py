@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 import marlkit
 from benchmarks.turns import pass_on
-from marlkit.outputs.metrics_file import read_metrics
+from marlkit.run.metrics_file import read_metrics
 from marlkit.spec import TeamSpec
 
 STEPS = ("collect", "annotate", "estimate", "update")

@@ -15,11 +15,11 @@ import torch
 from tensordict import TensorDictBase
 
 from marlkit import keys, load_recipe
-from marlkit.building import build_environment
 from marlkit.component import Actor
-from marlkit.distributions import CategoricalTeam, TeamDistribution
-from marlkit.evaluation import play_episodes
+from marlkit.nn.distributions import CategoricalTeam, TeamDistribution
 from marlkit.spec import Continuous, TeamSpec
+from marlkit.training.assembly import build_environment
+from marlkit.training.evaluation import play_episodes
 
 
 class RandomActor(Actor):

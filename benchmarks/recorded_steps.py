@@ -22,8 +22,8 @@ import torch
 from benchmarks.measure import THREADS
 from marlkit.component import Runtime
 from marlkit.envs.vmas import VmasEnvironment
-from marlkit.options import Mode
-from marlkit.outputs.versions import versions
+from marlkit.options import CompileMode
+from marlkit.run.versions import versions
 
 SCENARIOS: dict[str, dict[str, int]] = {
     "balance": {"n_agents": 4},
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def milliseconds(scenario: str, envs: int, device: torch.device) -> dict[str, float | str]:
     """Of a step in each mode, and why steps are not recorded where they are not."""
-    modes: list[Mode] = ["none", "record"] if device.type == "cpu" else ["none", "record", "graph"]
+    modes: list[CompileMode] = ["none", "record"] if device.type == "cpu" else ["none", "record", "graph"]
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         takers = {mode: _Taker(scenario, envs, device, mode) for mode in modes}
@@ -78,7 +78,7 @@ def milliseconds(scenario: str, envs: int, device: torch.device) -> dict[str, fl
 class _Taker:
     """Takes steps with random actions."""
 
-    def __init__(self, scenario: str, envs: int, device: torch.device, mode: Mode) -> None:
+    def __init__(self, scenario: str, envs: int, device: torch.device, mode: CompileMode) -> None:
         torch.manual_seed(0)
         self.env = VmasEnvironment(
             Runtime(device, 0, mode), scenario=scenario, num_envs=envs, max_steps=EPISODE, scenario_options=SCENARIOS[scenario]

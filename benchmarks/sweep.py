@@ -29,8 +29,8 @@ import torch
 from benchmarks.mappo_balance import entries
 from benchmarks.measure import THREADS, measure
 from benchmarks.sweep_plot import draw
-from marlkit.outputs.versions import versions
 from marlkit.recipe import load_recipe, shipped
+from marlkit.run.versions import versions
 
 RESULTS = Path(__file__).parent / "results" / "sweep"
 ENVIRONMENTS = (60, 300, 600, 3000, 6000, 30_000, 60_000)

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from marlkit.outputs.curve import COLOURS, GREY
+from marlkit.run.curve import COLOURS, GREY
 
 Row = dict[str, str]
 SPLIT = {"collect_s": "collect", "annotate_s": "annotate", "estimate_s": "estimate", "learn_s": "update", "overhead_s": "between"}

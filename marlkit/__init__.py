@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import Callback
 
-    from marlkit.policy import Policy
+    from marlkit.run.policy import Policy
 
 __version__ = "0.1.0"
 __all__ = ["MarlkitError", "Recipe", "load_policy", "load_recipe", "resume", "train"]

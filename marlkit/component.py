@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -19,54 +19,13 @@ from torch import Tensor, nn
 
 from marlkit import keys
 from marlkit.contract import Contract
-from marlkit.distributions import TeamDistribution
 from marlkit.errors import MarlkitError, OptionError
 from marlkit.keys import Key
-from marlkit.normalisers import ValueNormaliser
-from marlkit.options import Mode, problem_with
-from marlkit.ranks import ALONE, Ranks
+from marlkit.learning import Afterwards, Learning, Metrics, RunStep, at_once, run_directly
+from marlkit.nn.distributions import TeamDistribution
+from marlkit.nn.normalisers import ValueNormaliser
+from marlkit.options import CompileMode, problem_with
 from marlkit.spec import TeamSpec
-
-ResultKey = TypeVar("ResultKey")
-Metrics = dict[str, Tensor]
-"""Scalars to log, detached, on the device; reading them is left to the end of the iteration."""
-
-
-Afterwards = Callable[[Callable[[], None]], None]
-"""Runs what is Python after a step, such as a count: when the step is over, and after each replay of it."""
-
-
-def at_once(action: Callable[[], None]) -> None:
-    """The :data:`Afterwards` where nothing is put off."""
-    action()
-
-
-class Repeat(Protocol):
-    """Takes a step that comes again and again."""
-
-    def __call__(
-        self, name: Hashable, step: Callable[[TensorDictBase], dict[ResultKey, Tensor]], rows: TensorDictBase, /
-    ) -> dict[ResultKey, Tensor]:
-        """``step(rows)``.
-
-        Args:
-            name: the same for steps that do the same, and different for others.
-            step: takes what changes from call to call from ``rows``, parameters, buffers and the optimiser, from nothing else.
-            rows: what it works on.
-        """
-
-
-def as_it_is(
-    name: Hashable, step: Callable[[TensorDictBase], dict[ResultKey, Tensor]], rows: TensorDictBase, /
-) -> dict[ResultKey, Tensor]:
-    """The :class:`Repeat` that records nothing."""
-    return step(rows)
-
-
-def mean_metrics(history: Sequence[Metrics]) -> Metrics:
-    """The mean over several updates of each metric that any of them has."""
-    names = dict.fromkeys(name for metrics in history for name in metrics)
-    return {name: torch.stack([metrics[name] for metrics in history if name in metrics]).mean() for name in names}
 
 
 @dataclass(frozen=True)
@@ -76,13 +35,13 @@ class Runtime:
     Attributes:
         device: where its tensors live.
         seed: decides its random choices.
-        compile: ``record`` replays recorded operations, ``graph`` the same as a CUDA graph (:mod:`marlkit.recording`); an
-            environment whose steps cannot be recorded, or do not gain by it, takes them as with ``none``.
+        compile: ``record`` replays recorded operations, ``graph`` the same as a CUDA graph (:mod:`marlkit.recorder.recording`);
+            an environment whose steps cannot be recorded, or do not gain by it, takes them as with ``none``.
     """
 
     device: torch.device
     seed: int
-    compile: Mode = "none"
+    compile: CompileMode = "none"
 
 
 def option_parameters(component: type) -> dict[str, inspect.Parameter]:
@@ -395,56 +354,6 @@ class Optimizer(Component, ABC):
                 group["lr"] = rate
 
 
-class Adjust(Protocol):
-    """Changes gradients after they were clipped and before the optimiser's step."""
-
-    def __call__(self) -> None:
-        """Write to the ``grad`` of parameters."""
-
-
-class Minimise(Protocol):
-    """Takes one optimiser step."""
-
-    def __call__(self, loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
-        """One step on every parameter that ``loss`` reaches, and on no other.
-
-        Args:
-            loss: scalar; it must reach the same parameters on every rank.
-            max_grad_norm: what the gradient of each component is clipped to; ``None``: not.
-            adjust: called between clipping and the step.
-
-        Returns:
-            The norms of the gradients before clipping, by component.
-        """
-
-
-@dataclass(frozen=True)
-class Learning:
-    """What an update works on.
-
-    Attributes:
-        actor, critic, opponents: the components whose parameters it may change.
-        minimise: takes an optimiser step.
-        progress: share of the training that is done, in [0, 1].
-        repeat: takes a step that comes again and again on rows of the same shape; it may replay what the step did the first time
-            without its Python (:mod:`marlkit.repetition`).
-        afterwards: runs what is Python after a step, such as a count: when the step is over, and after each replay of it.
-        moved: told the names of the components that an update has changed without ``minimise``, so that targets follow.
-        ranks: the processes that train together, over which ``minimise`` averages gradients. Means that a loss is made of are
-            weighed, statistics and steps without ``minimise`` averaged, and draws that decide parameters made in common there.
-    """
-
-    actor: Actor
-    critic: Critic
-    opponents: Opponents
-    minimise: Minimise
-    progress: float | Tensor
-    moved: Callable[[Sequence[str]], None] = lambda changed: None
-    ranks: Ranks = ALONE
-    repeat: Repeat = as_it_is
-    afterwards: Afterwards = at_once
-
-
 class Update(Component, nn.Module, ABC):
     """Changes the parameters from an estimated batch."""
 
@@ -482,8 +391,8 @@ class Data(Component, ABC):
     """Keys that batches show, because somebody reads them; what was played has others, which need not be kept. ``None``: all."""
 
     @abstractmethod
-    def collect(self, env: Environment, actor: Actor, repeat: Repeat = as_it_is) -> TensorDict:
-        """Play the steps of one iteration and return them, batch ``[B, T]``; ``repeat`` takes the actor's steps."""
+    def collect(self, env: Environment, actor: Actor, run_step: RunStep = run_directly) -> TensorDict:
+        """Play the steps of one iteration and return them, batch ``[B, T]``; ``run_step`` takes the actor's steps."""
 
     def batches(self, played: TensorDict, actor: Actor) -> Iterator[TensorDict]:
         """The batches ``[*, T]`` to learn from in this iteration, one at a time; here what was just played, once."""

@@ -115,8 +115,8 @@ KINDS: dict[str, Kind] = {
         Kind("targets", "marlkit.targets", "marlkit.component.Targets", "Targets", default="online"),
         Kind("data", "marlkit.data", "marlkit.component.Data", "Data", default="rollout"),
         Kind("estimator", "marlkit.estimators", "marlkit.component.Estimator", "Estimator"),
-        Kind("update", "marlkit.updates", "marlkit.component.Update", "Update"),
-        Kind("optimizer", "marlkit.optimizers", "marlkit.component.Optimizer", "Optimizer", default="adam"),
+        Kind("update", "marlkit.optim", "marlkit.component.Update", "Update"),
+        Kind("optimizer", "marlkit.optim", "marlkit.component.Optimizer", "Optimizer", default="adam"),
         Kind("trainer", "marlkit.trainers", "marlkit.component.Trainer", "Trainer", default="lightning"),
     )
 }

@@ -62,9 +62,9 @@ Hidden = list[PositiveInt]
 
 Activation = Literal["tanh", "relu", "leaky_relu", "gelu", "elu"]
 
-Replayed = Literal["record", "graph"]
-Mode = Literal["none", Replayed]
-"""How steps run: operation by operation, as recorded operations, or as a CUDA graph (:mod:`marlkit.recording`)."""
+ReplayMode = Literal["record", "graph"]
+CompileMode = Literal["none", ReplayMode]
+"""How steps run: operation by operation, as recorded operations, or as a CUDA graph (:mod:`marlkit.recorder.recording`)."""
 
 Share = Literal["all", "none"] | list[list[NonNegativeInt]]
 """Which agents use the same parameters: all, none, or groups such as ``[[0, 1], [2, 3]]``."""

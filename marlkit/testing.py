@@ -19,8 +19,8 @@ from torch import Tensor
 
 from marlkit import keys
 from marlkit.component import Actor, Component, Critic, Estimator, Opponents
-from marlkit.distributions import UNAVAILABLE
 from marlkit.keys import Key
+from marlkit.nn.distributions import UNAVAILABLE
 from marlkit.spec import Continuous, Discrete, TeamSpec
 
 FREE_SIZES = {"V": 1, "H": 4, "E": 64, "M": 2}

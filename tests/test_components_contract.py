@@ -10,8 +10,8 @@ import torch
 from omegaconf import OmegaConf
 
 from marlkit import keys
-from marlkit.catalogue import Entry, components, load_class
 from marlkit.component import Actor, Critic, Estimator, Opponents
+from marlkit.recipe.catalogue import Entry, components, load_class
 from marlkit.spec import TeamSpec
 from marlkit.testing import check_component, fake_batch, spec_examples
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import marlkit
-from marlkit.catalogue import components
 from marlkit.contract import KINDS
+from marlkit.recipe.catalogue import components
 
 PACKAGE = Path(marlkit.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))

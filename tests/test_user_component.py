@@ -12,7 +12,7 @@ import pytest
 
 import marlkit
 from marlkit.cli import main
-from marlkit.outputs.metrics_file import read_metrics
+from marlkit.run.metrics_file import read_metrics
 from marlkit.testing import check_component, spec_examples
 
 ROOT = Path(marlkit.__file__).parents[1]
@@ -30,7 +30,7 @@ from marlkit import keys
 from marlkit.component import Critic
 from marlkit.contract import Contract
 from marlkit.errors import OptionError
-from marlkit.normalisers import ValueNormaliser
+from marlkit.nn.normalisers import ValueNormaliser
 from marlkit.options import PositiveInt
 from marlkit.spec import TeamSpec
 

@@ -9,14 +9,13 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from marlkit import keys
-from marlkit.action_range import ActionRange
-from marlkit.agent_parameters import agent_parameters
 from marlkit.component import Actor
 from marlkit.contract import Contract, When
-from marlkit.distributions import CategoricalTeam, NormalTeam, TeamDistribution
 from marlkit.functional.gumbel import gumbel_from_uniform, straight_through
 from marlkit.functional.schedule import linear
-from marlkit.networks import TeamNetwork, group_of_agents
+from marlkit.nn.actions import ActionRange
+from marlkit.nn.distributions import CategoricalTeam, NormalTeam, TeamDistribution
+from marlkit.nn.networks import TeamNetwork, agent_parameters, group_of_agents
 from marlkit.options import Activation, Hidden, PositiveFloat, Share
 from marlkit.spec import Continuous, TeamSpec
 

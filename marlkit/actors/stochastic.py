@@ -11,14 +11,13 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from marlkit import keys
-from marlkit.action_range import ActionRange
-from marlkit.agent_parameters import agent_parameters
 from marlkit.component import Actor
 from marlkit.contract import Contract, When
-from marlkit.distributions import CategoricalTeam, TeamDistribution
 from marlkit.errors import OptionError
 from marlkit.functional.schedule import linear
-from marlkit.networks import ACTIVATIONS, TeamGRU, TeamLinear, TeamNetwork, group_of_agents
+from marlkit.nn.actions import ActionRange
+from marlkit.nn.distributions import CategoricalTeam, TeamDistribution
+from marlkit.nn.networks import ACTIVATIONS, TeamGRU, TeamLinear, TeamNetwork, agent_parameters, group_of_agents
 from marlkit.options import Activation, Hidden, PositiveFloat, PositiveInt, Probability, Share
 from marlkit.spec import Continuous, TeamSpec
 

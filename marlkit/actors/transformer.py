@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marlkit import keys
-from marlkit.action_range import ActionRange
-from marlkit.actions import action_features
 from marlkit.component import Actor
 from marlkit.contract import Contract, When
-from marlkit.distributions import CategoricalTeam, TeamDistribution
 from marlkit.errors import MarlkitError
+from marlkit.nn.actions import ActionRange, action_features
+from marlkit.nn.distributions import CategoricalTeam, TeamDistribution
+from marlkit.nn.transformer import ActionDecoder, AttentionCache, ObservationEncoder
 from marlkit.options import PositiveFloat, PositiveInt
 from marlkit.spec import Continuous, TeamSpec
-from marlkit.transformers import ActionDecoder, Memory, ObservationEncoder
 
 EVERYBODY = slice(None)
 
@@ -107,7 +106,7 @@ class TransformerActor(Actor):
         """Choose actions agent by agent; ``deterministic``: each agent's most likely one after those before it."""
         encoding = self.encoder(batch[keys.OBSERVATION])
         token = self.start.expand(*encoding.shape[:-2], -1, -1)
-        memory: Memory = {}
+        memory: AttentionCache = {}
         outputs, actions = [], []
         for agent in range(self.spec.n_agents):
             own = slice(agent, agent + 1)

@@ -10,15 +10,15 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from marlkit import keys
-from marlkit.actions import action_features
 from marlkit.contract import Contract
+from marlkit.critics._vector import VectorCritic
 from marlkit.errors import OptionError
 from marlkit.functional.attention import attended, weights_of_others
-from marlkit.networks import ACTIVATIONS, GAINS, TeamLinear, TeamNetwork, group_of_agents
-from marlkit.normalisers import ValueNormaliser
+from marlkit.nn.actions import action_features
+from marlkit.nn.networks import ACTIVATIONS, GAINS, TeamLinear, TeamNetwork, group_of_agents
+from marlkit.nn.normalisers import ValueNormaliser
 from marlkit.options import Activation, Hidden, PositiveInt, Share
 from marlkit.spec import TeamSpec
-from marlkit.vector_critic import VectorCritic
 
 
 class AttentionCritic(VectorCritic):

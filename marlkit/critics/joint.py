@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marlkit import keys
-from marlkit.actions import action_features
-from marlkit.agent_parameters import agent_parameters
 from marlkit.component import Critic
 from marlkit.contract import Contract, When
-from marlkit.networks import TeamLinear, TeamNetwork, group_of_agents
-from marlkit.normalisers import ValueNormaliser
+from marlkit.nn.actions import action_features
+from marlkit.nn.networks import TeamLinear, TeamNetwork, agent_parameters, group_of_agents
+from marlkit.nn.normalisers import ValueNormaliser
 from marlkit.options import Activation, Hidden, Share
 from marlkit.spec import Continuous, TeamSpec
 

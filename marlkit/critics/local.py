@@ -8,11 +8,10 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from marlkit import keys
-from marlkit.agent_parameters import agent_parameters
 from marlkit.component import Critic
 from marlkit.contract import Contract, When
-from marlkit.networks import TeamNetwork, group_of_agents
-from marlkit.normalisers import ValueNormaliser
+from marlkit.nn.networks import TeamNetwork, agent_parameters, group_of_agents
+from marlkit.nn.normalisers import ValueNormaliser
 from marlkit.options import Activation, Hidden, Share
 from marlkit.spec import TeamSpec
 

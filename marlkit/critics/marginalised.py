@@ -13,11 +13,11 @@ from marlkit import keys
 from marlkit.component import Critic
 from marlkit.contract import Contract, When
 from marlkit.functional import marginal
-from marlkit.functional.activation import IN_PLACE, InPlace
 from marlkit.functional.one_hot import one_hot
-from marlkit.functional.sample_mean import Sampling, mean_hidden
-from marlkit.networks import TeamLinear, TeamNetwork, group_of_agents
-from marlkit.normalisers import ValueNormaliser
+from marlkit.nn.kernels.activation import IN_PLACE, InPlace
+from marlkit.nn.kernels.sample_mean import Sampling, mean_hidden
+from marlkit.nn.networks import TeamLinear, TeamNetwork, group_of_agents
+from marlkit.nn.normalisers import ValueNormaliser
 from marlkit.options import Activation, Hidden, PositiveInt, Share
 from marlkit.spec import TeamSpec
 

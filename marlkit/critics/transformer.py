@@ -11,11 +11,11 @@ from marlkit import keys
 from marlkit.component import Critic
 from marlkit.contract import Contract, When
 from marlkit.errors import OptionError
-from marlkit.networks import TeamNetwork, group_of_agents
-from marlkit.normalisers import ValueNormaliser
+from marlkit.nn.networks import TeamNetwork, group_of_agents
+from marlkit.nn.normalisers import ValueNormaliser
+from marlkit.nn.transformer import ELSEWHERE, ObservationEncoder
 from marlkit.options import Activation, Hidden, PositiveInt, Share
 from marlkit.spec import TeamSpec
-from marlkit.transformers import ELSEWHERE, ObservationEncoder
 
 
 class TransformerCritic(Critic):

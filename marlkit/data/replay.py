@@ -10,13 +10,14 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from marlkit import keys
-from marlkit.component import Actor, Data, Environment, Repeat, as_it_is
+from marlkit.component import Actor, Data, Environment
 from marlkit.contract import Contract
+from marlkit.data._recent_past import PAST, write_recent
 from marlkit.data.rollout import RolloutData
 from marlkit.errors import OptionError
 from marlkit.functional.history import ring_slot
+from marlkit.learning import RunStep, run_directly
 from marlkit.options import NonNegativeInt, PositiveInt
-from marlkit.recent import PAST, write_recent
 from marlkit.spec import TeamSpec
 
 BEHAVIOUR = (keys.ACTION, keys.LOG_PROB, keys.HIDDEN, keys.following(keys.HIDDEN))
@@ -75,10 +76,10 @@ class ReplayData(Data):
         self._position = 0
         self._filled = 0
 
-    def collect(self, env: Environment, actor: Actor, repeat: Repeat = as_it_is) -> TensorDict:
+    def collect(self, env: Environment, actor: Actor, run_step: RunStep = run_directly) -> TensorDict:
         """The steps of this iteration, batch ``[B, T]``, which are kept; overwritten by the next call."""
         self._refuse_unfit_capacity(env.num_envs, actor.sequence_length or 1)
-        played = self._player.collect(env, actor, repeat)
+        played = self._player.collect(env, actor, run_step)
         forgotten = {key for key in actor.writes if key not in BEHAVIOUR}
         kept = self._kept(played.exclude(*forgotten)).transpose(0, 1)
         storage = self._allocate(kept) if self._storage is None else self._storage

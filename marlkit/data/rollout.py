@@ -9,12 +9,13 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from marlkit import keys
-from marlkit.component import Actor, Data, Environment, Repeat, as_it_is
+from marlkit.batches import refuse_unfit_length
+from marlkit.component import Actor, Data, Environment
 from marlkit.contract import Contract
+from marlkit.data._recent_past import PAST, write_recent
 from marlkit.keys import Key
-from marlkit.minibatches import refuse_unfit_length
+from marlkit.learning import RunStep, run_directly
 from marlkit.options import PositiveInt
-from marlkit.recent import PAST, write_recent
 from marlkit.spec import TeamSpec
 
 
@@ -42,7 +43,7 @@ class RolloutData(Data):
         self._past: TensorDict | None = None
 
     @torch.no_grad()
-    def collect(self, env: Environment, actor: Actor, repeat: Repeat = as_it_is) -> TensorDict:
+    def collect(self, env: Environment, actor: Actor, run_step: RunStep = run_directly) -> TensorDict:
         """The next rollout, batch ``[B, T]``; it is overwritten by the next call."""
         if self._current is None:
             self._current = self._with_memory(env.reset(), actor.initial_hidden(env.num_envs))
@@ -54,7 +55,7 @@ class RolloutData(Data):
 
         for step in range(self.steps):
             taken = self._current.copy()
-            for key, value in repeat(("act", actor), act, self._current).items():
+            for key, value in run_step(("act", actor), act, self._current).items():
                 taken.set(key, value)
             arrived, current = env.step(taken[keys.ACTION])
             hidden = taken.get(keys.following(keys.HIDDEN), None)

@@ -15,11 +15,11 @@ from torch import Tensor
 from marlkit import keys, rng
 from marlkit.component import Environment, Runtime
 from marlkit.contract import Contract, When
-from marlkit.drawing import Camera, draw_world
-from marlkit.envs.fresh_rows import FreshRows
-from marlkit.envs.recorded_simulation import RecordedSimulation
-from marlkit.envs.vmas_simulation import Simulation
-from marlkit.envs.world_state import restore_world, save_world
+from marlkit.envs._vmas.drawing import Camera, draw_world
+from marlkit.envs._vmas.recorded import RecordedSimulation
+from marlkit.envs._vmas.reset_pool import ResetPool
+from marlkit.envs._vmas.simulation import Simulation
+from marlkit.envs._vmas.world_state import restore_world, save_world
 from marlkit.errors import MarlkitError
 from marlkit.options import PositiveInt
 from marlkit.spec import Continuous, Discrete, TeamSpec
@@ -34,7 +34,7 @@ class VmasEnvironment(Environment):
     Communication counts as action dimensions in [0, 1], or multiplies the discrete actions by the number of words.
 
     ``max_steps`` truncates; only the scenario itself terminates. Finished environments receive fresh rows of a twin
-    (:mod:`marlkit.envs.fresh_rows`); when all finish together they are simply reset as a whole.
+    (:mod:`marlkit.envs._vmas.reset_pool`); when all finish together they are simply reset as a whole.
 
     Construction is seeded by ``runtime.seed`` alone and leaves the global random generators as they were. Every reset and step
     then draws from the global generators (VMAS: torch's; the scenario `het_mass` numpy's), so that whoever saves those and
@@ -68,7 +68,7 @@ class VmasEnvironment(Environment):
             When("reward=mean", ("team_reward",)),
             When("reward=sum", ("team_reward",)),
         ),
-        check="marlkit.envs.scenarios:check",
+        check="marlkit.envs._vmas.scenarios:check",
     )
 
     def __init__(
@@ -144,8 +144,8 @@ class VmasEnvironment(Environment):
         self._fresh.take(self.simulation, finished, observation)
         return observation
 
-    def _rows_in_stock(self) -> FreshRows:
-        return FreshRows(self._build, self.num_envs, self._seed)
+    def _rows_in_stock(self) -> ResetPool:
+        return ResetPool(self._build, self.num_envs, self._seed)
 
     def _pooled(self, reward: Tensor) -> Tensor:
         return reward if self._pool is None else self._pool(reward, dim=1, keepdim=True).expand_as(reward)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from marlkit.bootstrapping import READS, WRITES, Bootstrap, BootstrappingEstimator
 from marlkit.contract import Contract
+from marlkit.estimators._bootstrapping import READS, WRITES, Bootstrap, BootstrappingEstimator
 from marlkit.functional.returns import lambda_return
 from marlkit.options import Discount, Probability
 from marlkit.spec import TeamSpec

@@ -52,7 +52,7 @@ def graph_of(edges: Tensor | Sequence[Sequence[int]], n_agents: int) -> Tensor:
 
 
 def with_random_edges(graph: Tensor, share: float) -> Tensor:
-    """The graph and ``round(share M)`` of the M edges that it lacks, drawn at random without repetition.
+    """The graph and ``round(share M)`` of the M edges that it lacks, drawn at random without step_recorder.
 
     On a ring ``M = n (n - 1) / 2 - n``, and ``share = 1`` makes it full. Draws from torch's generator.
     """

@@ -7,20 +7,21 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from marlkit import keys
-from marlkit.action_range import ActionRange
-from marlkit.actions import action_features
-from marlkit.belief_networks import BeliefNetworks
-from marlkit.component import Learning, Metrics, Opponents, Repeat, ResultKey, as_it_is
+from marlkit.component import Opponents
 from marlkit.contract import Contract, When
-from marlkit.distributions import CategoricalTeam, NormalTeam, TeamDistribution, stored_distribution
-from marlkit.first_trajectories import FirstTrajectories
 from marlkit.functional.beliefs import mean_of_logits, mean_of_normals, pairs_modelled
 from marlkit.functional.reduce import masked_mean
 from marlkit.keys import Key
-from marlkit.latest_steps import LatestSteps
-from marlkit.networks import group_of_agents
+from marlkit.learning import Learning, Metrics, RunStep, run_directly
+from marlkit.nn.actions import ActionRange, action_features
+from marlkit.nn.distributions import CategoricalTeam, NormalTeam, TeamDistribution, stored_distribution
+from marlkit.nn.networks import group_of_agents
+from marlkit.opponents._belief_networks import BeliefNetworks
+from marlkit.opponents._first_trajectories import FirstTrajectories
+from marlkit.opponents._latest_steps import LatestSteps
 from marlkit.options import Activation, Hidden, NonNegativeFloat, PositiveFloat, PositiveInt, Share
 from marlkit.ranks import ALONE, Ranks
+from marlkit.recorder.steps import ResultKey
 from marlkit.spec import Continuous, TeamSpec
 
 EVALUATIONS = {"cpu": 16384, "cuda": 65536}
@@ -216,12 +217,12 @@ class TheoryOfMindOpponents(Opponents):
             self.trajectories.record(played)
             self._refresh_character()
 
-    def _refresh_character(self, repeat: Repeat = as_it_is) -> None:
+    def _refresh_character(self, run_step: RunStep = run_directly) -> None:
         """Make the characters that beliefs are written with anew, of all trajectories."""
         begun = self.trajectories.begun
         if begun > 0:
             everything = torch.arange(begun, device=self.character.device)
-            repeat("characters", self._characters, TensorDict({"index": everything}, batch_size=[begun]))
+            run_step("characters", self._characters, TensorDict({"index": everything}, batch_size=[begun]))
 
     @torch.no_grad()
     def _characters(self, trajectories: TensorDictBase) -> dict[ResultKey, Tensor]:
@@ -239,8 +240,8 @@ class TheoryOfMindOpponents(Opponents):
         if not due:
             return {}
         given = TensorDict({"rows": self._drawn(batch), "trajectories": self._some_trajectories()})
-        metrics = learning.repeat("opponents", lambda taken: self._learn(taken, learning), given)
-        self._refresh_character(learning.repeat)
+        metrics = learning.run_step("opponents", lambda taken: self._learn(taken, learning), given)
+        self._refresh_character(learning.run_step)
         return metrics
 
     def _learn(self, given: TensorDictBase, learning: Learning) -> Metrics:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from marlkit.component import Actor, Afterwards, Critic
+from marlkit.component import Actor, Critic
 from marlkit.contract import Contract
-from marlkit.lagging import LaggingTargets
+from marlkit.learning import Afterwards
 from marlkit.options import PositiveInt
 from marlkit.spec import TeamSpec
+from marlkit.targets._lagging import LaggingTargets
 
 
 class HardTargets(LaggingTargets):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from marlkit.component import Afterwards
 from marlkit.contract import Contract
-from marlkit.lagging import LaggingTargets
+from marlkit.learning import Afterwards
 from marlkit.options import Probability
 from marlkit.spec import TeamSpec
+from marlkit.targets._lagging import LaggingTargets
 
 
 class SoftTargets(LaggingTargets):

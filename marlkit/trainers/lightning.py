@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from marlkit.component import Trainer
-from marlkit.options import Mode, NonNegativeFloat, NonNegativeInt, PositiveInt
+from marlkit.options import CompileMode, NonNegativeFloat, NonNegativeInt, PositiveInt
 from marlkit.spec import TeamSpec
 
 
@@ -46,7 +46,7 @@ class LightningTrainer(Trainer):
         devices: PositiveInt = 1,
         nodes: PositiveInt = 1,
         threads: PositiveInt | None = None,
-        compile: Literal["auto", Mode] = "auto",
+        compile: Literal["auto", CompileMode] = "auto",
         precision: Literal["float32", "bfloat16"] = "float32",
         evaluation_interval: NonNegativeInt = 10,
         evaluation_episodes: PositiveInt = 32,

@@ -1,0 +1,7 @@
+"""The command ``marlkit``."""
+
+from __future__ import annotations
+
+from marlkit.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,112 @@
+"""``marlkit list``: recipes, components, and everything there is to know of one component. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from marlkit import keys
+from marlkit.cli import report
+from marlkit.contract import KINDS, When, as_yaml
+from marlkit.errors import MarlkitError, did_you_mean
+from marlkit.options import describe_type
+from marlkit.recipe import combinations, shipped
+from marlkit.recipe.catalogue import Entry, Option, components, find
+
+COLUMNS = ("option", "default", "takes", "what it is")
+
+
+def print_list(what: str | None) -> None:
+    """Print recipes and components.
+
+    Args:
+        what: ``None`` for everything, ``"recipes"`` or one of them, ``"combinations"`` for what fits together, a section
+            (``"critic"`` or ``"critics"``), or one component (``"critic.local"``, ``"local"``, ``"critic.my_package.MyCritic"``).
+
+    Raises:
+        MarlkitError: there is nothing of that name.
+    """
+    if what is None:
+        _print_recipes()
+        for section in KINDS:
+            _print_section(section)
+    elif what in ("recipe", "recipes"):
+        _print_recipes()
+    elif what == "combinations":
+        print(combinations.document(), end="")
+    elif (section := what if what in KINDS else what.removesuffix("s")) in KINDS:
+        _print_section(section, options=True)
+    elif what in shipped():
+        report.console().print(shipped()[what].read_text(encoding="utf-8").rstrip(), soft_wrap=True)
+    else:
+        _print_component(_component(what))
+
+
+def describe_recipe(file: Path) -> str:
+    """What a recipe's first line, a comment, says of it."""
+    first = file.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _print_recipes() -> None:
+    rows = [(name, describe_recipe(file)) for name, file in shipped().items()]
+    report.print_sections("recipes", rows, ("name", "what it is"))
+
+
+def _print_section(section: str, options: bool = False) -> None:
+    found = components(section)
+    if not options:
+        rows = [(name, entry.summary) for name, entry in found.items()]
+        report.print_sections(section, rows, ("name", "what it is"))
+        return
+    for entry in found.values():
+        report.print_sections(f"{section}.{entry.name}: {entry.summary}", _options(entry), COLUMNS)
+
+
+def _component(what: str) -> Entry:
+    section, _, name = what.partition(".")
+    if section in KINDS and name:
+        return find(section, name, [Path.cwd()])
+    everywhere = {name: entry for kind in KINDS for name, entry in components(kind).items()}
+    if what not in everywhere:
+        known = ["recipes", "combinations", *shipped(), *KINDS, *everywhere]
+        raise MarlkitError(f"nothing is called `{what}`.{did_you_mean(what, known)} `marlkit list` shows everything.")
+    return everywhere[what]
+
+
+def _print_component(entry: Entry) -> None:
+    out = report.console()
+    out.print(f"{entry.kind.section}.{entry.name}\n{entry.dotted} ({entry.file}:{entry.line})\n", soft_wrap=True)
+    out.print(f"{entry.docstring.partition(chr(10) + 'Args:')[0].strip()}\n", soft_wrap=True)
+    report.print_sections("options", _options(entry), COLUMNS)
+    contract = entry.contract
+    fields = {"reads": contract.reads, "writes": contract.writes, "traits": contract.traits}
+    rows = [(field, _condition(item)) for field, items in fields.items() for item in items]
+    rows += [("needs", f"{target}: {_condition(item)}") for target, items in contract.needs.items() for item in items]
+    if contract.predicts is not None:
+        rows.append(("predicts", keys.name(contract.predicts)))
+    report.print_sections("contract", rows, ("", ""))
+
+
+def _options(entry: Entry) -> list[tuple[str, str, str, str]]:
+    return [(option.name, _default(option), _takes(option), option.description) for option in entry.options.values()]
+
+
+def _default(option: Option) -> str:
+    if option.required:
+        return "required"
+    return as_yaml(list(option.default) if isinstance(option.default, tuple) else option.default)
+
+
+def _takes(option: Option) -> str:
+    return f"a component of the kind {option.part.section}" if option.part else describe_type(option.annotation)
+
+
+def _condition(item: Any) -> str:
+    if not isinstance(item, When):
+        return _word(item)
+    return f"{', '.join(map(_word, item.then))} (when {item.condition})"
+
+
+def _word(item: Any) -> str:
+    return keys.name(item)

@@ -1,0 +1,194 @@
+"""The command ``marlkit``: thin, every command calls one function of the library.
+
+``check``, ``list`` and ``show --no-sizes`` import no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from marlkit.cli import report
+from marlkit.cli.listing import print_list
+from marlkit.errors import MarlkitError, Problem, RecipeError
+from marlkit.recipe import Recipe, load_recipe
+from marlkit.recipe.fit import check_fit
+from marlkit.recipe.wiring import mermaid
+
+INTERRUPTED = 130
+"""Exit code after control-C, as shells have it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 where it succeeded, 2 where something in the input has to be mended."""
+    parsed = _parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        parsed.function(parsed)
+    except MarlkitError as error:
+        report.print_error(error)
+        return 2
+    except KeyboardInterrupt:
+        report.print_interrupted(_resumable(parsed))
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe, such as `head`, has seen enough. Nothing more may be written, not even while Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    # argparse takes no positional arguments after an option, but `marlkit check mappo --run seed=3` reads naturally.
+    parsed, rest = parser.parse_known_args(arguments)
+    if any(text.startswith("-") or "overrides" not in parsed for text in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides = [*parsed.overrides, *rest]
+    return parsed
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("marlkit", description="Multi-agent reinforcement learning from one-screen recipes.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    train = _with_recipe(commands, "train", _train, "train a recipe")
+    train.add_argument("--root", type=Path, default=Path("runs"), help="where run folders go (runs)")
+    _with_progress(train)
+    check = _with_recipe(commands, "check", _check, "check a recipe before it runs")
+    check.add_argument("--run", action="store_true", help="also take a few steps with every component")
+    show = _with_recipe(commands, "show", _show, "show a completed recipe and who reads and writes what")
+    show.add_argument("--mermaid", action="store_true", help="only the wiring, as a Mermaid flowchart")
+    show.add_argument("--no-sizes", action="store_true", help="no shapes and parameter counts, which take building everything")
+    listing = _command(commands, "list", _list, "list recipes and components")
+    listing.add_argument(
+        "what",
+        nargs="?",
+        help="`recipes`, `combinations`, a recipe, a section (`critic`) or a component (`critic.local`)",
+    )
+    evaluate = _with_run(commands, "evaluate", _evaluate, "play episodes with a trained team and report the return")
+    evaluate.add_argument("--episodes", type=int, help="how many (as many as during training)")
+    play = _with_run(commands, "play", _play, "draw an episode of a trained team as an animation")
+    play.add_argument("--output", type=Path, help="the file to write (team.gif in the run folder)")
+    play.add_argument("--fps", type=float, default=15, help="pictures per second (15)")
+    resume = _command(commands, "resume", _resume, "go on with a run that was stopped")
+    resume.add_argument("folder", type=Path, help="a run folder: runs/<recipe>/<time>-seed<k>")
+    _with_progress(resume)
+    return parser
+
+
+Function = Callable[[argparse.Namespace], None]
+
+
+def _command(commands: Any, name: str, function: Function, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.set_defaults(function=function)
+    return parser
+
+
+def _with_recipe(commands: Any, name: str, function: Function, text: str) -> argparse.ArgumentParser:
+    parser = _command(commands, name, function, text)
+    parser.add_argument("recipe", help="name of a shipped recipe, or path of a YAML file")
+    parser.add_argument("overrides", nargs="*", help="changes: critic=marginalised critic.samples=100 seed=3")
+    return parser
+
+
+def _with_run(commands: Any, name: str, function: Function, text: str) -> argparse.ArgumentParser:
+    parser = _command(commands, name, function, text)
+    parser.add_argument("folder", type=Path, help="a run folder: runs/<recipe>/<time>-seed<k>")
+    parser.add_argument("--seed", type=int, help="seed of the episodes (as during training)")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which parameters (best)")
+    return parser
+
+
+def _with_progress(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.add_argument("--profile", action="store_true", help="show where the time of an iteration goes, live and at the end")
+
+
+def _load(parsed: argparse.Namespace, fit: bool = True) -> Recipe:
+    recipe = load_recipe(parsed.recipe, parsed.overrides, fit=fit)
+    report.print_notes(recipe.notes)
+    return recipe
+
+
+def _train(parsed: argparse.Namespace) -> None:
+    recipe = _load(parsed)
+    from marlkit import run
+
+    _print_once(run.train(recipe, parsed.root, progress=not parsed.no_progress, profile=parsed.profile))
+
+
+def _check(parsed: argparse.Namespace) -> None:
+    recipe = _load(parsed)
+    if parsed.run:
+        from marlkit.training.dry_run import dry_run
+
+        dry_run(recipe)
+    report.print_ok(recipe, ran=parsed.run)
+
+
+def _show(parsed: argparse.Namespace) -> None:
+    recipe = _load(parsed, fit=False)
+    problems = check_fit(recipe)
+    if parsed.mermaid:
+        print(mermaid(recipe), end="")
+    else:
+        print(recipe.to_yaml())
+        sizes, parameters = ({}, {}) if parsed.no_sizes or problems else _sizes(recipe)
+        report.print_wiring(recipe, sizes, parameters)
+    _refuse(problems)
+
+
+def _sizes(recipe: Recipe) -> tuple[dict[str, int], dict[str, int]]:
+    from marlkit.training.assembly import sizes
+
+    return sizes(recipe)
+
+
+def _refuse(problems: Sequence[Problem]) -> None:
+    if problems:
+        raise RecipeError(problems)
+
+
+def _list(parsed: argparse.Namespace) -> None:
+    print_list(parsed.what)
+
+
+def _evaluate(parsed: argparse.Namespace) -> None:
+    from marlkit import run
+
+    found = run.evaluate(parsed.folder, episodes=parsed.episodes, seed=parsed.seed, checkpoint=parsed.checkpoint)
+    report.print_metrics(found)
+
+
+def _play(parsed: argparse.Namespace) -> None:
+    from marlkit import run
+
+    print(run.play(parsed.folder, path=parsed.output, seed=parsed.seed, checkpoint=parsed.checkpoint, fps=parsed.fps))
+
+
+def _resume(parsed: argparse.Namespace) -> None:
+    from marlkit import run
+
+    _print_once(run.resume(parsed.folder, progress=not parsed.no_progress, profile=parsed.profile))
+
+
+def _print_once(folder: Path) -> None:
+    """Name the run once, though several processes may have trained it."""
+    from marlkit.ranks import is_first
+
+    if is_first():
+        print(folder)
+
+
+def _resumable(parsed: argparse.Namespace) -> Path | None:
+    """The run that an interrupted command was working on."""
+    if parsed.command == "resume":
+        return Path(parsed.folder)
+    if parsed.command != "train":
+        return None
+    folders = [file.parent for file in parsed.root.glob("*/*/recipe.yaml")]
+    return max(folders, key=lambda folder: folder.stat().st_ctime, default=None)

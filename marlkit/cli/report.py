@@ -1,0 +1,124 @@
+"""What the command line prints: errors, notes, and the wiring of a recipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from marlkit import keys
+from marlkit.contract import KINDS
+from marlkit.errors import MarlkitError, RecipeError
+from marlkit.keys import Key
+from marlkit.recipe import Recipe
+from marlkit.recipe.wiring import DIMENSIONS, dimensions, is_discrete, shape, wiring
+
+PIPE_WIDTH = 160
+"""Columns where the output is no terminal."""
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave a closed pipe to the command line, which ends without a word; rich would end with exit code 1."""
+        raise BrokenPipeError
+
+
+def console(file: IO[str] | None = None) -> Console:
+    """A console on standard output, or on `file`; words such as ``[N, O]`` are text to it, not markup."""
+    file = file or sys.stdout
+    return _Console(file=file, markup=False, highlight=False, emoji=False, width=None if file.isatty() else PIPE_WIDTH)
+
+
+def table(*columns: str) -> Table:
+    """An empty table in marlkit's style."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def print_error(error: MarlkitError) -> None:
+    """Print what is wrong on standard error, each problem on a line of its own."""
+    out = console(sys.stderr)
+    lines = [str(problem) for problem in error.problems] if isinstance(error, RecipeError) else [str(error)]
+    if len(lines) > 1:
+        out.print(Text(f"{len(lines)} problems:", style="bold red"))
+    for line in lines:
+        out.print(Text("error: ", style="bold red") + Text(line), soft_wrap=True)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print notes on standard error, so that they never mix with the output of a command."""
+    for note in notes:
+        console(sys.stderr).print(Text("note: ", style="yellow") + Text(note), soft_wrap=True)
+
+
+def print_interrupted(run: Path | None) -> None:
+    """Say how to go on after control-C."""
+    hint = "" if run is None else f" Go on with: marlkit resume {run}"
+    console(sys.stderr).print(Text(f"interrupted.{hint}"), soft_wrap=True)
+
+
+def print_ok(recipe: Recipe, ran: bool) -> None:
+    """Say that a recipe is in order, and what it is made of."""
+    parts = ", ".join(f"{section} {recipe.entries[section].name}" for section in KINDS)
+    how = "names, values and fit checked, every component tried" if ran else "names, values and fit checked"
+    console().print(f"ok: {recipe.name} ({how})", f"    {parts}", sep="\n", soft_wrap=True)
+
+
+def print_metrics(metrics: Mapping[str, float]) -> None:
+    """Print numbers by name."""
+    width = max(map(len, metrics), default=0)
+    for name, value in metrics.items():
+        print(f"{name:<{width}}  {value:.6g}")
+
+
+def print_wiring(recipe: Recipe, sizes: Mapping[str, int], parameters: Mapping[str, int]) -> None:
+    """Print who reads and writes what.
+
+    Args:
+        recipe: a completed recipe.
+        sizes: of the named dimensions; empty to print the names.
+        parameters: numbers of parameters by section; empty where they are not known.
+    """
+    columns = ["component", "reads", "from", "writes", *(["parameters"] if parameters else [])]
+    made = table(*columns)
+    discrete = is_discrete(recipe)
+    for row in wiring(recipe):
+        if not (row.reads or row.writes or row.follows or row.path in parameters):
+            continue
+        cells = [
+            f"{row.path}\n{row.component}{'' if row.runs else chr(10) + '(idle: nobody reads its keys)'}",
+            _keys(row.reads, discrete, sizes),
+            "\n".join(writer or "NOBODY" for writer in row.reads.values()) if row.runs else "",
+            _keys(row.writes, discrete, sizes),
+            *([f"{parameters[row.path]:,}" if row.path in parameters else ""] if parameters else []),
+        ]
+        made.add_row(*map(Text, cells), end_section=True)
+    out = console()
+    out.print(made)
+    legend = [f"{name}{f' = {sizes[name]}' if name in sizes else ''} {DIMENSIONS[name]}" for name in dimensions(recipe)]
+    out.print(f"Shapes follow the batch dimensions: {', '.join(legend)}.", soft_wrap=True)
+    if parameters:
+        out.print(f"Parameters in all: {sum(parameters.values()):,}.")
+
+
+def _keys(found: Iterable[Key], discrete: bool, sizes: Mapping[str, int]) -> str:
+    return "\n".join(f"{keys.name(key)} {shape(key, discrete, sizes)}" for key in found)
+
+
+def print_sections(title: str, rows: Sequence[Sequence[str]], columns: Sequence[str]) -> None:
+    """Print a table under a title."""
+    out = console()
+    out.print(Text(title, style="bold"))
+    made = table(*columns)
+    for row in rows:
+        made.add_row(*map(Text, row))
+    out.print(made)
+    out.print()

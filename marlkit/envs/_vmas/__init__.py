@@ -1,0 +1,1 @@
+"""VMAS simulated in batches: what the environment is made of."""

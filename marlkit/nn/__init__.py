@@ -1,0 +1,1 @@
+"""What components are made of: networks, distributions, normalisers."""

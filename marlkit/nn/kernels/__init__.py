@@ -1,0 +1,1 @@
+"""Networks evaluated and differentiated by hand where autograd costs too much."""

@@ -1,0 +1,273 @@
+"""Networks of a team: one per agent, one for all, or one per group, evaluated in one batched product.
+
+Unshared parameters are separate leaf parameters (so that an optimiser can step one agent alone) that are stacked for the
+product; no Python loop runs over agents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from marlkit.errors import OptionError
+from marlkit.nn.kernels.activation import IN_PLACE, tanh_
+from marlkit.nn.kernels.perceptron import Layers, perceptron
+from marlkit.nn.kernels.recurrence import recurrence, unit
+from marlkit.options import Share
+
+# Each may write over its argument, which is always what a layer has just computed.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": tanh_,
+    "gelu": F.gelu,
+    **{name: IN_PLACE[name].core for name in ("relu", "leaky_relu", "elu")},  # which are nothing but their cores
+}
+
+GAINS = {"tanh": 5 / 3}
+"""Gain of a hidden layer's initialisation that keeps the size of its output; sqrt(2) for the other activations."""
+
+
+def group_of_agents(share: Share, n_agents: int) -> tuple[int, ...]:
+    """The parameter group of each agent.
+
+    Raises:
+        OptionError: groups that do not name every agent exactly once.
+    """
+    if share == "all":
+        return (0,) * n_agents
+    if share == "none":
+        return tuple(range(n_agents))
+    named = sorted(agent for group in share for agent in group)
+    if named != list(range(n_agents)):
+        raise OptionError("share", f"groups must name each of the {n_agents} agents (0 to {n_agents - 1}) once, got {share}")
+    return tuple(next(g for g, group in enumerate(share) if agent in group) for agent in range(n_agents))
+
+
+class TeamLinear(nn.Module):
+    """An affine map per group of agents.
+
+    Args:
+        inputs, outputs: numbers of features.
+        groups: the group of each agent; its length is the size of the agent axis.
+        gain: of the orthogonal initialisation of each group's weight; biases start at zero.
+        bias: whether there is one.
+    """
+
+    def __init__(self, inputs: int, outputs: int, groups: Sequence[int], *, gain: float, bias: bool = True) -> None:
+        super().__init__()
+        self.groups = tuple(groups)
+        count = max(self.groups) + 1
+        self.weights = nn.ParameterList(nn.init.orthogonal_(torch.empty(outputs, inputs), gain) for _ in range(count))
+        self.biases = nn.ParameterList(torch.zeros(outputs) for _ in range(count if bias else 0))
+
+    def forward(self, features: Tensor, agents: Sequence[int] | None = None) -> Tensor:
+        """``[*, n, inputs] -> [*, n, outputs]``, where ``n`` counts ``agents`` (``None``: all, in order)."""
+        if len(self.weights) == 1:
+            return F.linear(features, self.weights[0], self.biases[0] if len(self.biases) else None)
+        weight = self.stacked(self.weights, agents)
+        flat = features.reshape(-1, len(weight), features.shape[-1]).transpose(0, 1)
+        if len(self.biases):
+            product = torch.baddbmm(self.stacked(self.biases, agents).unsqueeze(1), flat, weight.transpose(1, 2))
+        else:
+            product = torch.bmm(flat, weight.transpose(1, 2))
+        return product.transpose(0, 1).reshape(*features.shape[:-1], weight.shape[1])
+
+    def by_network(self, features: Tensor, agents: Sequence[int] | None = None) -> Tensor:
+        """``[G, R, inputs]``, or ``[1, R, inputs]`` if all networks read the same, to ``[G, R, outputs]``."""
+        weight = self.stacked(self.weights, agents)
+        features = features.expand(len(weight), -1, -1)
+        if _is_waited_for(self):
+            result: Tensor = self(features.transpose(0, 1), agents)
+            return result.transpose(0, 1)
+        if len(self.biases):
+            return torch.baddbmm(self.stacked(self.biases, agents).unsqueeze(1), features, weight.mT)
+        return torch.bmm(features, weight.mT)
+
+    def stacked(self, parameters: nn.ParameterList, agents: Sequence[int] | None = None) -> Tensor:
+        """The ``weights`` or ``biases`` of ``agents``, ``[n, *]``; ``[1, *]`` where all agents share them."""
+        if len(parameters) == 1:
+            return parameters[0].unsqueeze(0)
+        groups = self.groups if agents is None else [self.groups[agent] for agent in agents]
+        return torch.stack([parameters[group] for group in groups])
+
+    def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
+        """The leaf parameters of the groups of ``agents``."""
+        groups = dict.fromkeys(self.groups[agent] for agent in agents)
+        return [parameters[group] for group in groups for parameters in (self.weights, self.biases) if len(parameters)]
+
+
+class TeamNetwork(nn.Module):
+    """A multilayer perceptron per group of agents.
+
+    Where agents share a network, an agent's identity enters the first layer as a learnt bias, which is what appending a
+    one-hot identity to the input computes, without building it.
+
+    Args:
+        inputs, outputs: numbers of features.
+        hidden: widths of the hidden layers.
+        groups: the group of each agent.
+        activation: name of the non-linearity.
+        output_gain: gain of the last layer's initialisation.
+        agent_id: whether agents that share a network can be told apart.
+        layer_norm: normalise the input and every hidden layer's output; without affine part, which the next layer absorbs.
+    """
+
+    identity: nn.Parameter | None
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        hidden: Sequence[int],
+        groups: Sequence[int],
+        activation: str,
+        output_gain: float,
+        agent_id: bool,
+        layer_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.in_place = IN_PLACE.get(activation)
+        self.layer_norm = layer_norm
+        gain = GAINS.get(activation, math.sqrt(2))
+        widths = [inputs, *hidden, outputs]
+        gains = [gain] * len(hidden) + [output_gain]
+        self.layers = nn.ModuleList(
+            TeamLinear(before, after, groups, gain=g) for before, after, g in zip(widths, widths[1:], gains, strict=False)
+        )
+        told_apart = agent_id and len(groups) > len(set(groups))
+        scale = gain / math.sqrt(inputs + len(groups))
+        self.register_parameter(
+            "identity", nn.Parameter(torch.empty(len(groups), widths[1]).normal_(0, scale)) if told_apart else None
+        )
+
+    def enter(self, features: Tensor, agents: Sequence[int] | None = None) -> Tensor:
+        """The first layer before its non-linearity: ``[*, n, inputs] -> [*, n, hidden[0]]``."""
+        entered = self.layers[0](self._normalised(features), agents)
+        if self.identity is None:
+            return entered
+        return entered + (self.identity if agents is None else self.identity[list(agents)])
+
+    def leave(self, entered: Tensor, agents: Sequence[int] | None = None) -> Tensor:
+        """All that follows :meth:`enter`: ``[*, n, hidden[0]] -> [*, n, outputs]``; writes over ``entered``."""
+        if len(self.layers) > 2 and self._is_whole(entered):
+            return self._passed(self.activation(entered), agents, 1)
+        for layer in self.layers[1:]:
+            entered = layer(self._normalised(self.activation(entered)), agents)
+        return entered
+
+    def forward(self, features: Tensor, agents: Sequence[int] | None = None) -> Tensor:
+        """``[*, n, inputs] -> [*, n, outputs]``, where ``n`` counts ``agents`` (``None``: all, in order)."""
+        if len(self.layers) > 1 and self._is_whole(features):
+            return self._passed(features, agents, 0)
+        return self.leave(self.enter(features, agents), agents)
+
+    def _is_whole(self, features: Tensor) -> bool:
+        """Whether several layers can be evaluated in one go (:mod:`marlkit.nn.kernels.perceptron`)."""
+        if self.in_place is None or self.layer_norm or features.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return False
+        return not self.hooked
+
+    def _passed(self, features: Tensor, agents: Sequence[int] | None, first: int) -> Tensor:
+        """``features`` after the layers from the ``first`` on."""
+        assert self.in_place is not None
+        result = perceptron(features.reshape(-1, *features.shape[-2:]), self._stacked(agents, first), self.in_place)
+        return result.view(*features.shape[:-2], *result.shape[-2:])
+
+    def _stacked(self, agents: Sequence[int] | None, first: int) -> Layers:
+        layers = cast(list[TeamLinear], list(self.layers))[first:]
+        weights = [layer.stacked(layer.weights, agents) for layer in layers]
+        biases = [layer.stacked(layer.biases, agents) for layer in layers]
+        identity: Tensor | None = self.identity if first == 0 else None
+        if identity is not None and agents is not None:
+            identity = identity[list(agents)]
+        if identity is not None and len(weights[0]) > 1:
+            biases[0], identity = biases[0] + identity, None
+        return Layers(weights, biases, identity)
+
+    @property
+    def hooked(self) -> bool:
+        """Whether something waits for a call of one of the layers."""
+        return any(map(_is_waited_for, self.layers))
+
+    def _normalised(self, features: Tensor) -> Tensor:
+        return F.layer_norm(features, features.shape[-1:]) if self.layer_norm else features
+
+
+def _is_waited_for(layer: nn.Module) -> bool:
+    """Whether something waits for a call of a layer, a hook or another forward pass, so that it must not be left out."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(layer)
+
+
+class TeamGRU(nn.Module):
+    """A gated recurrent unit per group of agents (Cho et al. 2014), with hidden states set to zero where episodes start.
+
+    ``r, z = sigmoid(W x + U h)``, ``n = tanh(W_n x + r * (U_n h))``, ``h' = (1 - z) n + z h``.
+
+    Args:
+        features: size of the input and of the hidden state.
+        groups: the group of each agent.
+    """
+
+    def __init__(self, features: int, groups: Sequence[int]) -> None:
+        super().__init__()
+        self.from_input = TeamLinear(features, 3 * features, groups, gain=1.0)
+        self.from_hidden = TeamLinear(features, 3 * features, groups, gain=1.0)
+
+    def forward(self, features: Tensor, hidden: Tensor, is_first: Tensor, agents: Sequence[int] | None = None) -> Tensor:
+        """Hidden states after each step.
+
+        Args:
+            features: ``[M, n, H]`` for single steps or ``[M, L, n, H]`` for sequences.
+            hidden: ``[M, n, H]``, before the first step.
+            is_first: ``[M, 1]`` or ``[M, L, 1]`` bool.
+            agents: which agents ``n`` counts; ``None``: all.
+        """
+        if features.dim() == 3:
+            before = hidden * ~is_first.unsqueeze(-1)
+            return unit(self.from_input(features, agents), self.from_hidden(before, agents), before)
+        many, length, n_agents, size = features.shape
+        keep = (~is_first).transpose(0, 1)
+        if len(self.from_hidden.weights) > 1:
+            states = self.sequences(features.permute(2, 1, 0, 3), hidden.transpose(0, 1), keep, agents)
+            return states.permute(2, 1, 0, 3)
+        # One network takes the agents for further sequences.
+        rows = features.transpose(0, 1).reshape(1, length, many * n_agents, size)
+        keep = keep.unsqueeze(2).expand(-1, -1, n_agents, -1).flatten(1, 2)
+        states = self.sequences(rows, hidden.reshape(1, many * n_agents, -1), keep, agents)
+        return states.view(length, many, n_agents, -1).transpose(0, 1)
+
+    def sequences(self, features: Tensor, hidden: Tensor, keep: Tensor, agents: Sequence[int] | None = None) -> Tensor:
+        """Hidden states ``[G, L, Q, H]`` of G networks after each step of Q sequences.
+
+        Args:
+            features: ``[G, L, Q, inputs]``, or ``[1, L, Q, inputs]`` if all networks read the same.
+            hidden: ``[G, Q, H]``, before the first step.
+            keep: ``[L, Q, 1]``, false where a sequence starts anew.
+            agents: whose networks; ``None``: all.
+        """
+        gates = self.from_input.by_network(features.flatten(1, 2), agents).unflatten(1, features.shape[1:3])
+        layer = self.from_hidden
+        if not _is_waited_for(layer):
+            return recurrence(gates, hidden, keep, layer.stacked(layer.weights, agents), layer.stacked(layer.biases, agents))
+        states = []
+        for gate, kept in zip(gates.unbind(1), keep, strict=True):
+            before = hidden * kept
+            hidden = unit(gate, layer.by_network(before, agents), before)
+            states.append(hidden)
+        return torch.stack(states, 1)
+
+
+def agent_parameters(module: nn.Module, agents: Sequence[int]) -> list[nn.Parameter]:
+    """The leaf parameters of the groups of ``agents`` in every layer of ``module``, in one order for every agent.
+
+    Nobody else uses them where each agent is a group of its own; what belongs to no group, such as identities, is left out.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, TeamLinear)]
+    return [parameter for layer in layers for parameter in layer.agent_parameters(agents)]

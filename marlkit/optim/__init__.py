@@ -1,0 +1,1 @@
+"""Updates and optimisers: losses, gradients, parameters."""

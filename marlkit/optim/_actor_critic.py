@@ -1,0 +1,215 @@
+"""What the on-policy updates of an actor and a critic have in common: preparation, minibatches, the critic's regression.
+
+:class:`ActorCriticUpdate` leaves the step of the policy open; :class:`JointLossUpdate` takes it together with the critic's, by
+gradient descent on one loss, and leaves open what the policy's loss is.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from marlkit import keys
+from marlkit.batches import minibatches, units
+from marlkit.component import Update
+from marlkit.functional import losses
+from marlkit.functional.reduce import masked_mean, standardise
+from marlkit.functional.schedule import linear
+from marlkit.keys import Key
+from marlkit.learning import Learning, Metrics, mean_metrics
+from marlkit.spec import TeamSpec
+
+OLD_PREDICTION: Key = ("agents", "old_prediction")
+"""The critic's prediction in normalised units when the iteration began; stays inside the update."""
+
+
+Loss = Callable[[TensorDictBase], tuple[Tensor, Metrics]]
+
+
+class Taken(NamedTuple):
+    """What some agents did: all but ``action`` are ``[*, n, 1]``."""
+
+    action: Tensor
+    log_prob: Tensor
+    alive: Tensor
+    advantage: Tensor
+
+
+def taken_by(agents: Sequence[int] | None, rows: TensorDictBase) -> Taken:
+    """The part of ``rows`` that the policy's loss of ``agents`` (``None``: all) is made of."""
+    axis = (slice(None),) * rows.batch_dims
+    of = slice(None) if agents is None else list(agents)
+    return Taken(*(rows[key][(*axis, of)] for key in (keys.ACTION, keys.LOG_PROB, keys.ALIVE, keys.ADVANTAGE)))
+
+
+class ActorCriticUpdate(Update):
+    """Base of the updates that regress the critic in normalised units, with a clipped Huber loss (Yu et al. 2022).
+
+    Args:
+        spec: the team.
+        epochs: passes over the batch.
+        minibatch_size: joint steps per minibatch; ``None``: the whole batch.
+        value_coef: weight c_V of the critic's loss.
+        value_clip: how far the critic may gain per iteration, in normalised units; ``None``: unclipped.
+        huber_delta: error beyond which the critic's loss grows linearly, in normalised units; ``None``: squared loss.
+        normalise_advantage: shift and scale the advantages of a batch to mean 0 and deviation 1.
+        max_grad_norm: gradient norm that each component is clipped to; ``None``: unclipped.
+    """
+
+    def __init__(
+        self,
+        spec: TeamSpec,
+        *,
+        epochs: int,
+        minibatch_size: int | None,
+        value_coef: float,
+        value_clip: float | None,
+        huber_delta: float | None,
+        normalise_advantage: bool,
+        max_grad_norm: float | None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.epochs = epochs
+        self.minibatch_size = minibatch_size
+        self.value_coef = value_coef
+        self.value_clip = value_clip
+        self.huber_delta = huber_delta
+        self.normalise_advantage = normalise_advantage
+        self.max_grad_norm = max_grad_norm
+
+    def prepare(self, batch: TensorDictBase, learning: Learning) -> TensorDictBase:
+        """Keep what the losses read; normalise the advantages; note the critic's old predictions."""
+        actor, critic = learning.actor, learning.critic
+        memory = (keys.HIDDEN,) if actor.sequence_length is not None else ()
+        predicted = critic.contract.predicts
+        wanted = dict.fromkeys([*self.reads, *actor.reads, *critic.reads, *memory])
+        prepared = batch.select(*wanted)
+        prepared.set(OLD_PREDICTION, critic.normaliser.normalise(batch[predicted]))
+        if self.normalise_advantage:
+            standard = standardise(batch[keys.ADVANTAGE], batch[keys.ALIVE], mean=learning.ranks.masked_mean)
+            prepared.set(keys.ADVANTAGE, standard)
+        return prepared
+
+    def fit_critic(self, batch: TensorDictBase, learning: Learning) -> Metrics:
+        """The critic alone; an encoder that it shares with the actor stays as it is."""
+
+        def loss(rows: TensorDictBase) -> tuple[Tensor, Metrics]:
+            if keys.WITH_GRADIENT & set(learning.critic.reads) & set(learning.actor.writes):
+                # The policy has moved since the batch was encoded. Without gradient: the critic's loss would move it once more.
+                with torch.no_grad():
+                    learning.actor.distribution(rows)
+            value, metrics = self.value_loss(rows, learning)
+            return self.value_coef * value, metrics
+
+        return self.fit("critic", batch, learning, loss)
+
+    def fit(self, name: Hashable, batch: TensorDictBase, learning: Learning, loss: Loss) -> Metrics:
+        """Minimise ``loss`` of each minibatch, over all epochs; the means of its metrics and of the gradients' norms.
+
+        Args:
+            name: tells this loss from others; see :class:`marlkit.learning.RunStep`.
+            batch: a prepared batch.
+            learning: what to work on.
+            loss: loss and metrics of some rows.
+        """
+
+        def step(minibatch: TensorDictBase) -> Metrics:
+            total, metrics = loss(minibatch)
+            return metrics | learning.minimise(total, self.max_grad_norm)
+
+        rows = units(batch, learning.actor.sequence_length)
+        history: list[Metrics] = []
+        for _ in range(self.epochs):
+            for minibatch in minibatches(rows, self.minibatch_size):
+                history.append(learning.run_step(name, step, minibatch))
+        return mean_metrics(history)
+
+    def value_loss(self, rows: TensorDictBase, learning: Learning) -> tuple[Tensor, Metrics]:
+        """The critic's loss without its weight; updates the running statistics of its targets."""
+        critic, target = learning.critic, rows[keys.VALUE_TARGET]
+        critic.normaliser.update(target, learning.ranks)
+        prediction, goal = critic.predict(rows), critic.normaliser.normalise(target)
+        weight = torch.ones_like(goal, dtype=torch.bool)
+        loss = losses.value_loss(
+            prediction, rows[OLD_PREDICTION], goal, weight, clip=self.value_clip, huber_delta=self.huber_delta
+        )
+        return loss, {
+            "critic/loss": loss.detach(),
+            "critic/explained_variance": losses.explained_variance(prediction.detach(), goal, weight),
+        }
+
+
+class JointLossUpdate(ActorCriticUpdate):
+    """Base of the updates that minimise ``L_pi - c_H H + c_V L_V`` by gradient descent, all agents and the critic together.
+
+    Args:
+        spec: the team.
+        entropy_coef: weight c_H of the entropy.
+        entropy_coef_end: its value at the end of the training, reached linearly; ``None``: unchanged.
+        epochs, minibatch_size, value_coef, value_clip, huber_delta, normalise_advantage, max_grad_norm: as above.
+    """
+
+    def __init__(
+        self,
+        spec: TeamSpec,
+        *,
+        entropy_coef: float,
+        entropy_coef_end: float | None,
+        epochs: int,
+        minibatch_size: int | None,
+        value_coef: float,
+        value_clip: float | None,
+        huber_delta: float | None,
+        normalise_advantage: bool,
+        max_grad_norm: float | None,
+    ) -> None:
+        super().__init__(
+            spec,
+            epochs=epochs,
+            minibatch_size=minibatch_size,
+            value_coef=value_coef,
+            value_clip=value_clip,
+            huber_delta=huber_delta,
+            normalise_advantage=normalise_advantage,
+            max_grad_norm=max_grad_norm,
+        )
+        self.entropy_coefs = (entropy_coef, entropy_coef_end)
+
+    @abstractmethod
+    def policy_loss(self, log_prob: Tensor, taken: Taken) -> tuple[Tensor, Metrics]:
+        """``L_pi`` of the current log-probabilities ``[*, n, 1]``, and what else there is to log of it."""
+
+    def update(self, batch: TensorDictBase, learning: Learning) -> Metrics:
+        """All agents and the critic together, one backward pass per minibatch."""
+
+        def loss(rows: TensorDictBase) -> tuple[Tensor, Metrics]:
+            # The policy first: an encoder that the critic shares is evaluated with it.
+            policy, policy_metrics = self._regularised(rows, learning, None)
+            value, value_metrics = self.value_loss(rows, learning)
+            return policy + self.value_coef * value, policy_metrics | value_metrics
+
+        return self.fit("policy and critic", self.prepare(batch, learning), learning, loss)
+
+    def fit_policy(self, batch: TensorDictBase, learning: Learning, agents: Sequence[int]) -> Metrics:
+        """The policies of ``agents`` alone."""
+        return self.fit(("policy", *agents), batch, learning, lambda rows: self._regularised(rows, learning, agents))
+
+    def _regularised(self, rows: TensorDictBase, learning: Learning, agents: Sequence[int] | None) -> tuple[Tensor, Metrics]:
+        taken = taken_by(agents, rows)
+        policy = learning.actor.distribution(rows, agents)
+        log_prob = policy.log_prob(taken.action)
+        loss, more = self.policy_loss(log_prob, taken)
+        entropy = masked_mean(policy.entropy(), taken.alive)
+        coefficient = linear(*self.entropy_coefs, learning.progress)
+        metrics = {
+            "actor/loss": loss.detach(),
+            "actor/entropy": entropy.detach(),
+            "actor/kl": losses.approximate_kl(log_prob, taken.log_prob, taken.alive),
+        }
+        return learning.ranks.weigh(taken.alive, loss - coefficient * entropy), metrics | more

@@ -1,0 +1,76 @@
+"""Proximal policy optimisation with a clipped ratio per agent (Schulman et al. 2017; Yu et al. 2022 for teams)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from marlkit import keys
+from marlkit.contract import Contract
+from marlkit.functional import losses
+from marlkit.learning import Metrics
+from marlkit.optim._actor_critic import JointLossUpdate, Taken
+from marlkit.options import NonNegativeFloat, PositiveFloat, PositiveInt
+from marlkit.spec import TeamSpec
+
+
+class PpoClipUpdate(JointLossUpdate):
+    """Minimise ``-mean(min(rho A, clip(rho, 1 - eps, 1 + eps) A)) - c_H H + c_V L_V`` over several epochs.
+
+    ``rho_i = pi_i(a_i | o_i) / pi_old_i(a_i | o_i)`` per agent, never a product over agents. The critic is regressed in
+    normalised units on the value target, with a clipped Huber loss. Agents that are not alive weigh nothing in the policy's loss.
+
+    Args:
+        spec: the team.
+        clip_epsilon: how far the ratio may gain; 0.05 to 0.3.
+        epochs: passes over the batch; 4 to 15.
+        minibatch_size: joint steps per minibatch; `null`: the whole batch.
+        entropy_coef: weight c_H of the entropy; 0 to 0.1.
+        entropy_coef_end: its value at the end of the training, reached linearly; `null`: unchanged.
+        value_coef: weight c_V of the critic's loss; 0.5 to 1.
+        value_clip: how far the critic may gain per iteration, in normalised units; `null`: unclipped.
+        huber_delta: error beyond which the critic's loss grows linearly, in normalised units; `null`: squared loss.
+        normalise_advantage: shift and scale the advantages of a batch to mean 0 and deviation 1.
+        max_grad_norm: gradient norm that actor and critic are each clipped to; `null`: unclipped.
+    """
+
+    contract = Contract(
+        reads=(keys.ACTION, keys.LOG_PROB, keys.ALIVE, keys.ADVANTAGE, keys.VALUE_TARGET),
+        traits=("per_agent", "by_gradient", "on_policy"),
+        needs={"actor": ("stochastic",), "data": ("on_policy",)},
+        at_most={"minibatch_size": ("env.num_envs", "data.steps")},
+    )
+
+    def __init__(
+        self,
+        spec: TeamSpec,
+        *,
+        clip_epsilon: PositiveFloat = 0.2,
+        epochs: PositiveInt = 5,
+        minibatch_size: PositiveInt | None = None,
+        entropy_coef: NonNegativeFloat = 0.01,
+        entropy_coef_end: NonNegativeFloat | None = None,
+        value_coef: NonNegativeFloat = 1.0,
+        value_clip: PositiveFloat | None = 0.2,
+        huber_delta: PositiveFloat | None = 10.0,
+        normalise_advantage: bool = True,
+        max_grad_norm: PositiveFloat | None = 10.0,
+    ) -> None:
+        super().__init__(
+            spec,
+            entropy_coef=entropy_coef,
+            entropy_coef_end=entropy_coef_end,
+            epochs=epochs,
+            minibatch_size=minibatch_size,
+            value_coef=value_coef,
+            value_clip=value_clip,
+            huber_delta=huber_delta,
+            normalise_advantage=normalise_advantage,
+            max_grad_norm=max_grad_norm,
+        )
+        self.clip_epsilon = clip_epsilon
+
+    def policy_loss(self, log_prob: Tensor, taken: Taken) -> tuple[Tensor, Metrics]:
+        """The clipped surrogate, and the share of ratios beyond the clip."""
+        old, alive = taken.log_prob, taken.alive
+        loss = losses.ppo_clip_loss(log_prob, old, taken.advantage, alive, clip_epsilon=self.clip_epsilon)
+        return loss, {"actor/clip_fraction": losses.clip_fraction(log_prob, old, alive, clip_epsilon=self.clip_epsilon)}

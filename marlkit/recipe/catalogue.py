@@ -1,0 +1,255 @@
+"""The components that a recipe can name, read from their source without importing them.
+
+A component of marlkit is a public class ``<Name><Suffix>`` in a public module of its kind's package; in a recipe it is called
+by the snake case of ``<Name>``. Anybody else's is called by a dotted path, ``my_package.my_critic.MyCritic``. Reading source
+instead of importing makes ``marlkit check`` fast, and lets a stranger's recipe be checked without running its code;
+:func:`load_class` is the only function here that imports.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from marlkit.contract import KINDS, Contract, Kind
+from marlkit.errors import ComponentError, did_you_mean
+from marlkit.recipe import docstrings
+from marlkit.recipe.source_reader import Class, KindStub, Module, Sources, annotation, attribute, evaluate
+
+REQUIRED: Any = inspect.Parameter.empty
+"""The default of an option that must be given."""
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a component: a keyword-only argument of its constructor."""
+
+    name: str
+    annotation: Any
+    default: Any
+    description: str = ""
+
+    @property
+    def required(self) -> bool:
+        """Whether a recipe must give it."""
+        return self.default is REQUIRED
+
+    @property
+    def part(self) -> Kind | None:
+        """The kind of component that it holds, for an option such as ``step: Update``."""
+        candidates = (self.annotation, *typing.get_args(self.annotation))
+        return next((c.kind for c in candidates if isinstance(c, type) and issubclass(c, KindStub)), None)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a component without importing it.
+
+    Attributes:
+        kind: the section that it fills.
+        name: what a recipe calls it.
+        module, class_name: where to import it from.
+        file, line: where it is written.
+        docstring: of the class, or of the nearest class above it that has one.
+        summary: the first sentence about it: of its file, or of the class where the file holds several.
+        options: its options by name, in the order of the constructor.
+        contract: what it reads, writes, needs and has.
+        trusted: whether its contract is marlkit's own, so that the contract's ``check`` may be called.
+    """
+
+    kind: Kind
+    name: str
+    module: str
+    class_name: str
+    file: Path
+    line: int
+    docstring: str
+    summary: str
+    options: Mapping[str, Option]
+    contract: Contract
+    trusted: bool
+
+    @property
+    def dotted(self) -> str:
+        """Dotted path of the class."""
+        return f"{self.module}.{self.class_name}"
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The options as they are where a recipe gives none; :data:`REQUIRED` for those that it must give."""
+        return {name: option.default for name, option in self.options.items()}
+
+
+def names(kind: Kind) -> dict[str, tuple[str, str]]:
+    """Names of marlkit's own components of a kind, each with its module and class, in alphabetical order."""
+    folder = PACKAGE.joinpath(*kind.package.split(".")[1:])
+    pattern = re.compile(rf"^class ([A-Z]\w*){kind.suffix}\(", re.MULTILINE)
+    found = {}
+    for file in sorted(folder.glob("[!_]*.py")):
+        for match in pattern.finditer(file.read_text(encoding="utf-8")):
+            found[_recipe_name(match[1], file.stem)] = (f"{kind.package}.{file.stem}", match[1] + kind.suffix)
+    return dict(sorted(found.items()))
+
+
+def _recipe_name(word: str, stem: str) -> str:
+    # The file decides where words begin in a name such as TorchRL, which snake case would split as torch_rl.
+    if word.lower() == stem.replace("_", ""):
+        return stem
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", word).lower()
+
+
+def components(kind: Kind | str) -> dict[str, Entry]:
+    """All of marlkit's own components of a kind, by the name that a recipe uses."""
+    return dict(_components(kind if isinstance(kind, str) else kind.section))
+
+
+@functools.lru_cache
+def _components(section: str) -> dict[str, Entry]:
+    # marlkit's own source does not change while it runs, so that it is evaluated once.
+    kind, sources = KINDS[section], Sources()
+    found = {name: _class(f"{module}.{class_name}", sources) for name, (module, class_name) in names(kind).items()}
+    return {name: _entry(kind, name, cls) for name, cls in found.items() if not cls.abstract}
+
+
+def find(kind: Kind | str, name: str, folders: Sequence[Path] = ()) -> Entry:
+    """The component that a recipe calls ``name`` in a section.
+
+    Args:
+        kind: the section.
+        name: a name of marlkit's own, or a dotted path.
+        folders: where to look for a dotted path after Python's own search path.
+
+    Raises:
+        ComponentError: there is none of that name, it is of another kind, or its source cannot be read.
+    """
+    kind = KINDS[kind] if isinstance(kind, str) else kind
+    if "." in name:
+        return _find_dotted(kind, name, folders)
+    own = names(kind)
+    if name not in own:
+        raise ComponentError(_unknown(kind, name, own))
+    module, class_name = own[name]
+    return _entry(kind, name, _class(f"{module}.{class_name}", Sources()))
+
+
+def _unknown(kind: Kind, name: str, own: Mapping[str, Any]) -> str:
+    elsewhere = [other.section for other in KINDS.values() if name in names(other)]
+    if elsewhere:
+        return f"`{name}` belongs in section `{elsewhere[0]}`; for `{kind.section}` there are: {', '.join(own)}"
+    listed = ", ".join(own)
+    hint = did_you_mean(name, own)
+    return f"there is no {kind.section} called `{name}`.{hint} There are: {listed}; or the dotted path of a class of your own"
+
+
+def _find_dotted(kind: Kind, name: str, folders: Sequence[Path]) -> Entry:
+    cls = _class(name, Sources(folders))
+    if kind not in cls.kinds:
+        if not cls.kinds:
+            raise ComponentError(f"`{name}` is no component: the class does not extend `{kind.base}`")
+        raise ComponentError(f"`{name}` is a component for section `{cls.kinds[0].section}`, not for `{kind.section}`")
+    return _entry(kind, name, cls)
+
+
+def _class(dotted: str, sources: Sources) -> Class:
+    module_name, _, class_name = dotted.rpartition(".")
+    try:
+        module = _module(module_name, sources)
+    except ComponentError as error:
+        raise ComponentError(f"`{dotted}` is no component: {error}") from error
+    if not isinstance(module, Module):
+        raise ComponentError(f"`{dotted}` is no component")
+    try:
+        found = attribute(module, class_name)
+    except ComponentError:
+        found = None
+    if not isinstance(found, Class):
+        classes = [n for n, statement in module.bindings.items() if type(statement).__name__ == "ClassDef"]
+        hint = did_you_mean(class_name, classes)
+        raise ComponentError(f"`{dotted}` is no component: `{module_name}` has no class `{class_name}`.{hint}")
+    return found
+
+
+def _module(name: str, sources: Sources) -> Any:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ComponentError("a dotted path has the form `package.module.Class`")
+    return sources.module(name)
+
+
+def _entry(kind: Kind, name: str, cls: Class) -> Entry:
+    owner = next((member for member in cls.lineage if member.assigned("contract") is not None), None)
+    contract = Contract() if owner is None else _contract(owner)
+    docstring = next((text for text in map(docstrings.of, (c.node for c in cls.lineage)) if text), "")
+    options = _options(cls.lineage)
+    inside = owner is None or (owner.module.name.startswith("marlkit.") and owner.module.file.is_relative_to(PACKAGE))
+    place = (cls.module.name, cls.node.name, cls.module.file, cls.node.lineno)
+    return Entry(kind, name, *place, docstring, _summary(kind, cls, docstring), options, contract, inside)
+
+
+def _summary(kind: Kind, cls: Class, docstring: str) -> str:
+    # An imported base, such as `JointLossUpdate`, is not what the file is about.
+    alike = [n for n, found in cls.module.bindings.items() if type(found).__name__ == "ClassDef" and n.endswith(kind.suffix)]
+    of_file = docstrings.of(cls.module.tree) if len(alike) == 1 else ""
+    return docstrings.first_paragraph(of_file or docstring)
+
+
+def _contract(owner: Class) -> Contract:
+    expression = owner.assigned("contract")
+    assert expression is not None
+    try:
+        found = evaluate(expression, owner.module)
+    except ComponentError as error:
+        raise ComponentError(f"the contract of `{owner.dotted}` cannot be read: {error}") from error
+    if not isinstance(found, Contract):
+        raise ComponentError(f"{owner.module.file}:{expression.lineno}: the contract of `{owner.dotted}` is no Contract(...)")
+    return found
+
+
+def _options(lineage: Sequence[Class]) -> dict[str, Option]:
+    """Options of the nearest constructor; where it ends in ``**options``, those of the constructor above it too."""
+    position = next((i for i, member in enumerate(lineage) if member.constructor is not None), None)
+    if position is None:
+        return {}
+    cls = lineage[position]
+    constructor = cls.constructor
+    assert constructor is not None
+    inherited = _options(lineage[position + 1 :]) if constructor.args.kwarg is not None else {}
+    described = {n: text for member in reversed(lineage) for n, text in docstrings.arguments(docstrings.of(member.node)).items()}
+    own = {}
+    for argument, default in zip(constructor.args.kwonlyargs, constructor.args.kw_defaults, strict=True):
+        try:
+            value = REQUIRED if default is None else evaluate(default, cls.module)
+        except ComponentError as error:
+            raise ComponentError(f"the default of option `{argument.arg}` of `{cls.dotted}` cannot be read: {error}") from error
+        kind = annotation(argument.annotation, cls.module)
+        own[argument.arg] = Option(argument.arg, kind, value, described.get(argument.arg, ""))
+    return inherited | own
+
+
+def load_class(entry: Entry, folders: Sequence[Path] = ()) -> type:
+    """Import the class that ``entry`` describes. This runs the module's code.
+
+    Raises:
+        ComponentError: the import fails, or Python finds another file than the one that was checked.
+    """
+    for folder in (str(Path(folder).resolve()) for folder in folders):
+        # At the end, so that a file beside a recipe can never stand in for a library.
+        if folder not in sys.path:
+            sys.path.append(folder)
+    try:
+        module = importlib.import_module(entry.module)
+    except Exception as error:  # whatever the module does
+        raise ComponentError(f"`{entry.dotted}` cannot be imported: {type(error).__name__}: {error}") from error
+    file = Path(getattr(module, "__file__", None) or "")
+    if file.resolve() != entry.file.resolve():
+        raise ComponentError(f"`{entry.module}` was checked in {entry.file} but imported from {file}: rename one of the two")
+    return typing.cast(type, getattr(module, entry.class_name))

@@ -1,0 +1,194 @@
+"""Which components fit together: every combination of marlkit's own, settled by contract alone. Imports no torch.
+
+A combination names an actor, a critic, an opponent model, an estimator, an update and data. Where its defaults do not fit, the
+options that would help are read from the conditions of the contracts (``share: none`` for separate parameters, for instance);
+what fits then is *accepted*, with those options, and what still does not is *refused*.
+"""
+
+from __future__ import annotations
+
+import itertools
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from marlkit import keys
+from marlkit.contract import KINDS, When, as_yaml
+from marlkit.recipe.catalogue import Entry, components
+from marlkit.recipe.fit import Member, environments, fits, members, unmet, writers
+from marlkit.recipe.located_yaml import Place
+
+CHOSEN = ("actor", "critic", "opponents", "estimator", "update", "data")
+"""The sections that a combination chooses; the others do not decide what fits."""
+
+ENVIRONMENTS = {"discrete": {"discrete", "team_reward"}, "continuous": {"continuous", "team_reward"}}
+"""Traits of the environment by kind of actions: the kindest, with one reward for the team."""
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Components by path (``"update"``, ``"update.step"``) for one kind of actions; options that differ from the defaults.
+
+    It answers what :func:`marlkit.recipe.fit.check_fit` asks of a recipe.
+    """
+
+    actions: str
+    entries: Mapping[str, Entry]
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def options(self, path: str) -> dict[str, Any]:
+        """The completed options of the component at ``path``."""
+        return self.entries[path].defaults | dict(self.settings.get(path, {}))
+
+    def place(self, path: str) -> Place:
+        """Where ``path`` stands: in no file."""
+        return Place(self.name)
+
+    def name_of(self, section: str) -> str:
+        """The component of a section with its parts: ``sequential(ppo_clip)``."""
+        parts = [entry.name for path, entry in self.entries.items() if path.startswith(f"{section}.")]
+        return self.entries[section].name + (f"({', '.join(parts)})" if parts else "")
+
+    @property
+    def name(self) -> str:
+        """All of it in one word."""
+        return "-".join([self.actions, *(self.name_of(section) for section in CHOSEN)])
+
+    def with_settings(self, found: Iterable[tuple[str, str, Any]]) -> Combination:
+        """The same with further options ``(path, option, value)``."""
+        settings = {path: dict(options) for path, options in self.settings.items()}
+        for path, option, value in found:
+            settings.setdefault(path, {})[option] = value
+        return Combination(self.actions, self.entries, settings)
+
+
+def combinations() -> Iterator[Combination]:
+    """Every combination, with its defaults."""
+    choices = [list(_choices(section)) for section in CHOSEN]
+    fixed = {
+        section: components(section)[kind.default] for section, kind in KINDS.items() if kind.default and section not in CHOSEN
+    }
+    for actions in ENVIRONMENTS:
+        env, options = _environment(ENVIRONMENTS[actions])
+        for chosen in itertools.product(*choices):
+            entries = {"env": env} | fixed | {path: entry for part in chosen for path, entry in part.items()}
+            yield Combination(actions, entries, {"env": options})
+
+
+def _environment(wanted: set[str]) -> tuple[Entry, dict[str, Any]]:
+    """The first environment that has these traits under some options, and these options."""
+    for entry in components("env").values():
+        conditions = [item.condition for item in entry.contract.traits if isinstance(item, When) and wanted & set(item.then)]
+        options = {name: _value(value) for name, _, value in (condition.partition("=") for condition in conditions)}
+        if wanted <= set(entry.contract.resolve("traits", entry.defaults | options, ())):
+            return entry, options
+    raise LookupError(f"no environment of marlkit has the traits {', '.join(sorted(wanted))}")
+
+
+def _value(text: str) -> Any:
+    return OmegaConf.create(f"value: {text}").value
+
+
+def _choices(section: str, path: str = "") -> Iterator[dict[str, Entry]]:
+    """The components of a section, each with every choice of its required parts, which have no parts themselves."""
+    path = path or section
+    for entry in components(section).values():
+        parts = {name: option.part for name, option in entry.options.items() if option.part is not None and option.required}
+        if not parts:
+            yield {path: entry}
+        elif path == section:
+            inner = [list(_choices(kind.section, f"{path}.{name}")) for name, kind in parts.items() if kind is not None]
+            for chosen in itertools.product(*inner):
+                yield {path: entry} | {inside: other for part in chosen for inside, other in part.items()}
+
+
+def settled(combination: Combination) -> Combination:
+    """The combination with the options, if any, under which it fits; as it is where none help."""
+    tried = combination
+    for _ in range(len(CHOSEN)):
+        if fits(tried):
+            return tried
+        changes = list(_changes(tried))
+        if not changes:
+            return combination
+        tried = tried.with_settings(changes)
+    return tried if fits(tried) else combination
+
+
+def _changes(combination: Combination) -> Iterator[tuple[str, str, Any]]:
+    """The options that would give an unmet trait, write a missing key, or do without it."""
+    environment = environments(combination)[0]
+    team = members(combination, environment)
+    by_path = {member.path: member for member in team}
+    for member, found in writers(team):
+        for path, missing in unmet(member, by_path, environment):
+            if path != "env":
+                yield from _giving(by_path[path], "traits", set(missing))
+        unread: set[Any] = set(member.reads) - set(found)
+        for writer in team:
+            yield from _giving(writer, "writes", unread | {keys.current(key) for key in unread})
+        yield from _without(member, unread)
+
+
+def _giving(member: Member, what: str, wanted: set[Any]) -> Iterator[tuple[str, str, Any]]:
+    for entry in getattr(member.entry.contract, what):
+        if isinstance(entry, When) and wanted & set(entry.then):
+            for part in entry.condition.split("&"):
+                option, equals, value = part.strip().partition("=")
+                if equals and as_yaml(member.options.get(option)) != value:
+                    yield member.path, option, _value(value)
+
+
+def _without(member: Member, unread: set[Any]) -> Iterator[tuple[str, str, Any]]:
+    for entry in member.entry.contract.reads:
+        if isinstance(entry, When) and unread & set(entry.then):
+            for part in entry.condition.split("&"):
+                option, equals, value = part.strip().partition("=")
+                others = [v for v in typing.get_args(_annotation(member, option)) if as_yaml(v) != value] if equals else []
+                yield from ((member.path, option, other) for other in others[:1])
+
+
+def _annotation(member: Member, option: str) -> Any:
+    return member.entry.options[option].annotation
+
+
+INTRODUCTION = """# What fits together
+
+Every combination of marlkit's actors, critics, opponent models, estimators, updates and data that can be trained; a row is the
+product of what its cells list. The options in the last column are needed, the others are at their defaults. What is not in the
+table is refused by `marlkit check` before anything is built, with the reason and what would fit.
+
+Made by `make combinations`; a test trains every entry for two iterations and resumes it.
+
+"""
+
+COLUMNS = ("update", "critic", "actor", "data", "estimator", "opponents", "actions", "options")
+
+
+def document() -> str:
+    """All that fits, as a Markdown page."""
+    rows = [_row(found) for found in map(settled, combinations()) if fits(found)]
+    cells = [tuple(frozenset([value]) for value in row) for row in rows]
+    for axis in (4, 5, 6, 3, 2, 1):
+        cells = _merged(cells, axis)
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+    lines += sorted(f"| {' | '.join(', '.join(sorted(cell)) for cell in row)} |" for row in cells)
+    return INTRODUCTION + "\n".join(lines) + "\n"
+
+
+def _row(found: Combination) -> tuple[str, ...]:
+    named = {section: found.name_of(section) for section in CHOSEN} | {"actions": found.actions}
+    options = [f"{path}.{name}={as_yaml(v)}" for path, own in found.settings.items() if path != "env" for name, v in own.items()]
+    return tuple((named | {"options": " ".join(sorted(options))})[column] for column in COLUMNS)
+
+
+def _merged(rows: list[tuple[frozenset[str], ...]], axis: int) -> list[tuple[frozenset[str], ...]]:
+    """Rows that differ in one column only, as one row."""
+    found: dict[tuple[frozenset[str], ...], frozenset[str]] = {}
+    for row in rows:
+        rest = (*row[:axis], *row[axis + 1 :])
+        found[rest] = found.get(rest, frozenset()) | row[axis]
+    return [(*rest[:axis], values, *rest[axis:]) for rest, values in found.items()]

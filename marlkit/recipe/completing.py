@@ -1,0 +1,219 @@
+"""Checking a recipe's names and values, and filling in what it leaves to the defaults. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from marlkit.contract import KINDS, Kind
+from marlkit.errors import ComponentError, Problem, did_you_mean
+from marlkit.options import Range, describe_type, problem_with
+from marlkit.recipe.catalogue import Entry, Option, find
+from marlkit.recipe.located_yaml import Located, Place
+from marlkit.recipe.merging import as_section
+
+Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
+TOP_LEVEL = ("name", "seed", "extends")
+MISSING = "???"  # OmegaConf's mark for a value that somebody else must give
+
+
+@dataclass
+class Completion:
+    """A recipe on its way to being complete.
+
+    Attributes:
+        root: the merged recipe.
+        folders: where dotted paths are looked up.
+        config: what is complete so far.
+        entries: the component at each path, such as ``"update"`` and ``"update.step"``.
+        places: where each path is written; defaults have none.
+        problems: everything that is wrong.
+    """
+
+    root: Located
+    folders: Sequence[Path]
+    config: dict[str, Any] = field(default_factory=dict)
+    entries: dict[str, Entry] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def place(self, path: str) -> Place:
+        """Where ``path`` is written, or else the nearest thing around it."""
+        while path and path not in self.places:
+            path = path.rpartition(".")[0]
+        return self.places.get(path, self.root.place)
+
+    def report(self, path: str, message: str, remedy: str = "", at: Place | None = None) -> None:
+        """Add a problem with ``path``."""
+        self.problems.append((at or self.place(path)).problem(path, message, remedy))
+
+    def run(self, name: str) -> DictConfig:
+        """Complete and check everything; what is wrong is in :attr:`problems`."""
+        given = self.root.mapping or {}
+        misspelt = {key: value for key, value in given.items() if key not in KINDS and key not in TOP_LEVEL}
+        for key, value in misspelt.items():
+            self.report(key, "is no section.", _sections(key), value.place)
+        for key, default in (("name", name), ("seed", 0)):
+            self.config[key] = given[key].value if key in given else default
+            if key in given:
+                self.places[key] = given[key].place
+        for section, kind in KINDS.items():
+            if section in given or kind.default is not None:
+                self.config[section] = self._component(kind, given.get(section), section)
+            elif not any(f"`{section}`" in did_you_mean(key, KINDS) for key in misspelt):
+                remedy = f"Add `{section}: {{type: …}}`; `marlkit list {section}` shows the types."
+                self.report(section, "is missing.", remedy)
+        config = self._resolved()
+        self._check_top_level(config)
+        self._check_values(config)
+        return config
+
+    def _component(self, kind: Kind, value: Located | None, path: str) -> dict[str, Any] | None:
+        given = {} if value is None else as_section(value)
+        if value is not None:
+            self.places[path] = value.place
+        if value is not None and given is None:
+            key = path.rpartition(".")[2]
+            form = f"Write `{key}: component` or `{key}: {{type: component, …}}`."
+            self.report(path, f"must name a component, got {value.plain()!r}.", form, value.place)
+        entry = None if given is None else self._entry(kind, given, path)
+        if entry is None or given is None:
+            return None
+        self.entries[path] = entry
+        if "type" in given:
+            self.places[f"{path}.type"] = given["type"].place
+        for name, option in given.items():
+            if name != "type" and name not in entry.options:
+                self.report(f"{path}.{name}", f"`{entry.name}` has no such option.", _options(name, entry), option.place)
+        completed: dict[str, Any] = {"type": entry.name}
+        for option_name, definition in entry.options.items():
+            self._option(definition, given.get(option_name), f"{path}.{option_name}", entry, completed)
+        return completed
+
+    def _entry(self, kind: Kind, given: Mapping[str, Located], path: str) -> Entry | None:
+        named = given.get("type")
+        if named is None and kind.default is None:
+            self.report(path, "has no `type`.", f"`marlkit list {kind.section}` shows the types.")
+            return None
+        name = kind.default if named is None else named.value
+        at = None if named is None else named.place
+        if not isinstance(name, str):
+            self.report(f"{path}.type", f"must be the name of a component, got {name!r}.", at=at)
+            return None
+        try:
+            return find(kind, name, self.folders)
+        except ComponentError as error:
+            self.report(f"{path}.type", f"{error}.".replace("?.", "?"), at=at)
+            return None
+
+    def _option(self, option: Option, given: Located | None, path: str, entry: Entry, completed: dict[str, Any]) -> None:
+        if given is None or given.value == MISSING:
+            if option.required:
+                self.report(path, f"`{entry.name}` needs this option.", _wanted(option), None if given is None else given.place)
+            else:
+                completed[option.name] = _plain(option.default)
+        elif option.part is not None and given.value is not None:
+            completed[option.name] = self._component(option.part, given, path)
+        else:
+            self.places[path] = given.place
+            completed[option.name] = given.plain()
+
+    def _resolved(self) -> DictConfig:
+        """The configuration with every ``${section.option}`` replaced by its value."""
+        config = OmegaConf.create(self.config)
+        return OmegaConf.create({key: self._resolve(config, key, key) for key in self.config})
+
+    def _resolve(self, parent: Any, key: Any, path: str) -> Any:
+        try:
+            value = parent[key]
+            if isinstance(value, DictConfig):
+                return {name: self._resolve(value, name, path + "." + str(name)) for name in value}
+            if isinstance(value, ListConfig):
+                return [self._resolve(value, index, f"{path}.{index}") for index in range(len(value))]
+        except (OmegaConfBaseException, RecursionError) as error:
+            self.report(path, f"cannot be resolved: {str(error).splitlines()[0]}.")
+            return None
+        return value
+
+    def _check_top_level(self, config: DictConfig) -> None:
+        problem = problem_with(config.seed, Seed)
+        if problem:
+            self.report("seed", f"{problem}.")
+        if not isinstance(config.name, str) or not _FOLDER_NAME.fullmatch(config.name):
+            remedy = "Use letters, digits, `-`, `_` and `.`, beginning with a letter or digit."
+            self.report("name", f"must be a word that can name a folder, got {config.name!r}.", remedy)
+
+    def _check_values(self, config: DictConfig) -> None:
+        plain = OmegaConf.to_container(config)
+        for path, entry in self.entries.items():
+            options = _get(plain, path)
+            reported = {problem.where for problem in self.problems}
+            for name, option in entry.options.items():
+                here = f"{path}.{name}"
+                if name not in options or here in self.entries or not reported.isdisjoint({here, f"{here}.type"}):
+                    continue
+                problem = problem_with(options[name], option.annotation)
+                if problem:
+                    self.report(here, f"{problem}.")
+            for name, limits in entry.contract.at_most.items():
+                self._check_limit(plain, path, name, limits)
+            broken = any(problem.where.startswith(f"{path}.") for problem in self.problems)
+            if entry.contract.check and entry.trusted and not broken:
+                for name, message in _own_check(entry.contract.check)(options):
+                    self.report(f"{path}.{name}", f"{message}.".replace("..", "."))
+
+    def _check_limit(self, plain: Any, path: str, name: str, limits: Sequence[str]) -> None:
+        value = _get(plain, f"{path}.{name}")
+        factors = [_get(plain, limit) for limit in limits]
+        if not all(type(number) is int and number >= 1 for number in (value, *factors)):
+            return  # absent, or wrong by itself and reported as that
+        product = math.prod(factors)
+        if value > product:
+            shown = " * ".join(f"{limit} ({factor})" for limit, factor in zip(limits, factors, strict=True))
+            remedy = f"Set {path}.{name}={product} or less."
+            self.report(f"{path}.{name}", f"must be at most {shown} = {product}, got {value}.", remedy)
+
+
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def _own_check(name: str) -> Any:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _wanted(option: Option) -> str:
+    what = describe_type(option.annotation) if option.part is None else f"a component of the kind {option.part.section}"
+    return f"Give {what}{': ' + option.description if option.description else '.'}"
+
+
+def _sections(word: str) -> str:
+    known = [*KINDS, *TOP_LEVEL]
+    return f"{did_you_mean(word, known)} A recipe has the sections {', '.join(KINDS)}, and {', '.join(TOP_LEVEL)}.".strip()
+
+
+def _options(word: str, entry: Entry) -> str:
+    taken = f"It takes: {', '.join(entry.options)}." if entry.options else "It takes no options."
+    return f"{did_you_mean(word, entry.options)} {taken}".strip()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _get(plain: Any, path: str) -> Any:
+    for key in path.split("."):
+        plain = plain.get(key) if isinstance(plain, dict) else None
+    return plain

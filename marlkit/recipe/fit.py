@@ -1,0 +1,279 @@
+"""Whether the components of a recipe fit together: every key read has been written, every needed trait is had.
+
+The components are walked in the order in which they run. Every iteration collects (env, data, actor), annotates the batch and
+its ``next`` (opponents, critic), estimates, and updates; so that what those first five write also stands under ``next``.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from marlkit import keys
+from marlkit.contract import When
+from marlkit.errors import Problem
+from marlkit.keys import Key
+from marlkit.recipe.catalogue import Entry, components
+
+if TYPE_CHECKING:
+    from marlkit.recipe.located_yaml import Place
+
+ORDER = ("env", "data", "actor", "opponents", "critic", "targets", "estimator", "update", "optimizer", "trainer")
+"""Sections in the order in which they run; `targets`, `optimizer` and `trainer` touch no keys."""
+
+ON_NEXT = ("env", "critic")
+"""Sections whose keys also exist at the next step, for those who run once a whole rollout is there."""
+
+ON_ONE_STEP = ("env", "actor", "opponents", "critic")
+"""Sections that run on single steps, current ones and next ones alike, and therefore see no further step."""
+
+
+class Selection(Protocol):
+    """What the checks ask of a recipe."""
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """The components by path."""
+
+    def options(self, path: str) -> dict[str, Any]:
+        """The completed options of the component at ``path``."""
+
+    def place(self, path: str) -> Place:
+        """Where ``path`` is written."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A component in its place, the conditions of its contract decided.
+
+    Attributes:
+        path: where it stands in the recipe, such as ``"update.step"``.
+        entry: what is known of it.
+        options: its completed options.
+        reads, writes, traits: what it reads, writes and has in this recipe.
+    """
+
+    path: str
+    entry: Entry
+    options: Mapping[str, Any]
+    reads: tuple[Key, ...]
+    writes: tuple[Key, ...]
+    traits: frozenset[str]
+
+    @property
+    def section(self) -> str:
+        """The section that it stands in, also where it is part of another component."""
+        return self.path.partition(".")[0]
+
+
+def environments(recipe: Selection) -> list[frozenset[str]]:
+    """The traits that the environment may turn out to have; more than one set where its source does not tell."""
+    entry = recipe.entries["env"]
+    had = frozenset(entry.contract.resolve("traits", recipe.options("env"), ()))
+    actions = [()] if had & {"discrete", "continuous"} else [("discrete",), ("continuous",)]
+    told = any("team_reward" in (trait.then if isinstance(trait, When) else (trait,)) for trait in entry.contract.traits)
+    rewards = [()] if told else [(), ("team_reward",)]
+    return [had | set(action) | set(reward) for action, reward in itertools.product(actions, rewards)]
+
+
+def members(recipe: Selection, environment: Collection[str]) -> list[Member]:
+    """The components of a recipe in the order in which they run, each after the one that it is part of."""
+    found = []
+    for path, entry in sorted(recipe.entries.items(), key=lambda item: ORDER.index(item[0].partition(".")[0])):
+        options = recipe.options(path)
+        reads, writes, traits = (entry.contract.resolve(f, options, environment) for f in ("reads", "writes", "traits"))
+        if path == "env":
+            traits = (*traits, *environment)
+        found.append(Member(path, entry, options, reads, writes, frozenset(traits)))
+    return found
+
+
+def idle(team: Iterable[Member]) -> set[str]:
+    """Sections that do not run because nobody reads their keys: the opponent model, where no other component asks for it."""
+    team = list(team)
+    written = {key for member in team if member.section == "opponents" for key in _both(member)}
+    read = {key for member in team if member.section != "opponents" for key in member.reads}
+    return set() if written & read else {"opponents"}
+
+
+def _both(member: Member) -> Iterator[Key]:
+    for key in member.writes:
+        yield key
+        if member.section in ON_NEXT and key[0] != "next":
+            yield keys.following(key)
+
+
+def writers(team: Iterable[Member]) -> Iterator[tuple[Member, dict[Key, str]]]:
+    """Each component that runs, with the keys that it finds and the path of the component that wrote each."""
+    team = list(team)
+    asleep = idle(team)
+    written: dict[Key, str] = {}
+    for section in ORDER:
+        present = [member for member in team if member.section == section and section not in asleep]
+        # A recurrent actor reads what it wrote a step before.
+        own = {key: member.path for member in present for key in _both(member)}
+        for member in present:
+            found = own | written if section == "actor" else dict(written)
+            yield member, {key: path for key, path in found.items() if section not in ON_ONE_STEP or key[0] != "next"}
+        written.update(own)
+
+
+def fits(recipe: Selection) -> bool:
+    """Whether :func:`check_fit` finds nothing; without putting into words what it finds."""
+    return any(_is_whole(members(recipe, environment), environment) for environment in environments(recipe))
+
+
+def _is_whole(team: list[Member], environment: frozenset[str]) -> bool:
+    by_path = {member.path: member for member in team}
+    for member, found in writers(team):
+        if not found.keys() >= set(member.reads) or any(missing for _, missing in unmet(member, by_path, environment)):
+            return False
+    return by_path["critic"].entry.contract.predicts is not None
+
+
+def unmet(member: Member, team: Mapping[str, Member], environment: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+    """The paths of which `member` needs traits that are not had, with these traits."""
+    for target, wanted in member.entry.contract.needed(member.options, environment).items():
+        path = f"{member.path}.{target}" if target in member.entry.options else target
+        if path in team:
+            yield path, [trait for trait in wanted if trait not in team[path].traits]
+
+
+def check_fit(recipe: Selection) -> list[Problem]:
+    """Everything that does not fit; empty where the recipe can run.
+
+    Where the source of the environment does not tell whether actions are discrete or rewards pooled, only what is wrong in
+    every case counts; the environment itself tells the rest when the components are built.
+    """
+    return min((_problems(recipe, environment) for environment in environments(recipe)), key=len)
+
+
+def _problems(recipe: Selection, environment: frozenset[str]) -> list[Problem]:
+    team = members(recipe, environment)
+    check = _Check(recipe, environment, {member.path: member for member in team})
+    problems = []
+    for member, found in writers(team):
+        missing = [key for key in dict.fromkeys(member.reads) if key not in found]
+        problems += [check.unwritten(member, key) for key in missing if not check.awaited(member, key)]
+        problems += check.unmet(member)
+    critic = check.team["critic"]
+    if critic.entry.contract.predicts is None:
+        message = f"`{critic.entry.name}` predicts nothing, so that no update can train it."
+        problems.append(recipe.place("critic").problem("critic", message, "Name the key in its contract: `predicts=…`."))
+    return problems
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Words the problems of one recipe in one environment."""
+
+    recipe: Selection
+    environment: frozenset[str]
+    team: Mapping[str, Member]
+
+    def unwritten(self, reader: Member, key: Key) -> Problem:
+        """`reader` reads `key`, but nobody before it writes it."""
+        current = keys.current(key)
+        if key != current and reader.section in ON_ONE_STEP:
+            message = f"`{reader.entry.name}` reads {keys.name(key)}, but runs on single steps and sees none after its own."
+            return self._problem(reader, message, [f"Read {keys.name(current)}; an estimator combines a step with the next."])
+        message = f"`{reader.entry.name}` reads {keys.name(key)}{_meaning(key)}, which nothing before it writes"
+        remedies = []
+        for section in ORDER[: ORDER.index(reader.section)]:
+            remedy = self._remedy(section, "writes", current, "write it") or self._remedy(section, "writes", key, "write it")
+            if remedy:
+                message += f"; {section} {self._named(section)} writes {self._written(section)}"
+                remedies.append(remedy)
+        others = self._others(reader, current)
+        remedies += [others] if others else []
+        return self._problem(reader, f"{message}.", remedies or ["No component of marlkit writes this key."])
+
+    def awaited(self, reader: Member, key: Key) -> bool:
+        """Whether a part before `reader` that the recipe has yet to give, a problem by itself, may write `key`."""
+        before = [member for member in self.team.values() if member.section in ORDER[: ORDER.index(reader.section)]]
+        absent = [
+            option.part
+            for member in before
+            for name, option in member.entry.options.items()
+            if option.required and option.part is not None and f"{member.path}.{name}" not in self.team
+        ]
+        return any(key in _possible(entry, "writes", self.environment) for kind in absent for entry in components(kind).values())
+
+    def unmet(self, member: Member) -> Iterator[Problem]:
+        """The traits that `member` needs of others and that they are without."""
+        for path, missing in unmet(member, self.team, self.environment):
+            for trait in missing:
+                message = f"`{member.entry.name}` needs the trait `{trait}`, which {path} {self._named(path)} is without."
+                remedy = self._remedy(path, "traits", trait, "have it")
+                yield self._problem(member, message, [remedy or f"No {path} of marlkit has it."])
+
+    def _problem(self, member: Member, message: str, remedies: Iterable[str]) -> Problem:
+        return self.recipe.place(member.path).problem(member.path, message, " ".join(remedies))
+
+    def _named(self, path: str) -> str:
+        return f"`{self.team[path].entry.name}` ({self.recipe.place(path)})"
+
+    def _written(self, section: str) -> str:
+        return ", ".join(keys.name(key) for key in self.team[section].writes) or "nothing"
+
+    def _remedy(self, path: str, field: str, wanted: Any, verb: str) -> str:
+        """What to set or swap so that the component at `path` writes the key or has the trait `wanted`."""
+        member = self.team[path]
+        settings = self._settings(member, field, wanted)
+        if settings:
+            return f"Set {' and '.join(settings)}."
+        others = [name for name in self._that_can(member.entry, field, wanted) if name != member.entry.name]
+        return f"For {path}, these {verb}: {', '.join(others)} (`{path}={others[0]}`)." if others else ""
+
+    def _settings(self, member: Member, field: str, wanted: Any) -> list[str]:
+        for entry in getattr(member.entry.contract, field):
+            if isinstance(entry, When) and wanted in entry.then and not entry.holds(member.options, self.environment):
+                return [text for part in entry.condition.split("&") for text in self._setting(member, part.strip())]
+        return []
+
+    def _setting(self, member: Member, part: str) -> list[str]:
+        if When(part, ()).holds(member.options, self.environment):
+            return []
+        if "=" in part:
+            return [f"{member.path}.{part}"]
+        inside = self._settings(self.team["env"], "traits", part) if member.path != "env" else []
+        return inside or [f"an environment with the trait `{part}`"]
+
+    def _that_can(self, entry: Entry, field: str, wanted: Any) -> list[str]:
+        """Components of the kind that may write, read or have `wanted`; first those that a bare word is enough for."""
+        able = [other for other in self._at_home(entry) if wanted in _possible(other, field, self.environment)]
+        return [e.name for e in sorted(able, key=lambda e: any(option.required for option in e.options.values()))]
+
+    def _at_home(self, entry: Entry) -> list[Entry]:
+        """The components of the kind that work in this environment."""
+        kin = components(entry.kind).values()
+        return [e for e in kin if set(e.contract.needed(e.defaults, self.environment).get("env", ())) <= self.environment]
+
+    def _others(self, reader: Member, key: Key) -> str:
+        """Components of the reader's own kind that do without the key, where nothing else helps."""
+        if any(self._that_can(self.team[s].entry, "writes", key) for s in ORDER[: ORDER.index(reader.section)]):
+            return ""
+        kin = self._at_home(reader.entry)
+        without = [e.name for e in kin if key not in map(keys.current, _possible(e, "reads", self.environment))]
+        return f"For {reader.path}, these do without it: {', '.join(without)}." if without else ""
+
+
+def _meaning(key: Key) -> str:
+    try:
+        return f" ({keys.describe(key).meaning})"
+    except KeyError:
+        return ""
+
+
+def _possible(entry: Entry, field: str, environment: Collection[str]) -> set[Any]:
+    """What a component may write, read or have in this environment, whatever its options."""
+    found: set[Any] = set()
+    for item in getattr(entry.contract, field):
+        if not isinstance(item, When):
+            found.add(item)
+        elif all("=" in part or part.strip() in environment for part in item.condition.split("&")):
+            found.update(item.then)
+    return found

@@ -1,0 +1,138 @@
+"""Building one recipe on another: what `extends` and command-line overrides change, and what they keep.
+
+The rule: sections are merged option by option; where the `type` changes, the options that the new component also takes are
+kept and the others are dropped, with a note. The same rule holds for a component inside another, such as ``update.step``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from marlkit.contract import KINDS, Kind
+from marlkit.errors import ComponentError, Problem, RecipeError
+from marlkit.options import problem_with
+from marlkit.recipe.catalogue import Entry, Option, find
+from marlkit.recipe.located_yaml import Located, Place, locate
+
+
+def as_section(value: Located) -> Mapping[str, Located] | None:
+    """The entries of a section; a bare word is its ``type``. ``None`` for what is neither."""
+    if isinstance(value.value, str):
+        return {"type": value}
+    return value.mapping
+
+
+@dataclass
+class Merge:
+    """Merges recipes and keeps notes of the options that a change of `type` dropped.
+
+    Attributes:
+        folders: where dotted paths are looked up.
+        notes: sentences for people.
+    """
+
+    folders: Sequence[Path] = ()
+    notes: list[str] = field(default_factory=list)
+
+    def recipes(self, base: Located, new: Located) -> Located:
+        """The recipe ``base`` with the changes of ``new``."""
+        merged = dict(base.value)
+        for name, value in new.value.items():
+            kind = KINDS.get(name)
+            merged[name] = value if kind is None or name not in merged else self.section(kind, merged[name], value, name)
+        return Located(merged, base.place if new.partial else new.place)
+
+    def section(self, kind: Kind, base: Located, new: Located, path: str) -> Located:
+        """The section ``base`` with the changes of ``new``."""
+        old, change = as_section(base), as_section(new)
+        if old is None or change is None:
+            return new
+        before, after = _type(old, kind), _type({**old, **change}, kind)
+        entry = self._find(kind, after)
+        kept = dict(old)
+        if before != after and entry is not None:
+            kept = {name: value for name, value in old.items() if name == "type" or _takes(entry, name, value)}
+            self._note(path, str(before), entry, [name for name in old if name not in kept and name not in change])
+        options: Mapping[str, Option] = {} if entry is None else entry.options
+        for name, value in change.items():
+            kept[name] = self._option(options.get(name), kept.get(name), value, f"{path}.{name}")
+        return Located(kept, new.place if "type" in change else base.place)
+
+    def _option(self, option: Option | None, base: Located | None, new: Located, path: str) -> Located:
+        if base is None:
+            return new
+        if option is not None and option.part is not None:
+            return self.section(option.part, base, new, path)
+        if new.partial and base.mapping is not None and new.mapping is not None:
+            entries = dict(base.mapping)
+            for name, value in new.mapping.items():
+                entries[name] = self._option(None, entries.get(name), value, f"{path}.{name}")
+            return Located(entries, new.place)
+        return new
+
+    def _find(self, kind: Kind, name: Any) -> Entry | None:
+        try:
+            return find(kind, name, self.folders) if isinstance(name, str) else None
+        except ComponentError:
+            return None  # the check of the merged recipe reports it
+
+    def _note(self, path: str, before: str, entry: Entry, dropped: Sequence[str]) -> None:
+        if dropped:
+            options = ", ".join(f"`{name}`" for name in dropped)
+            self.notes.append(f"{path}: `{before}` became `{entry.name}`, which does not take {options}: dropped.")
+
+
+def _type(section: Mapping[str, Located], kind: Kind) -> Any:
+    return section["type"].value if "type" in section else kind.default
+
+
+def _takes(entry: Entry, name: str, value: Located) -> bool:
+    option = entry.options.get(name)
+    if option is None:
+        return False
+    plain = value.plain()
+    interpolated = isinstance(plain, str) and "${" in plain
+    return interpolated or option.part is not None or problem_with(plain, option.annotation) is None
+
+
+def read_override(text: str) -> Located:
+    """Read ``critic.samples=100`` as the recipe ``{critic: {samples: 100}}``; values as in OmegaConf's dot lists.
+
+    Raises:
+        RecipeError: the text has another form.
+    """
+    place = Place(f"override `{text}`")
+    name, equals, value = text.partition("=")
+    path = name.strip().split(".")
+    if not equals or not all(path):
+        raise RecipeError([place.problem("", "has no value.", "Write `section.option=value` or `section=component`.")])
+    try:
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise RecipeError([place.problem(name, f"has a value that is not YAML: {str(error).splitlines()[0]}.")]) from error
+    assert isinstance(parsed, dict)
+    if parsed["value"] is None and value.strip() in ("", "~"):
+        raise RecipeError([place.problem(name, "has no value.", "Write `null` for none.")])
+    located = locate(parsed["value"], place)
+    for key in reversed(path):
+        located = Located({key: located}, place, partial=True)
+    return located
+
+
+def read_overrides(overrides: Sequence[str]) -> tuple[list[Located], list[Problem]]:
+    """Read all overrides, and the problems of those that cannot be read."""
+    located: list[Located] = []
+    problems: list[Problem] = []
+    for text in overrides:
+        try:
+            located.append(read_override(text))
+        except RecipeError as error:
+            problems.extend(error.problems)
+    return located, problems

@@ -1,0 +1,197 @@
+"""Reading a recipe: one YAML file that names every component of an algorithm, its options, the environment and the trainer.
+
+Everything that can be known without running a component is checked here, all problems at once, each with its file and line.
+This module imports no torch and answers in well under a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from marlkit.contract import KINDS
+from marlkit.errors import Problem, RecipeError, did_you_mean
+from marlkit.recipe.catalogue import Entry
+from marlkit.recipe.completing import Completion
+from marlkit.recipe.fit import check_fit
+from marlkit.recipe.located_yaml import Located, Place, read_file
+from marlkit.recipe.merging import Merge, read_overrides
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+SHIPPED = next(folder for folder in (_PACKAGE.parent / "recipes", _PACKAGE / "recipes") if folder.is_dir())
+SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A complete recipe: every section is there, with its `type` and every option.
+
+    Attributes:
+        name: what runs of it are called.
+        source: the file that it was read from.
+        config: the completed recipe.
+        entries: the component at each path, such as ``"update"`` and ``"update.step"``.
+        places: where each path is written; defaults have none.
+        folders: where components named by a dotted path are looked up, after Python's own search path.
+        overrides: the changes that were made on top of the file.
+        notes: what a change of `type` dropped.
+    """
+
+    name: str
+    source: Path
+    config: DictConfig
+    entries: Mapping[str, Entry]
+    places: Mapping[str, Place]
+    folders: tuple[Path, ...] = ()
+    overrides: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def seed(self) -> int:
+        """Seed of everything random in a run."""
+        return int(self.config.seed)
+
+    def place(self, path: str) -> Place:
+        """Where ``path`` (``"update.clip_epsilon"``) is written, or else the nearest thing around it."""
+        while path and path not in self.places:
+            path = path.rpartition(".")[0]
+        return self.places.get(path, Place(str(self.source)))
+
+    def line(self, path: str) -> int | None:
+        """Line of ``path`` in its file, or of the nearest thing around it; ``None`` for a default or an override."""
+        return self.place(path).line
+
+    def options(self, path: str) -> dict[str, Any]:
+        """The options of the component at ``path``, without its `type`."""
+        found = OmegaConf.to_container(OmegaConf.select(self.config, path))
+        assert isinstance(found, dict)
+        return {str(name): value for name, value in found.items() if name != "type"}
+
+    def to_yaml(self) -> str:
+        """The completed recipe as text that :func:`load_recipe` reads back to an equal one."""
+        plain = OmegaConf.to_container(self.config)
+        return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with marlkit, by name."""
+    return {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"))}
+
+
+def load_recipe(
+    name_or_path: str | Path, overrides: Sequence[str] = (), *, folders: Sequence[Path] = (), fit: bool = True
+) -> Recipe:
+    """Read, complete and check a recipe. Runs no component's code.
+
+    Args:
+        name_or_path: the name of a shipped recipe (``"mappo"``), or a path to a YAML file.
+        overrides: changes such as ``"critic=marginalised"``, ``"critic.samples=100"`` and ``"seed=3"``.
+        folders: where to look for components named by a dotted path, beside Python's own search path, the current folder and
+            the recipe's.
+        fit: whether components that do not fit together are problems; the names and values always are.
+
+    Raises:
+        RecipeError: the recipe cannot be run; it carries all problems that were found.
+    """
+    overrides = [overrides] if isinstance(overrides, str) else overrides
+    path = _find(name_or_path, Path())
+    merge = Merge(folders=[*_folders(path), *folders])
+    root, problems = _read_extended(path, merge, ())
+    changes, unreadable = read_overrides(overrides)
+    problems.extend(unreadable)
+    for change in changes:
+        if "extends" in change.value:
+            problems.append(change.place.problem("extends", "can only be given in a file."))
+        else:
+            root = merge.recipes(root, change)
+    completion = Completion(root, merge.folders)
+    config = completion.run(path.stem)
+    problems.extend(completion.problems)
+    found = (completion.entries, completion.places, tuple(merge.folders))
+    recipe = Recipe(str(config.name), path, config, *found, tuple(overrides), tuple(merge.notes))
+    if fit and all(section in recipe.entries for section in KINDS):
+        problems.extend(check_fit(recipe))
+    if problems:
+        # Sorted as the file is read; what stands in no line, such as overrides, comes last.
+        raise RecipeError(sorted(dict.fromkeys(problems), key=lambda p: (p.line is None, p.source, p.line or 0)))
+    return recipe
+
+
+def _read_extended(path: Path, merge: Merge, below: tuple[Path, ...]) -> tuple[Located, list[Problem]]:
+    """Read a file and what it extends. ``below`` are the files that extend it."""
+    root, problems = read_file(path)
+    extends = root.value.pop("extends", None)
+    if extends is None:
+        return root, problems
+    chain = (*below, path.resolve())
+    try:
+        if not isinstance(extends.value, str):
+            message = f"must be the name or the path of one recipe, got {extends.plain()!r}."
+            raise RecipeError([extends.place.problem("extends", message)])
+        base_path = _find(extends.value, path.parent, extends.place)
+        if base_path.resolve() in chain:
+            circle = " -> ".join(file.name for file in (*chain, base_path.resolve()))
+            raise RecipeError([extends.place.problem("extends", f"recipes extend one another in a circle: {circle}.")])
+        merge.folders = [*merge.folders, *_folders(base_path)]
+        base, found = _read_extended(base_path, merge, chain)
+    except RecipeError as error:
+        raise RecipeError([*problems, *error.problems]) from error
+    base.value.pop("name", None)  # a variant is not called what it varies
+    return merge.recipes(base, root), [*found, *problems]
+
+
+def _folders(path: Path) -> list[Path]:
+    return list(dict.fromkeys([Path.cwd(), *([] if path.parent == SHIPPED else [path.resolve().parent])]))
+
+
+def _find(name: str | Path, folder: Path, asked: Place | None = None) -> Path:
+    """The file of a recipe: a shipped one by its name, or else a path relative to ``folder``."""
+    known = shipped()
+    if str(name) in known:
+        return known[str(name)]
+    path = folder / Path(name).expanduser()
+    if path.is_file():
+        return path
+    place = asked or Place(str(name))
+    where = "extends" if asked else ""
+    if path.is_dir():
+        raise RecipeError([place.problem(where, "is a folder, not a recipe.", _files_in(path))])
+    if path.suffix in SUFFIXES or path.parent != folder:
+        raise RecipeError([place.problem(where, f"there is no file {path}.", _files_in(path.parent, path.name))])
+    hint = did_you_mean(str(name), known).strip()
+    listed = f"Shipped recipes: {', '.join(known)}; a recipe of your own is named by its path, `{name}.yaml`."
+    raise RecipeError([place.problem(where, f"there is no recipe called `{name}`.", f"{hint} {listed}".strip())])
+
+
+def _files_in(folder: Path, wanted: str = "") -> str:
+    if not folder.is_dir():
+        return f"There is no folder {folder} either."
+    files = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES)
+    return did_you_mean(wanted, files).strip() or (f"It holds: {', '.join(files)}." if files else "")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Sections as blocks, lists on one line; strings quoted wherever OmegaConf would read them as something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write equal lists out each time: nobody should have to look up what ``*id001`` was."""
+        return True
+
+
+def _represent_list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
+
+
+def _represent_str(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    # "3e-4" is a word to PyYAML, which writes it bare, and a number to OmegaConf, which reads it back.
+    style = '"' if value[:1] in "+-.0123456789" else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(list, _represent_list)
+_Dumper.add_representer(str, _represent_str)

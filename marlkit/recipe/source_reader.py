@@ -1,0 +1,403 @@
+"""Reading Python source without running it: names, literals, annotations, and the lineage of a class.
+
+``marlkit check`` must answer in well under a second and must not execute a stranger's code, so that it cannot import the
+components it checks. This module parses files and evaluates the little that a component says of itself: literals, tuples,
+lists, dictionaries, type annotations, names imported from :mod:`marlkit.keys`, :mod:`marlkit.options` and
+:mod:`marlkit.contract`, and calls of ``Contract``, ``When``, ``Range`` and ``following``. Everything else is refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections.abc
+import functools
+import importlib.machinery
+import importlib.util
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import marlkit.contract
+import marlkit.keys
+import marlkit.options
+from marlkit.contract import KINDS, Kind
+from marlkit.errors import ComponentError
+
+READABLE: dict[str, types.ModuleType] = {
+    module.__name__: module for module in (marlkit.contract, marlkit.keys, marlkit.options, typing, collections.abc)
+}
+"""Modules whose objects are used as they are: importing them runs no code but marlkit's and Python's own."""
+
+OPAQUE = frozenset(sys.stdlib_module_names) | {
+    "gymnasium", "lightning", "matplotlib", "numpy", "omegaconf", "pytorch_lightning", "scipy", "tensordict", "torch", "torchrl",
+    "vmas",
+}  # fmt: skip
+"""Libraries that know nothing of marlkit: no component descends from a class of theirs alone, and parsing them takes long."""
+
+CALLABLE = (marlkit.contract.Contract, marlkit.contract.When, marlkit.options.Range, marlkit.keys.following)
+GENERIC = (
+    list, dict, tuple, collections.abc.Sequence, collections.abc.Mapping,
+    typing.Annotated, typing.Literal, typing.Mapping, typing.Optional, typing.Sequence, typing.Union,
+)  # fmt: skip
+BUILTINS: dict[str, Any] = {kind.__name__: kind for kind in (int, float, bool, str, list, dict, tuple)}
+
+
+class KindStub:
+    """Stands for a component in an annotation such as ``step: Update``; ``kind`` says of which kind."""
+
+    kind: Kind
+
+
+KIND_STUBS: dict[str, type[KindStub]] = {
+    kind.base: type(kind.base.rpartition(".")[2], (KindStub,), {"kind": kind, "__module__": __name__}) for kind in KINDS.values()
+}
+"""The base class of every kind, by dotted path, as it is seen from here."""
+
+
+@functools.lru_cache(maxsize=512)
+def _parse(file: Path, changed: int) -> ast.Module:
+    # `changed` is part of the cache's key: an edited file is read again.
+    try:
+        return ast.parse(file.read_bytes(), filename=str(file))
+    except SyntaxError as error:
+        raise ComponentError(f"{file}:{error.lineno}: is not valid Python: {error.msg}") from error
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise ComponentError(f"{file}: cannot be read as Python: {error}") from error
+
+
+class Sources:
+    """Finds and parses modules.
+
+    Args:
+        folders: looked through after Python's own search path, as :func:`marlkit.recipe.catalogue.load_class` does.
+    """
+
+    def __init__(self, folders: Sequence[Path] = ()) -> None:
+        self.folders = [str(Path(folder).resolve()) for folder in folders]
+        self._modules: dict[str, Module] = {}
+
+    def module(self, name: str) -> Module:
+        """Parse the module ``name``.
+
+        Raises:
+            ComponentError: there is no such module, or it is not Python source.
+        """
+        if name not in self._modules:
+            spec = self._spec(name)
+            if spec is None:
+                raise ComponentError(f"there is no module `{name}`")
+            file = Path(spec.origin or "")
+            if file.suffix != ".py":
+                raise ComponentError(f"the module `{name}` is not a Python file")
+            package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
+            self._modules[name] = Module(name, package, file, _parse(file, file.stat().st_mtime_ns), self)
+        return self._modules[name]
+
+    def has(self, name: str) -> bool:
+        """Whether there is a module ``name``."""
+        return self._spec(name) is not None
+
+    def _spec(self, name: str) -> importlib.machinery.ModuleSpec | None:
+        # importlib.util.find_spec would import the parent packages, so that each part is looked up in the folders of the last.
+        parts = name.split(".")
+        spec = self._top(parts[0])
+        for end in range(2, len(parts) + 1):
+            if spec is None or spec.submodule_search_locations is None:
+                return None
+            spec = importlib.machinery.PathFinder.find_spec(".".join(parts[:end]), list(spec.submodule_search_locations))
+        return spec
+
+    def _top(self, name: str) -> importlib.machinery.ModuleSpec | None:
+        if not name.isidentifier() or name == "__main__":
+            return None
+        found = next((spec for finder in sys.meta_path if (spec := finder.find_spec(name, None)) is not None), None)
+        beside = None if name == "marlkit" else importlib.machinery.PathFinder.find_spec(name, self.folders)
+        if found is None or beside is None or beside.origin in (None, found.origin):
+            return found or beside
+        # Python would silently take the first: the library, or what an earlier recipe of this process brought in.
+        raise ComponentError(f"`{name}` is both {found.origin} and {beside.origin}: rename your own")
+
+
+@dataclass(eq=False)
+class Module:
+    """A parsed module; names are resolved when they are asked for."""
+
+    name: str
+    package: str
+    file: Path
+    tree: ast.Module
+    sources: Sources
+    _resolving: set[str] = field(default_factory=set)
+
+    @functools.cached_property
+    def bindings(self) -> dict[str, ast.stmt]:
+        """The statement that binds each top-level name; what an ``if`` or ``try`` binds counts where nothing else does."""
+        found: dict[str, ast.stmt] = {}
+        for statement in self.tree.body:
+            for name in _bound(statement):
+                found[name] = statement
+        for statement in _inside_branches(self.tree.body):
+            for name in _bound(statement):
+                found.setdefault(name, statement)
+        return found
+
+    def value(self, name: str) -> Any:
+        """What ``name`` stands for at the top level of this module.
+
+        Raises:
+            ComponentError: it cannot be known without running the module.
+        """
+        if name not in self.bindings:
+            if name in BUILTINS:
+                return BUILTINS[name]
+            raise ComponentError(f"{self.file}: `{name}` is not defined in `{self.name}`")
+        if name in self._resolving:
+            raise ComponentError(f"{self.file}: `{name}` is defined through itself")
+        self._resolving.add(name)
+        try:
+            return self._resolve(name, self.bindings[name])
+        finally:
+            self._resolving.discard(name)
+
+    def _resolve(self, name: str, statement: ast.stmt) -> Any:
+        if isinstance(statement, ast.ClassDef):
+            return KIND_STUBS.get(f"{self.name}.{name}") or Class(self, statement)
+        if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value is not None:
+            return evaluate(statement.value, self)
+        if isinstance(statement, ast.Import):
+            alias = next(a for a in statement.names if (a.asname or a.name.partition(".")[0]) == name)
+            return self._import(alias.name if alias.asname else name)
+        if isinstance(statement, ast.ImportFrom):
+            alias = next(a for a in statement.names if (a.asname or a.name) == name)
+            return self._import_from(self._absolute(statement), alias.name)
+        raise ComponentError(f"{self.file}:{statement.lineno}: `{name}` cannot be read without running it")
+
+    def _absolute(self, statement: ast.ImportFrom) -> str:
+        if not statement.level:
+            return statement.module or ""
+        parts = self.package.split(".")
+        base = parts[: len(parts) - statement.level + 1]
+        return ".".join([*base, *([statement.module] if statement.module else [])])
+
+    def _import(self, module: str) -> Any:
+        if module in READABLE:
+            return READABLE[module]
+        if module.partition(".")[0] in OPAQUE:
+            raise ComponentError(f"`{module}` is not read")
+        return self.sources.module(module)
+
+    def _import_from(self, module: str, name: str) -> Any:
+        dotted = f"{module}.{name}"
+        if dotted in KIND_STUBS:
+            return KIND_STUBS[dotted]
+        if dotted in READABLE:
+            return READABLE[dotted]
+        return attribute(self._import(module), name)
+
+
+def _bound(statement: ast.stmt) -> Iterator[str]:
+    if isinstance(statement, ast.ClassDef):
+        yield statement.name
+    elif isinstance(statement, ast.Assign):
+        yield from (target.id for target in statement.targets if isinstance(target, ast.Name))
+    elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+        yield statement.target.id
+    elif isinstance(statement, ast.Import):
+        yield from (alias.asname or alias.name.partition(".")[0] for alias in statement.names)
+    elif isinstance(statement, ast.ImportFrom):
+        yield from (alias.asname or alias.name for alias in statement.names)
+
+
+def _inside_branches(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    for statement in body:
+        if isinstance(statement, (ast.If, ast.Try)):
+            inner = [*statement.body, *statement.orelse]
+            yield from inner
+            yield from _inside_branches(inner)
+
+
+def attribute(owner: Any, name: str) -> Any:
+    """``owner.name`` of a module.
+
+    Raises:
+        ComponentError: the owner is no module, or has no such name.
+    """
+    if isinstance(owner, Module):
+        submodule = f"{owner.name}.{name}"
+        if name in owner.bindings or not owner.sources.has(submodule):
+            return owner.value(name)
+        return owner.sources.module(submodule)
+    if isinstance(owner, types.ModuleType) and not name.startswith("_") and owner.__name__ in READABLE:
+        found = getattr(owner, name, owner)
+        if not isinstance(found, types.ModuleType):
+            return found
+    raise ComponentError(f"`{name}` cannot be read without running code")
+
+
+def evaluate(node: ast.expr, module: Module) -> Any:
+    """The value of an expression made of literals, readable names and contracts.
+
+    Raises:
+        ComponentError: the expression is anything else.
+    """
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Name):
+        return module.value(node.id)
+    handler = _HANDLERS.get(type(node))
+    try:
+        if handler is not None:
+            return handler(node, module)
+    except (TypeError, ValueError, AttributeError, KeyError, RecursionError, OverflowError) as error:
+        raise ComponentError(f"{module.file}:{node.lineno}: {error}") from error
+    raise ComponentError(f"{module.file}:{node.lineno}: `{ast.unparse(node)}` is no literal")
+
+
+def _items(nodes: Sequence[ast.expr], module: Module) -> Iterator[Any]:
+    for node in nodes:
+        if isinstance(node, ast.Starred):
+            yield from evaluate(node.value, module)
+        else:
+            yield evaluate(node, module)
+
+
+def _dictionary(node: ast.Dict, module: Module) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for key, value in zip(node.keys, node.values, strict=True):
+        if key is None:
+            found.update(evaluate(value, module))
+        else:
+            found[evaluate(key, module)] = evaluate(value, module)
+    return found
+
+
+def _unary(node: ast.UnaryOp, module: Module) -> Any:
+    value = evaluate(node.operand, module)
+    if isinstance(node.op, ast.USub) and isinstance(value, (int, float)):
+        return -value
+    raise TypeError(f"`{ast.unparse(node)}` is no literal")
+
+
+def _binary(node: ast.BinOp, module: Module) -> Any:
+    left, right = evaluate(node.left, module), evaluate(node.right, module)
+    numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
+    if isinstance(node.op, ast.BitOr) and not numbers:
+        return left | right
+    if isinstance(node.op, ast.Add) and (numbers or isinstance(left, (tuple, list))):
+        return left + right
+    if isinstance(node.op, ast.Mult) and numbers:
+        return left * right
+    raise TypeError(f"`{ast.unparse(node)}` is no literal")
+
+
+def _subscript(node: ast.Subscript, module: Module) -> Any:
+    head = evaluate(node.value, module)
+    if not any(head is generic for generic in GENERIC):
+        raise TypeError(f"`{ast.unparse(node)}` is no annotation that marlkit knows")
+    return head[evaluate(node.slice, module)]
+
+
+def _call(node: ast.Call, module: Module) -> Any:
+    function = evaluate(node.func, module)
+    if not any(function is allowed for allowed in CALLABLE) or any(keyword.arg is None for keyword in node.keywords):
+        raise TypeError(f"`{ast.unparse(node)}` cannot be read without running it")
+    return function(*_items(node.args, module), **{str(k.arg): evaluate(k.value, module) for k in node.keywords})
+
+
+_HANDLERS: dict[type[ast.expr], Callable[[Any, Module], Any]] = {
+    ast.Attribute: lambda node, module: attribute(evaluate(node.value, module), node.attr),
+    ast.Tuple: lambda node, module: tuple(_items(node.elts, module)),
+    ast.List: lambda node, module: list(_items(node.elts, module)),
+    ast.Dict: _dictionary,
+    ast.UnaryOp: _unary,
+    ast.BinOp: _binary,
+    ast.Subscript: _subscript,
+    ast.Call: _call,
+}
+
+
+def annotation(node: ast.expr | None, module: Module) -> Any:
+    """The type that an annotation names; ``Any`` where it cannot be known without running code."""
+    if node is None:
+        return Any
+    try:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            return annotation(ast.parse(node.value, mode="eval").body, module)
+        found = evaluate(node, module)
+    except (ComponentError, SyntaxError):
+        return Any
+    return type(None) if found is None else found if _is_type(found) else Any
+
+
+def _is_type(found: Any) -> bool:
+    """Whether an object is a type that values can be checked against: a class or a generic, no name in quotes inside."""
+    origin = typing.get_origin(found)
+    if origin is typing.Annotated:
+        return _is_type(typing.get_args(found)[0])
+    if origin is typing.Literal or found in (Any, ...):
+        return True
+    return isinstance(found, type) if origin is None else all(map(_is_type, typing.get_args(found)))
+
+
+@dataclass(frozen=True, eq=False)
+class Class:
+    """A parsed class."""
+
+    module: Module
+    node: ast.ClassDef
+
+    @property
+    def dotted(self) -> str:
+        """Its dotted path."""
+        return f"{self.module.name}.{self.node.name}"
+
+    @property
+    def abstract(self) -> bool:
+        """Whether its own body declares abstract methods."""
+        functions = [item for item in self.node.body if isinstance(item, ast.FunctionDef)]
+        return any("abstractmethod" in ast.unparse(decorator) for f in functions for decorator in f.decorator_list)
+
+    @functools.cached_property
+    def lineage(self) -> tuple[Class, ...]:
+        """This class and the readable classes that it descends from, nearest first."""
+        return self._ancestry[0]
+
+    @functools.cached_property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of component that it is."""
+        return self._ancestry[1]
+
+    @functools.cached_property
+    def _ancestry(self) -> tuple[tuple[Class, ...], tuple[Kind, ...]]:
+        classes: list[Class] = [self]
+        kinds: list[Kind] = []
+        for base in self.node.bases:
+            try:
+                found = evaluate(base, self.module)
+            except ComponentError:
+                continue  # a class of a library, such as nn.Module: it adds no options and no contract
+            if isinstance(found, Class):
+                classes.extend(found.lineage)
+                kinds.extend(found.kinds)
+            elif isinstance(found, type) and issubclass(found, KindStub):
+                kinds.append(found.kind)
+        # Of a class that is reached twice the last place counts, as in Python's own order for a diamond.
+        last = {member.dotted: position for position, member in enumerate(classes)}
+        kept = [member for position, member in enumerate(classes) if last[member.dotted] == position]
+        return tuple(kept), tuple(dict.fromkeys(kinds))
+
+    @property
+    def constructor(self) -> ast.FunctionDef | None:
+        """Its own ``__init__``."""
+        return next((f for f in self.node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None)
+
+    def assigned(self, name: str) -> ast.expr | None:
+        """The expression that its own body assigns to ``name``."""
+        for item in self.node.body:
+            if isinstance(item, (ast.Assign, ast.AnnAssign)) and name in _bound(item):
+                return item.value
+        return None

@@ -1,0 +1,1 @@
+"""Functions of tensors without their Python: recorded once, replayed."""

@@ -1,0 +1,58 @@
+"""When a run is saved: the last state about once a minute and at the end, the best state when an evaluation says so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import Checkpoint
+
+from marlkit.run.metrics_file import EVALUATION_RETURN
+from marlkit.training.learner import Learner
+
+LAST = "last.ckpt"
+BEST = "best.ckpt"
+
+
+class Checkpoints(Checkpoint):
+    """Saves between iterations only, where the state is whole, after all other callbacks of the iteration.
+
+    Args:
+        folder: where to.
+        seconds: time between checkpoints of the last state.
+        clock: seconds since any fixed moment.
+    """
+
+    def __init__(self, folder: Path, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.folder = folder
+        self.seconds = seconds
+        self.clock = clock
+        self.best = float("-inf")
+        self._saved = clock()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
+        """Save if it is time to, or if the team has never been better."""
+        assert isinstance(pl_module, Learner)
+        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        best = max(self.best, float(trainer.callback_metrics.get(EVALUATION_RETURN, self.best)))
+        due = last or self.clock() - self._saved >= self.seconds
+        # All ranks save together or none does: the first one has evaluated, and its clock counts.
+        best, due = pl_module.ranks.from_first((best, due))
+        if best > self.best:
+            self.best = best
+            trainer.save_checkpoint(self.folder / BEST, weights_only=False)
+        if due:
+            trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+            self._saved = self.clock()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best return so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        self.best = state_dict["best"]

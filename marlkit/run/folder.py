@@ -1,0 +1,116 @@
+"""The folder of a run: the names of what lies in it, and how it is made and opened.
+
+``runs/<recipe>/<time>-seed<k>/`` holds ``recipe.yaml`` (completed), ``versions.json``, ``metrics.csv``, ``tensorboard/``,
+``checkpoints/last.ckpt`` and ``best.ckpt``, and at the end ``curve.png`` and ``team.gif``.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from marlkit.errors import CheckpointError, RunError
+from marlkit.recipe.reading import Recipe, load_recipe
+from marlkit.run.checkpoint_io import load_checkpoint
+from marlkit.run.checkpoints import BEST, LAST
+from marlkit.run.versions import versions
+
+RECIPE = "recipe.yaml"
+METRICS = "metrics.csv"
+VERSIONS = "versions.json"
+COMPONENT_FOLDERS = "component_folders"
+CHECKPOINTS = "checkpoints"
+REQUIRED = ("state_dict", "marlkit")
+CURVE = "curve.png"
+ANIMATION = "team.gif"
+
+
+def new_run_folder(recipe: Recipe, root: Path) -> Path:
+    """A new run folder with the recipe and the versions that it is trained with."""
+    folder = _new_folder(root / recipe.name, recipe.seed)
+    (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+    made_with = versions() | {COMPONENT_FOLDERS: [str(path) for path in recipe.folders]}
+    (folder / VERSIONS).write_text(json.dumps(made_with, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def _new_folder(parent: Path, seed: int) -> Path:
+    stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    for attempt in range(1, 1000):
+        folder = parent / f"{stamp}-seed{seed}{'' if attempt == 1 else f'-{attempt}'}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(f"{folder}: cannot be made ({error}).") from error
+        (folder / CHECKPOINTS).mkdir()
+        return folder
+    raise RunError(f"{parent}: a thousand runs started within this second")
+
+
+def run_recipe(folder: Path) -> Recipe:
+    """The completed recipe of a run.
+
+    Raises:
+        RunError: the folder is not a run.
+    """
+    path = folder / RECIPE
+    if not path.is_file():
+        raise RunError(f"{folder}: is not a run; it holds no {RECIPE}. Runs stand under runs/<recipe>/<time>-seed<k>/.")
+    return load_recipe(path, folders=_component_folders(folder))
+
+
+def _component_folders(folder: Path) -> list[Path]:
+    """Where the run found components named by dotted paths; nowhere if its note of it is gone."""
+    try:
+        noted = json.loads((folder / VERSIONS).read_text(encoding="utf-8"))[COMPONENT_FOLDERS]
+    except (OSError, ValueError, KeyError):
+        return []
+    return [Path(path) for path in noted if Path(path).is_dir()]
+
+
+def checkpoint_path(folder: Path, checkpoint: str) -> Path:
+    """Where the checkpoint ``"best"`` or ``"last"`` of a run stands.
+
+    Raises:
+        RunError: there is none of this name, or none yet.
+    """
+    names = {"best": BEST, "last": LAST}
+    if checkpoint not in names:
+        raise RunError(f"there is no checkpoint `{checkpoint}`; choose best or last")
+    path = folder / CHECKPOINTS / names[checkpoint]
+    if not path.exists():
+        raise RunError(f"{path}: there is no such checkpoint yet.")
+    return path
+
+
+def own_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
+    """A checkpoint of this very recipe.
+
+    Raises:
+        CheckpointError: it is damaged, holds more than data, or was made by another recipe.
+    """
+    saved = load_checkpoint(path, required=REQUIRED)
+    here, there = (_decisive(text) for text in (recipe.to_yaml(), saved["marlkit"]["recipe"]))
+    if here != there:
+        lines = zip(OmegaConf.to_yaml(here).splitlines(), OmegaConf.to_yaml(there).splitlines(), strict=False)
+        ours, theirs = next(((a, b) for a, b in lines if a != b), ("", ""))
+        raise CheckpointError(
+            f"{path}: was made by another recipe than the {RECIPE} of the run. First difference: `{ours.strip()}` in the run, "
+            f"`{theirs.strip()}` in the checkpoint. Restore the recipe, or train it anew."
+        )
+    return saved
+
+
+def _decisive(text: str) -> DictConfig:
+    """A recipe less what may change between stop and resume: how long and where it trains, all of `trainer` but `precision`."""
+    config = OmegaConf.create(text)
+    assert isinstance(config, DictConfig)
+    # A recipe from before there was a choice does not name it.
+    config.trainer = {"precision": config.trainer.get("precision", "float32")}
+    return config

@@ -1,0 +1,167 @@
+"""A run: one training of one recipe, from its start or from its last checkpoint, in a folder of its own."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+from marlkit.component import Actor, Environment
+from marlkit.errors import RunError
+from marlkit.ranks import rank_seed
+from marlkit.recipe.reading import Recipe
+from marlkit.run.checkpoints import LAST, Checkpoints
+from marlkit.run.curve import draw_curve
+from marlkit.run.folder import ANIMATION, CHECKPOINTS, CURVE, METRICS, RECIPE, new_run_folder, own_checkpoint, run_recipe
+from marlkit.run.process import keep_freed_memory, spared_from_collection
+from marlkit.run.progress import IterationProgress
+from marlkit.run.start import new_loggers, new_trainer, refuse_missing_logger, refuse_other_ranks
+from marlkit.run.use import EVALUATION_SEED, FRAMES_PER_SECOND, evaluation_environment, frames_of_episode
+from marlkit.run.video import write_gif
+from marlkit.training.assembly import build_environment, build_learner, choose_compile, choose_device
+from marlkit.training.dry_run import dry_run
+from marlkit.training.evaluation import play_episodes
+from marlkit.training.learner import Learner
+
+COMPILE_WORDS = {"none": "operation by operation", "record": "as recorded operations", "graph": "as a CUDA graph"}
+"""What the choices of `trainer.compile` do, for the user."""
+
+
+def train(
+    recipe: Recipe,
+    root: str | Path = "runs",
+    *,
+    progress: bool = True,
+    profile: bool = False,
+    callbacks: Sequence[lightning.Callback] = (),
+) -> Path:
+    """Train a recipe from the start.
+
+    Args:
+        recipe: what to train.
+        root: where run folders go.
+        progress: whether to show a progress bar.
+        profile: whether to show where the time goes, in the progress bar and as a table at the end.
+        callbacks: of your own, for Lightning's Trainer; an iteration is one batch and one epoch, the module a
+            :class:`marlkit.training.learner.Learner`.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        MarlkitError: the recipe cannot be trained; found before anything is written wherever possible.
+    """
+    device = choose_device(recipe)
+    choose_compile(recipe, device)
+    refuse_missing_logger(recipe)
+    trainer = new_trainer(recipe, Path(root), device, progress=progress, profile=profile, callbacks=callbacks)
+    dry_run(recipe)
+    # The other ranks write nothing and need no folder.
+    folder = new_run_folder(recipe, Path(root)) if trainer.is_global_zero else Path(root)
+    return _fit(recipe, trainer, folder, checkpoint=None)
+
+
+def resume(
+    folder: str | Path, *, progress: bool = True, profile: bool = False, callbacks: Sequence[lightning.Callback] = ()
+) -> Path:
+    """Go on with a run that was stopped, exactly as if it had not been; the options are those of :func:`train`.
+
+    What your own callbacks remember is theirs to save: checkpoints hold what their ``state_dict`` gives.
+
+    Raises:
+        RunError: the folder is not a run, or has no checkpoint yet.
+        CheckpointError: the checkpoint is damaged or belongs to another recipe.
+    """
+    folder = Path(folder)
+    recipe = run_recipe(folder)
+    path = folder / CHECKPOINTS / LAST
+    if not path.exists():
+        raise RunError(
+            f"{folder}: has no checkpoint yet ({CHECKPOINTS}/{LAST}); train it again with `marlkit train {folder / RECIPE}`."
+        )
+    saved = own_checkpoint(path, recipe)["marlkit"]
+    refuse_other_ranks(recipe, saved, folder)
+    trainer = new_trainer(recipe, folder, choose_device(recipe), progress=progress, profile=profile, callbacks=callbacks)
+    if saved["iteration"] < recipe.config.trainer.iterations:
+        return _fit(recipe, trainer, folder, checkpoint=path, first_iteration=saved["iteration"])
+    if trainer.is_global_zero:
+        _finish(recipe, folder)
+    return folder
+
+
+def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint: Path | None, first_iteration: int = 0) -> Path:
+    """Train, and draw what is left at the end; returns the run folder, on every rank."""
+    options = recipe.config.trainer
+    device = trainer.strategy.root_device
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
+    modes = choose_compile(recipe, device)
+    if trainer.world_size > 1:
+        modes = modes._replace(learning="none")  # what ranks tell one another cannot be replayed
+    if isinstance(bar := trainer.progress_bar_callback, IterationProgress) and trainer.is_global_zero:
+        playing, learning = (COMPILE_WORDS[mode] for mode in modes)
+        words = f"Steps of the environment run {playing}, those of the components {learning}"
+        bar.print(f"{words} (trainer.compile={options.compile} on {device.type}).")
+    env = build_environment(recipe, device, rank_seed(recipe.seed, trainer.global_rank), modes.environment)
+    # Only the first rank evaluates, logs and writes.
+    watched = evaluation_environment(recipe, device) if trainer.is_global_zero else None
+    learner = build_learner(
+        recipe,
+        env,
+        evaluate=_evaluation(recipe, watched),
+        evaluation_interval=options.evaluation_interval,
+        compile=modes.learning,
+    )
+    trainer.loggers = new_loggers(recipe, folder, first_iteration) if trainer.is_global_zero else []
+    checkpoints = Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds)
+    # After all others: what they remember is saved as they left it, and one of them may have ended the training.
+    trainer.callbacks.append(checkpoints)  # type: ignore[attr-defined]
+    with spared_from_collection():
+        _fit_until_interrupted(trainer, learner, checkpoint)
+    env.close()
+    folder = Path(learner.ranks.from_first(str(folder)))
+    if watched is not None:
+        watched.close()
+        _finish(recipe, folder)
+    return folder
+
+
+def _evaluation(recipe: Recipe, env: Environment | None) -> Callable[[Actor], dict[str, float]] | None:
+    """What plays the episodes of an evaluation on ``env``."""
+    if env is None:
+        return None
+    seed, steps = recipe.seed + EVALUATION_SEED, recipe.config.trainer.evaluation_steps
+    return lambda actor: play_episodes(env, actor, seed=seed, steps=steps).summary()
+
+
+def _fit_until_interrupted(trainer: lightning.Trainer, learner: Learner, checkpoint: Path | None) -> None:
+    """Fit; an interrupt stays an interrupt, where Lightning would end the process and leave Ctrl-C switched off.
+
+    Where this process has started other ranks, none of them outlives a failure of it.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(learner, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stop:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from stop
+    except BaseException:
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGKILL)
+        raise
+
+
+def _finish(recipe: Recipe, folder: Path) -> None:
+    draw_curve(folder / METRICS, folder / CURVE, f"{recipe.name}, seed {recipe.seed}")
+    frames = frames_of_episode(folder) if recipe.config.trainer.video else []
+    if frames:
+        write_gif(frames, folder / ANIMATION, FRAMES_PER_SECOND)

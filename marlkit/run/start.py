@@ -1,0 +1,130 @@
+"""What a training starts with: Lightning's Trainer, the loggers, and what is refused before anything is written."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from marlkit.errors import CheckpointError
+from marlkit.recipe.reading import Recipe
+from marlkit.run.checkpoint_io import AtomicCheckpointIO
+from marlkit.run.ddp import RanksStrategy
+from marlkit.run.folder import METRICS, RECIPE, REQUIRED
+from marlkit.run.metrics_file import MetricsFile
+from marlkit.run.progress import IterationProgress
+from marlkit.run.step_times import StepTimes
+from marlkit.training.assembly import refusal
+
+LOGGERS = {
+    "wandb": ("WandbLogger", "wandb", "wandb"),
+    "mlflow": ("MLFlowLogger", "mlflow", "mlflow"),
+    "comet": ("CometLogger", "comet_ml", "comet-ml"),
+    "neptune": ("NeptuneLogger", "neptune", "neptune"),
+}
+"""Lightning's class, the module that it needs, and the package that holds the module."""
+
+
+def new_trainer(
+    recipe: Recipe, folder: Path, device: torch.device, *, progress: bool, profile: bool, callbacks: Sequence[lightning.Callback]
+) -> lightning.Trainer:
+    """A Lightning Trainer, which knows its rank among the processes that train together; it writes nothing yet."""
+    options = recipe.config.trainer
+    several = options.devices * options.nodes > 1
+    _refuse_unfit_launch(recipe)
+    # Lightning 2.6 calls a function of torch that torch has since deprecated; nobody who trains can do anything about it.
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints are about other modes of using it
+    plugins: list[Any] = [AtomicCheckpointIO(REQUIRED)]
+    if several and SLURMEnvironment.detect():
+        # Lightning would submit the job again with the same command, which begins another run.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    trainer = lightning.Trainer(
+        accelerator=device.type if device.type != "cuda" else "gpu",
+        devices=[options.device + i for i in range(options.devices)] if device.type == "cuda" else options.devices,
+        num_nodes=options.nodes,
+        strategy=RanksStrategy() if several else "auto",
+        max_epochs=options.iterations,
+        logger=False,
+        callbacks=[*([IterationProgress(profile=profile)] if progress else []), *callbacks],
+        plugins=plugins,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=progress,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    )
+    if profile and trainer.is_global_zero:
+        trainer.callbacks.append(StepTimes())  # type: ignore[attr-defined]
+    return trainer
+
+
+def _refuse_unfit_launch(recipe: Recipe) -> None:
+    options = recipe.config.trainer
+    wanted = options.devices * options.nodes
+    if TorchElasticEnvironment.detect():
+        started = TorchElasticEnvironment().world_size()
+        if started != wanted:
+            message = f"torchrun has started {started} processes, but trainer.devices x trainer.nodes is {wanted}."
+            raise refusal(recipe, "trainer.devices", message, "Set both as torchrun's --nproc-per-node and --nnodes.")
+
+
+def refuse_other_ranks(recipe: Recipe, saved: dict[str, Any], folder: Path) -> None:
+    """Make sure that a run goes on with as many ranks as it was trained by.
+
+    Raises:
+        CheckpointError: the recipe asks for another number.
+    """
+    options = recipe.config.trainer
+    trained, wanted = saved["ranks"]["size"] if "ranks" in saved else 1, options.devices * options.nodes
+    if trained != wanted:
+        raise CheckpointError(
+            f"{folder}: was trained by {trained} ranks (trainer.devices x trainer.nodes), its {RECIPE} now asks for {wanted}. "
+            f"Every rank has environments and data of its own, so that only as many can go on. Restore the {RECIPE}, or train it "
+            "anew."
+        )
+
+
+def new_loggers(recipe: Recipe, folder: Path, first_iteration: int) -> list[Logger]:
+    """The loggers of a run: a CSV file, TensorBoard, and the one that the recipe names."""
+    loggers: list[Logger] = [
+        MetricsFile(folder / METRICS, first_iteration),
+        TensorBoardLogger(folder, name="tensorboard", version=""),
+    ]
+    chosen = recipe.config.trainer.logger
+    if chosen is not None:
+        loggers.append(_chosen_logger(recipe, chosen))
+    return loggers
+
+
+def refuse_missing_logger(recipe: Recipe) -> None:
+    """Make sure that the package of the logger that the recipe names is there.
+
+    Raises:
+        RecipeError: it is not installed.
+    """
+    chosen = recipe.config.trainer.logger
+    if chosen is not None and importlib.util.find_spec(LOGGERS[chosen][1]) is None:
+        raise refusal(recipe, "trainer.logger", f"{chosen} is not installed.", f"`pip install {LOGGERS[chosen][2]}`")
+
+
+def _chosen_logger(recipe: Recipe, chosen: str) -> Logger:
+    class_name = LOGGERS[chosen][0]
+    logger_class = getattr(importlib.import_module("lightning.pytorch.loggers"), class_name)
+    try:
+        logger = logger_class(**recipe.options("trainer")["logger_options"] or {})
+    except TypeError as error:
+        raise refusal(recipe, "trainer.logger_options", f"{class_name} refused them: {error}") from error
+    assert isinstance(logger, Logger)
+    return logger

@@ -1,0 +1,122 @@
+"""What is done with a trained run: evaluating, drawing and loading its policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from marlkit.component import Actor, Environment
+from marlkit.errors import CheckpointError, RunError
+from marlkit.recipe.reading import Recipe
+from marlkit.run.folder import ANIMATION, checkpoint_path, own_checkpoint, run_recipe
+from marlkit.run.policy import Policy
+from marlkit.run.video import write_gif
+from marlkit.spec import TeamSpec
+from marlkit.training.assembly import build, build_environment, choose_device
+from marlkit.training.evaluation import Episodes, play_episodes
+
+FRAMES_PER_SECOND = 15.0
+EVALUATION_SEED = 1_000_000
+"""Added to a recipe's seed for evaluations, so that they never replay the episodes of training."""
+
+
+def evaluate(
+    folder: str | Path, *, episodes: int | None = None, seed: int | None = None, checkpoint: str = "best"
+) -> dict[str, float]:
+    """Play a trained team with its most likely actions.
+
+    Args:
+        folder: a run.
+        episodes: how many; ``None``: as many as an evaluation during training.
+        seed: of the episodes; ``None``: as in training.
+        checkpoint: ``"best"`` or ``"last"``.
+    """
+    return _episodes(Path(folder), checkpoint=checkpoint, count=episodes, seed=seed).summary()
+
+
+def play(
+    folder: str | Path,
+    *,
+    path: str | Path | None = None,
+    seed: int | None = None,
+    checkpoint: str = "best",
+    fps: float = FRAMES_PER_SECOND,
+) -> Path:
+    """Draw one episode of a trained team as an animation, without a display.
+
+    Raises:
+        RunError: the environment cannot be drawn.
+    """
+    folder = Path(folder)
+    frames = frames_of_episode(folder, seed=seed, checkpoint=checkpoint)
+    if not frames:
+        raise RunError(f"{folder}: this environment has no picture to draw.")
+    path = folder / ANIMATION if path is None else Path(path)
+    write_gif(frames, path, fps)
+    return path
+
+
+def load_policy(folder: str | Path, checkpoint: str = "best") -> Policy:
+    """The trained policy of a run; needs neither its environment nor its critic, and acts in float32.
+
+    Raises:
+        RunError: the folder is not a run, or holds no such checkpoint.
+    """
+    folder = Path(folder)
+    recipe = run_recipe(folder)
+    saved = own_checkpoint(checkpoint_path(folder, checkpoint), recipe)
+    spec = TeamSpec.from_dict(saved["marlkit"]["spec"])
+    return Policy(_trained_actor(recipe, spec, saved), spec)
+
+
+def frames_of_episode(folder: Path, *, seed: int | None = None, checkpoint: str = "best") -> list[Any]:
+    """Pictures of one episode; none where the environment draws none."""
+    frames: list[Any] = []
+
+    def watch(env: Environment) -> None:
+        picture = env.draw(0)
+        if picture is not None:
+            frames.append(picture)
+
+    _episodes(folder, checkpoint=checkpoint, count=1, seed=seed, watch=watch)
+    return frames
+
+
+def evaluation_environment(recipe: Recipe, device: torch.device, episodes: int | None = None) -> Environment:
+    """The environments of an evaluation: ``episodes`` of them, or as many as the recipe says, with seeds of their own."""
+    count = recipe.config.trainer.evaluation_episodes if episodes is None else episodes
+    return build_environment(recipe, device, recipe.seed + EVALUATION_SEED, num_envs=count)
+
+
+def _trained_actor(recipe: Recipe, spec: TeamSpec, saved: dict[str, Any]) -> Actor:
+    actor = build(recipe, "actor", spec)
+    assert isinstance(actor, Actor)
+    own = {name.removeprefix("actor."): value for name, value in saved["state_dict"].items() if name.startswith("actor.")}
+    try:
+        actor.load_state_dict(own)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{recipe.source.parent}: the checkpoint's parameters do not fit the recipe's actor: {error}"
+        ) from error
+    return actor.eval()
+
+
+def _episodes(
+    folder: Path,
+    *,
+    checkpoint: str,
+    count: int | None,
+    seed: int | None,
+    watch: Callable[[Environment], None] | None = None,
+) -> Episodes:
+    """Episodes of a trained team; ``None`` counts and seeds as evaluations during training do."""
+    recipe = run_recipe(folder)
+    saved = own_checkpoint(checkpoint_path(folder, checkpoint), recipe)
+    device = choose_device(recipe)
+    env = evaluation_environment(recipe, device, count)
+    actor = _trained_actor(recipe, env.spec, saved).to(device)
+    seed = recipe.seed + EVALUATION_SEED if seed is None else seed
+    return play_episodes(env, actor, seed=seed, steps=recipe.config.trainer.evaluation_steps, watch=watch)

@@ -1,0 +1,153 @@
+"""From a checked recipe to the components that it names. Here, and only here, a recipe's classes are imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from marlkit import rng
+from marlkit.component import Environment, Runtime, Trainer
+from marlkit.errors import MarlkitError, OptionError, RecipeError
+from marlkit.options import CompileMode
+from marlkit.recipe import Recipe
+from marlkit.recipe.catalogue import Entry, load_class
+from marlkit.spec import TeamSpec
+from marlkit.training.learner import Learner
+from marlkit.training.precision import unfit_precision
+
+LEARNING_SECTIONS = ("actor", "opponents", "critic", "targets", "data", "estimator", "update", "optimizer")
+
+
+def build(recipe: Recipe, section: str, context: Any, **changes: Any) -> Any:
+    """The component of a section, its parts included.
+
+    Args:
+        recipe: a checked recipe.
+        section: which one.
+        context: the first argument of its constructor: the team spec, or the runtime for an environment.
+        changes: options to replace.
+
+    Raises:
+        RecipeError: the component refused an option or its constructor failed; names file and line.
+        ComponentError: its module cannot be imported.
+    """
+    return _component(recipe, recipe.entries[section], section, context, recipe.options(section) | changes)
+
+
+def _component(recipe: Recipe, entry: Entry, path: str, context: Any, options: Mapping[str, Any]) -> Any:
+    arguments: dict[str, Any] = {}
+    for name, value in options.items():
+        part = f"{path}.{name}"
+        nested = part in recipe.entries
+        arguments[name] = _component(recipe, recipe.entries[part], part, context, recipe.options(part)) if nested else value
+    try:
+        return load_class(entry, recipe.folders)(context, **arguments)
+    except OptionError as error:
+        raise refusal(recipe, f"{path}.{error.option}", error.message) from error
+    except MarlkitError:
+        raise
+    except Exception as error:  # whatever a constructor does
+        message = f"`{entry.class_name}` cannot be built: {type(error).__name__}: {error}"
+        raise refusal(recipe, f"{path}.type", message) from error
+
+
+def build_environment(
+    recipe: Recipe, device: torch.device, seed: int, compile: CompileMode = "none", **changes: Any
+) -> Environment:
+    """The recipe's environment on ``device``, its random choices decided by ``seed``, its steps run as ``compile`` says."""
+    env = build(recipe, "env", Runtime(device, seed, compile), **changes)
+    assert isinstance(env, Environment)
+    return env
+
+
+def build_learner(recipe: Recipe, env: Environment, **extras: Any) -> Learner:
+    """The learner of a recipe around ``env``, its parameters decided by the recipe's seed.
+
+    Args:
+        recipe: a checked recipe.
+        env: built from the same recipe.
+        extras: further arguments of :class:`marlkit.training.learner.Learner`.
+    """
+    rng.seed_all(recipe.seed)
+    components = {section: build(recipe, section, env.spec) for section in LEARNING_SECTIONS}
+    options = recipe.config.trainer
+    known = {"iterations": options.iterations, "precision": options.precision, "recipe": recipe.to_yaml(), "seed": recipe.seed}
+    try:
+        return Learner(env=env, **known, **components, **extras)
+    except OptionError as error:  # of the targets, which see the networks only here
+        raise refusal(recipe, f"targets.{error.option}", error.message) from error
+
+
+def build_trainer_options(recipe: Recipe, spec: TeamSpec) -> Trainer:
+    """The options of the recipe's `trainer` section."""
+    trainer = build(recipe, "trainer", spec)
+    assert isinstance(trainer, Trainer)
+    return trainer
+
+
+def choose_device(recipe: Recipe) -> torch.device:
+    """The device that the recipe asks for.
+
+    Raises:
+        RecipeError: it is not there, or cannot multiply in the precision that is asked for.
+    """
+    wanted, index = recipe.config.trainer.accelerator, recipe.config.trainer.device
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "auto":
+        wanted = "cuda" if cuda else "cpu"
+    last = index + recipe.config.trainer.devices - 1
+    if wanted == "cuda" and last >= cuda:
+        _refuse_device(recipe, f"GPU {last} is not there: this machine has {cuda} CUDA devices that torch can use.")
+    if wanted == "mps" and recipe.config.trainer.devices * recipe.config.trainer.nodes > 1:
+        _refuse_device(recipe, "several devices cannot train together on MPS.")
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        _refuse_device(recipe, "this machine has no MPS device that torch can use.")
+    device = torch.device(wanted, index) if wanted == "cuda" else torch.device(wanted)
+    problem = unfit_precision(recipe.config.trainer.precision, device)
+    if problem:
+        raise refusal(recipe, "trainer.precision", problem, "Set trainer.precision=float32, or another trainer.accelerator.")
+    return device
+
+
+class CompileModes(NamedTuple):
+    """How steps run: of the environment, and of gradient descent."""
+
+    environment: CompileMode
+    learning: CompileMode
+
+
+def choose_compile(recipe: Recipe, device: torch.device) -> CompileModes:
+    """How steps run on ``device``, ``auto`` decided by what was measured faster there (`docs/design.md`).
+
+    Raises:
+        RecipeError: a CUDA graph is asked for on another device.
+    """
+    wanted = recipe.config.trainer.compile
+    if wanted == "graph" and device.type != "cuda":
+        message = f"a CUDA graph cannot run on the device `{device.type}`."
+        raise refusal(recipe, "trainer.compile", message, "Set trainer.compile=record, or auto to let the device decide.")
+    if wanted == "auto":
+        return CompileModes("none", "record" if device.type == "cpu" else "none")
+    return CompileModes(wanted, wanted)
+
+
+def _refuse_device(recipe: Recipe, message: str) -> None:
+    remedy = "Set trainer.accelerator=cpu, or install a torch build for the device."
+    raise refusal(recipe, "trainer.accelerator", message, remedy)
+
+
+def refusal(recipe: Recipe, where: str, message: str, remedy: str = "") -> RecipeError:
+    """The error that says what is wrong with the value at ``where``, with the file and line that set it."""
+    return RecipeError([recipe.place(where).problem(where, message, remedy)])
+
+
+def sizes(recipe: Recipe) -> tuple[dict[str, int], dict[str, int]]:
+    """Sizes of the named dimensions of a recipe, and the number of parameters of each section."""
+    device = torch.device("cpu")
+    env = build_environment(recipe, device, recipe.seed, num_envs=2)
+    learner = build_learner(recipe, env)
+    sections = ("actor", "opponents", "critic", "update")
+    counts = {name: sum(p.numel() for p in getattr(learner, name).parameters()) for name in sections}
+    return env.spec.sizes(), {name: count for name, count in counts.items() if count}

@@ -1,0 +1,145 @@
+"""A recipe tried out on two environments for a few steps, before a training that may take hours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from marlkit import keys, rng
+from marlkit.component import Data
+from marlkit.errors import MarlkitError, OptionError
+from marlkit.learning import Adjust, Learning, Metrics, run_directly
+from marlkit.recipe import Recipe
+from marlkit.training.assembly import build, build_environment, build_learner, refusal
+from marlkit.training.learner import Learner
+
+STEPS = 3
+
+
+def dry_run(recipe: Recipe) -> None:
+    """Build the recipe small, collect, annotate, estimate and update once, and hold every written tensor to the key table.
+
+    Leaves the random generators as they were.
+
+    Raises:
+        MarlkitError: a component failed or wrote something else than it declares; names the component.
+    """
+    with rng.isolated(recipe.seed):
+        env = build_environment(recipe, torch.device("cpu"), recipe.seed, num_envs=2)
+        learner = build_learner(recipe, env)
+        learner.data = _short_data(recipe, learner)
+        with _named("data", learner, recipe):
+            played = learner.data.collect(env, learner.actor, run_directly)
+            batch = next(learner.data.batches(played, learner.actor))
+        for section in ("env", "actor"):
+            _check_shapes(played, section, learner)
+        for section, step in (("critic", learner.annotate), ("estimator", learner.estimator)):
+            with _named(section, learner, recipe):
+                step(batch)
+            _check_shapes(batch, section, learner)
+        learning = Learning(learner.actor, learner.critic, learner.opponents, _without_step, progress=0.0)
+        before = _trained(learner)
+        with _named("update", learner, recipe):
+            learner.update.update(batch, learning)
+        if learner.annotator.opponents_are_read:
+            with _named("opponents", learner, recipe):
+                learner.opponents.observe(played)
+                learner.opponents.fit(batch, learning)
+        _check_training(learner, before)
+        env.close()
+
+
+def _short_data(recipe: Recipe, learner: Learner) -> Data:
+    """The recipe's data, of as few steps as its actor is trained on."""
+    length = learner.actor.sequence_length
+    try:
+        learner.data.refuse_unfit(recipe.config.env.num_envs, recipe.config.trainer.iterations, length)
+    except OptionError as error:
+        section = "data" if error.option in recipe.entries["data"].options else "actor"
+        raise refusal(recipe, f"{section}.{error.option}", error.message) from error
+    short = build(recipe, "data", learner.env.spec, **learner.data.brief(length or STEPS))
+    assert isinstance(short, Data)
+    short.history, short.shown = learner.data.history, learner.data.shown
+    return short
+
+
+def _without_step(loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
+    loss.backward()
+    if adjust is not None:
+        adjust()
+    return {}
+
+
+def _who(section: str, learner: Learner) -> str:
+    return f"{section} ({type(getattr(learner, section)).__name__})"
+
+
+@contextmanager
+def _named(section: str, learner: Learner, recipe: Recipe) -> Iterator[None]:
+    """Name the component in any error that it did not foresee, and the place of an option of its own that it refuses."""
+    try:
+        yield
+    except OptionError as error:
+        if error.option not in recipe.entries[section].options:
+            raise
+        raise refusal(recipe, f"{section}.{error.option}", error.message) from error
+    except MarlkitError:
+        raise
+    except Exception as error:
+        raise MarlkitError(f"dry run: {_who(section, learner)} failed: {type(error).__name__}: {error}") from error
+
+
+def _trained(learner: Learner) -> dict[str, list[Tensor]]:
+    """Copies of the parameters that an update must change."""
+    return {name: [x.detach().clone() for x in getattr(learner, name).parameters()] for name in ("actor", "critic")}
+
+
+def _check_training(learner: Learner, before: dict[str, list[Tensor]]) -> None:
+    """Make sure that the update reaches actor and critic: with a gradient, or by changing them itself.
+
+    Raises:
+        MarlkitError: a component has parameters and none of them would ever be trained.
+    """
+    for section, copies in before.items():
+        parameters = list(getattr(learner, section).parameters())
+        changed = any(not torch.equal(now, then) for now, then in zip(parameters, copies, strict=True))
+        if parameters and not changed and all(parameter.grad is None for parameter in parameters):
+            raise MarlkitError(
+                f"dry run: no gradient reaches {_who(section, learner)}, so it would never be trained: is its output detached, "
+                "or computed without its parameters?"
+            )
+
+
+def _check_shapes(batch: TensorDictBase, section: str, learner: Learner) -> None:
+    """Hold the tensors that a component writes to the key table.
+
+    Raises:
+        MarlkitError: one is missing, or of another shape or type than the table says.
+    """
+    spec, who = learner.env.spec, _who(section, learner)
+    for written in getattr(learner, section).writes:
+        # Off policy a value is that of the next state alone, unless somebody reads the other.
+        key = written if section != "critic" or learner.annotator.value_is_read else keys.following(written)
+        tensor = batch.get(key, None)
+        if tensor is None:
+            raise MarlkitError(f"dry run: {who} declares that it writes `{keys.name(key)}`, but did not")
+        info = keys.describe(key)
+        dimensions = info.dimensions(discrete=spec.discrete)
+        sizes = spec.sizes()
+        wanted = [1 if d == "1" else sizes.get(d) for d in dimensions]
+        shape = list(tensor.shape[batch.batch_dims :])
+        fits = len(shape) == len(wanted) and all(w is None or w == s for w, s in zip(wanted, shape, strict=True))
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        allowed = {"float32", "float64"} if info.dtype == "float32" else {info.dtype}
+        if key == keys.ACTION and not spec.discrete:
+            allowed = {"float32", "float64"}
+        if not fits or dtype not in allowed:
+            named = " ".join(dimensions)
+            raise MarlkitError(
+                f"dry run: {who} wrote `{keys.name(key)}` as {dtype} {shape} behind the batch; the key table says "
+                f"{' or '.join(sorted(allowed))} [{named}] = {wanted}"
+            )

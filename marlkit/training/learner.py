@@ -1,0 +1,382 @@
+"""One iteration of every system: collect, then annotate, estimate and update for each batch that the data gives.
+
+Optimisation is manual (Lightning counts and saves, the update decides when to step). The batch is collected inside the training
+step and not by a data loader, because a loader that reads ahead would collect with the parameters of the iteration before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+
+from marlkit import keys, rng
+from marlkit.component import Actor, Critic, Data, Environment, Estimator, Opponents, Optimizer, Targets, Update
+from marlkit.errors import NonFiniteError, OptionError
+from marlkit.learning import Adjust, Learning, Metrics, mean_metrics
+from marlkit.options import CompileMode
+from marlkit.ranks import ALONE, Ranks, rank_seed
+from marlkit.recorder.steps import StepRecorder
+from marlkit.training.annotation import Annotator
+from marlkit.training.episode_returns import EpisodeReturns
+from marlkit.training.precision import Precision, Products
+
+
+class Learner(lightning.LightningModule):
+    """Holds the components of a recipe and runs its iterations.
+
+    Args:
+        env, actor, opponents, critic, targets, data, estimator, update, optimizer: the components.
+        iterations: length of the whole training; schedules end there.
+        recipe: text of the completed recipe, kept in every checkpoint.
+        evaluate: called every ``evaluation_interval`` iterations and after the last; what it returns is logged.
+        evaluation_interval: 0 means after the last only.
+        precision: in which hidden layers multiply, see :mod:`marlkit.training.precision`; while ``evaluate`` plays, float32.
+        seed: of the recipe; from it come the draws that several ranks share, and where each other rank's own begin.
+        compile: how steps run that come again and again, see :mod:`marlkit.recorder.steps`.
+    """
+
+    share_done: Tensor
+
+    def __init__(
+        self,
+        *,
+        env: Environment,
+        actor: Actor,
+        opponents: Opponents,
+        critic: Critic,
+        targets: Targets,
+        data: Data,
+        estimator: Estimator,
+        update: Update,
+        optimizer: Optimizer,
+        iterations: int,
+        recipe: str = "",
+        evaluate: Callable[[Actor], dict[str, float]] | None = None,
+        evaluation_interval: int = 0,
+        precision: Precision = "float32",
+        seed: int = 0,
+        compile: CompileMode = "none",
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.env = env
+        self.data = data
+        self.optimizer = optimizer
+        self.actor = actor
+        self.critic = critic
+        self.opponents = opponents
+        self.targets = targets
+        self.estimator = estimator
+        self.update = update
+        self.iterations = iterations
+        self.recipe = recipe
+        self.evaluate = evaluate
+        self.evaluation_interval = evaluation_interval
+        self.iteration = 0
+        self.frames = 0
+        self.returns = EpisodeReturns()
+        self.ranks = Ranks(seed)
+        self.step_recorder = StepRecorder(compile, self, self._optimizer_state, self._learning_rates)
+        self.register_buffer("share_done", torch.zeros(()), persistent=False)
+        self._generators: dict[str, Any] | None = None
+        self._metrics: dict[str, float] = {}
+        self._wire()
+        self.products = Products([actor, critic, opponents, targets], precision, env.device.type)
+
+    def _wire(self) -> None:
+        """Let the components know of one another what their contracts say."""
+        self.annotator = Annotator(
+            actor=self.actor,
+            opponents=self.opponents,
+            critic=self.critic,
+            targets=self.targets,
+            data=self.data,
+            estimator=self.estimator,
+            update=self.update,
+            run_step=self.step_recorder,
+        )
+        self.annotator.wire(self.data)
+        self.update.attach(self.actor, self.critic)
+        self.targets.track(self.actor, self.critic)
+        lags = "lagging" in self.targets.traits
+        if lags and self.annotator.encoder_is_shared and self.targets.actor() is self.actor:
+            raise OptionError("actor", "must be true, because the critic reads the actor's encoder: both have to lag")
+
+    # --- the four steps -------------------------------------------------------------------------------------------------
+
+    def training_step(self, *_: Any) -> None:
+        """One iteration."""
+        seconds: dict[str, float] = defaultdict(float)
+        history: list[Metrics] = []
+        with self.step_recorder.watching(self.actor):
+            self.actor.schedule(self.progress())
+        self.actor.eval()
+        with self._timed("collect", seconds):
+            played = self.data.collect(self.env, self.actor, self.step_recorder)
+            if self.annotator.opponents_are_read:
+                self.opponents.observe(played)
+        batch = played
+        for batch in self._timed_each(self.data.batches(played, self.actor), "collect", seconds):
+            with self._timed("annotate", seconds):
+                self.annotate(batch)
+            with self._timed("estimate", seconds):
+                self.estimate(batch)
+            self.actor.train()
+            with self._timed("update", seconds):
+                history.append(self.learn(batch))
+            self.actor.eval()
+        self._finish(played, batch, mean_metrics(history), seconds)
+
+    def learn(self, batch: TensorDictBase) -> Metrics:
+        """Update policy and critic from an estimated batch, then the opponent model."""
+        learning = self.learning()
+        metrics = self.update.update(batch, learning)
+        return metrics | self.opponents.fit(batch, learning) if self.annotator.opponents_are_read else metrics
+
+    def estimate(self, batch: TensorDictBase) -> None:
+        """Write value targets, and advantages where there is a baseline, on an annotated batch ``[B, T]``."""
+        if not self.annotator.off_policy:
+            self.estimator(batch)
+            return
+
+        def step(read: TensorDictBase) -> dict[keys.Key, Tensor]:
+            written = self.estimator(read)
+            return {key: written[key] for key in self.estimator.writes}
+
+        for key, value in self.step_recorder("estimate", step, batch.select(*self.estimator.reads)).items():
+            batch.set(key, value)
+
+    def annotate(self, batch: TensorDictBase) -> None:
+        """Write what opponents and critic say of a batch ``[B, T]`` and of its ``next``; see :class:`Annotator`."""
+        self.annotator(batch)
+
+    def progress(self) -> float:
+        """Share of the training that is done, in [0, 1]."""
+        return min(1.0, self.iteration / max(1, self.iterations))
+
+    def learning(self) -> Learning:
+        """What the update works on."""
+        self.optimizer.schedule(self._torch_optimizer(), self.progress())
+        return Learning(
+            self.actor,
+            self.critic,
+            self.opponents,
+            self.minimise,
+            self.share_done.fill_(self.progress()),
+            self.targets.follow,
+            self.ranks,
+            self.step_recorder,
+            self.step_recorder.afterwards,
+        )
+
+    def _optimizer_state(self) -> Iterator[Tensor]:
+        """The tensors that an optimiser step changes or takes in, the parameters aside."""
+        optimizer = self._torch_optimizer()
+        for held in (*optimizer.state.values(), *optimizer.param_groups):
+            yield from (value for value in held.values() if isinstance(value, Tensor))
+
+    def _learning_rates(self) -> tuple[float, ...]:
+        """Those that are no tensors."""
+        rates = [group["lr"] for group in self._torch_optimizer().param_groups]
+        return tuple(rate for rate in rates if not isinstance(rate, Tensor))
+
+    def minimise(self, loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
+        """One optimiser step on what ``loss`` reaches; see :class:`marlkit.learning.Minimise`."""
+        optimizer = self._torch_optimizer()
+        optimizer.zero_grad(set_to_none=True)
+        self.manual_backward(loss)
+        groups = {name: [p for p in parameters if p.grad is not None] for name, parameters in self.parameter_groups().items()}
+        self.ranks.mean_([p.grad for reached in groups.values() for p in reached if p.grad is not None])
+        limit = float("inf") if max_grad_norm is None else max_grad_norm
+        groups = {name: reached for name, reached in groups.items() if reached}
+        norms = {name: nn.utils.clip_grad_norm_(reached, limit, foreach=True) for name, reached in groups.items()}
+        if adjust is not None:
+            adjust()
+        optimizer.step()
+        self.targets.follow(list(norms), self.step_recorder.afterwards)
+        return {f"{name}/grad_norm": norm for name, norm in norms.items()}
+
+    # --- around them ----------------------------------------------------------------------------------------------------
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by component; one that several components use belongs to the first."""
+        groups: dict[str, list[nn.Parameter]] = {}
+        taken: set[int] = set()
+        for name in ("actor", "critic", "opponents", "update"):
+            own = [parameter for parameter in getattr(self, name).parameters() if id(parameter) not in taken]
+            taken.update(id(parameter) for parameter in own)
+            if own:
+                groups[name] = own
+        return groups
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The recipe's optimiser over all components."""
+        return self.optimizer.build(self.parameter_groups())
+
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer
+
+    def _finish(self, played: TensorDictBase, batch: TensorDictBase, metrics: Metrics, seconds: dict[str, float]) -> None:
+        refuse_non_finite(batch, metrics, self)
+        self.iteration += 1
+        frames = played.batch_size.numel() * self.ranks.size
+        self.frames += frames
+        logged = {name: float(value) for name, value in self.ranks.mean_each(metrics).items()}
+        logged |= self.returns.take(played, self.ranks)
+        logged |= {f"time/{name}": value for name, value in seconds.items()}
+        logged["time/frames_per_second"] = frames / sum(seconds.values())
+        logged["optimizer/lr"] = float(self._torch_optimizer().param_groups[0]["lr"])
+        logged["frames"] = float(self.frames)
+        if self._is_evaluated():
+            logged |= self.ranks.from_first(self._evaluation())
+        self._log(logged)
+
+    def _evaluation(self) -> dict[str, float]:
+        """How well the actor plays; nothing on a rank that does not evaluate."""
+        if self.evaluate is None:
+            return {}
+        self.actor.eval()
+        # As whoever loads the policy will play it.
+        with self.products.exact():
+            return self.evaluate(self.actor)
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        """Hand metrics to callbacks and loggers.
+
+        Lightning's own way takes as long as ten environment steps, and would count optimiser steps instead of iterations.
+        """
+        self._tell_callbacks(metrics)
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=self.iteration - 1)
+            logger.save()
+
+    def _tell_callbacks(self, metrics: dict[str, float]) -> None:
+        told = {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
+        self.trainer.callback_metrics.update(told)
+
+    def _latest_metrics(self) -> dict[str, float]:
+        """What callbacks see, but for the times, which no two runs have in common."""
+        latest = self.trainer.callback_metrics.items()
+        return {name: value.item() for name, value in latest if not name.startswith("time/")}
+
+    def _is_evaluated(self) -> bool:
+        last = self.iteration == self.iterations
+        return last or (self.evaluation_interval > 0 and self.iteration % self.evaluation_interval == 0)
+
+    @contextmanager
+    def _timed(self, name: str, seconds: dict[str, float]) -> Iterator[None]:
+        start = self._now()
+        yield
+        seconds[name] += self._now() - start
+
+    def _timed_each(self, batches: Iterator[TensorDict], name: str, seconds: dict[str, float]) -> Iterator[TensorDict]:
+        while True:
+            with self._timed(name, seconds):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def train_dataloader(self) -> Sequence[int]:
+        """One token per epoch: an epoch of Lightning is one iteration."""
+        return [0]
+
+    def setup(self, stage: str) -> None:
+        """Join the other ranks, where there are any, and draw from here on what they do not draw."""
+        if self.trainer.world_size > 1:
+            self.ranks.join()
+        if self.ranks.index > 0:
+            rng.seed_all(rank_seed(self.ranks.seed, self.ranks.index))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what decides the future beside the parameters: of this rank, and at the first of the others too."""
+        self.ranks.align(self.parameters())
+        own = {
+            "returns": self.returns.state_dict(),
+            "env": self.env.state_dict(),
+            "data": self.data.state_dict(),
+            "rng": rng.state(),
+        }
+        checkpoint["marlkit"] = {
+            "recipe": self.recipe,
+            "spec": self.env.spec.as_dict(),
+            "iteration": self.iteration,
+            "frames": self.frames,
+            "metrics": self._latest_metrics(),
+            **own,
+        }
+        if self.ranks.size > 1:
+            others = self.ranks.gather(own | {"buffers": dict(self.named_buffers())})[1:]
+            kept = checkpoint["state_dict"]
+            for other in others:
+                other["buffers"] = _differing(other["buffers"], kept)
+            checkpoint["marlkit"] |= {"ranks": self.ranks.state_dict(), "others": others}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue from :meth:`on_save_checkpoint`; the generators' state is restored when training starts."""
+        state = checkpoint["marlkit"]
+        self.iteration = state["iteration"]
+        self.frames = state["frames"]
+        self._metrics = state.get("metrics", {})
+        if self.ranks.size > 1 or "ranks" in state:
+            self.ranks.load_state_dict(state.get("ranks", ALONE.state_dict()))
+        if self.ranks.index > 0:
+            state = state["others"][self.ranks.index - 1]
+            checkpoint["state_dict"].update(state["buffers"])
+        self.returns.load_state_dict(state["returns"])
+        self.env.load_state_dict(state["env"])
+        self.data.load_state_dict(state["data"])
+        self._generators = state["rng"]
+
+    def on_train_start(self) -> None:
+        """Restore what callbacks look at, and last the random generators, after everything that may have drawn from them."""
+        self.ranks.align(self.parameters())
+        self._tell_callbacks(self._metrics)
+        if self._generators is not None:
+            rng.restore(self._generators)
+            self._generators = None
+
+
+def _differing(buffers: dict[str, Tensor], first: dict[str, Any]) -> dict[str, Tensor]:
+    """Those of a rank's ``buffers`` that a checkpoint holds and that are not as on the first rank."""
+    return {name: own for name, own in buffers.items() if name in first and not torch.equal(own, first[name].cpu())}
+
+
+def refuse_non_finite(batch: TensorDictBase, metrics: Metrics, learner: Learner) -> None:
+    """Stop at the first NaN or infinity, in the order in which tensors are made.
+
+    Raises:
+        NonFiniteError: names the tensor, the component that wrote it and what to try.
+    """
+    checks: list[tuple[str, str, Tensor]] = []
+    for section in ("env", "actor", "opponents", "critic", "estimator"):
+        written = {key: batch.get(key, None) for key in getattr(learner, section).writes}
+        checks += [(section, keys.name(key), x) for key, x in written.items() if x is not None and x.is_floating_point()]
+    checks += [("update", name, value) for name, value in metrics.items() if value.is_floating_point()]
+    checks = [check for check in checks if check[2].numel()]
+    # The largest magnitude is as finite as what it is taken of, and one operation takes it of all.
+    finite = torch.stack(torch._foreach_norm([value for _, _, value in checks], float("inf"))).isfinite()
+    if finite.all():
+        return
+    section, name, _ = checks[int((~finite).nonzero()[0])]
+    component = type(getattr(learner, section)).__name__
+    raise NonFiniteError(
+        f"iteration {learner.iteration}: `{name}`, written by {section} ({component}), is not finite. Training stopped; the "
+        "checkpoints of the run are from before it. Usual causes: a learning rate that is too high, unclipped gradients, "
+        "rewards that are very large."
+    )

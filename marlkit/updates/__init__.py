@@ -1,1 +1,0 @@
-"""Updates: losses, gradients, parameters."""

@@ -1,0 +1,90 @@
+"""What is known of the scenarios without importing torch or VMAS agrees with what VMAS itself says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vmas")
+
+import vmas
+
+from marlkit.envs._vmas import scenarios
+
+
+def test_the_names_are_those_that_vmas_lists() -> None:
+    listed = [
+        *vmas.scenarios,
+        *(f"mpe/{name}" for name in vmas.mpe_scenarios),
+        *(f"debug/{name}" for name in vmas.debug_scenarios),
+    ]
+    assert scenarios.scenario_names() == sorted(listed)
+
+
+@pytest.mark.parametrize(
+    ("name", "full"), [("balance", "balance"), ("simple_tag", "mpe/simple_tag"), ("mpe/simple_tag", "mpe/simple_tag")]
+)
+def test_a_scenario_may_be_called_without_its_folder(name: str, full: str) -> None:
+    assert scenarios.full_name(name) == full
+    assert scenarios.full_name("folder/balance") is None
+
+
+def test_options_are_those_that_the_scenario_reads() -> None:
+    assert scenarios.scenario_option_names("balance") == {"n_agents", "package_mass", "random_package_pos_on_line"}
+    assert scenarios.scenario_option_names("mpe/simple") == set()
+    with pytest.raises(KeyError):
+        scenarios.scenario_option_names("nowhere")
+
+
+@pytest.mark.parametrize("name", scenarios.scenario_names())
+def test_every_textual_use_of_the_arguments_is_found(name: str) -> None:
+    lines = scenarios.scenario_files()[name].read_text(encoding="utf-8").splitlines()
+    text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
+    assert scenarios.scenario_option_names(name) == set(re.findall(r'kwargs\.(?:pop|get)\(\s*"(\w+)"', text))
+
+
+def test_vmas_accepts_what_was_found_and_warns_of_anything_else() -> None:
+    options = dict.fromkeys(scenarios.scenario_option_names("balance"), 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vmas.make_env("balance", num_envs=1, **options)
+        with pytest.raises(UserWarning, match="n_agent"):
+            vmas.make_env("balance", num_envs=1, n_agent=3)
+
+
+def test_problems_are_found_before_anything_is_built() -> None:
+    def problems(**options: Any) -> list[tuple[str, str]]:
+        return list(scenarios.check({"scenario_options": None, **options}))
+
+    assert problems(scenario="balance", scenario_options={"n_agents": 3}) == []
+    assert problems(scenario="my_package.my_scenario.Scenario", scenario_options={"anything": 1}) == []
+    [(option, message)] = problems(scenario="navigatoin")
+    assert option == "scenario"
+    assert "Did you mean `navigation`?" in message
+    [(option, message)] = problems(scenario="simple_tag", scenario_options={"num_adversary": 3, "bound": 1.0})
+    assert option == "scenario_options.num_adversary"
+    assert "Did you mean `num_adversaries`?" in message
+    assert "It has no options" in problems(scenario="simple", scenario_options={"x": 1})[0][1]
+
+
+def test_without_vmas_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenarios, "scenario_folder", lambda: None)
+    [(option, message)] = scenarios.check({"scenario": "balance"})
+    assert option == "type"
+    assert "pip install marlkit[vmas]" in message
+
+
+def test_neither_torch_nor_vmas_is_imported() -> None:
+    code = (
+        "import sys; from marlkit.envs import scenarios, installed; "
+        "list(scenarios.check({'scenario': 'balance', 'scenario_options': {'n_agents': 2}})); "
+        "list(installed.check_torchrl({'factory': 'a.b'})); "
+        "print(sorted({'torch', 'vmas', 'torchrl'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,146 @@
+"""Every combination of marlkit's components either trains and resumes exactly, or is refused before any tensor is made."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from scripted import ScriptedEnvironment, random_script
+
+from marlkit import rng
+from marlkit.contract import KINDS
+from marlkit.recipe import combinations
+from marlkit.recipe.catalogue import Entry, load_class
+from marlkit.recipe.combinations import Combination
+from marlkit.recipe.fit import check_fit, environments, fits, idle, members
+from marlkit.spec import Continuous, Discrete, TeamSpec
+from marlkit.training.learner import Learner
+
+STEPS = 4
+SPECS = {
+    "discrete": TeamSpec(2, 3, Discrete(3), team_reward=True),
+    "continuous": TeamSpec(2, 3, Continuous(2), team_reward=True),
+}
+TINY: dict[str, Any] = {
+    "hidden": [4], "steps": STEPS, "batch_size": 6, "capacity": 40, "warm_up": 0, "epochs": 1, "samples": 2, "embedding": 4,
+    "heads": 2, "characters": 2, "character_length": 3, "memory": 2, "recent": 8, "fit_rows": 8,
+}  # fmt: skip
+"""Options that keep a component small, where it has them."""
+
+
+def is_idle(found: Combination) -> bool:
+    """Whether the opponent model does not run."""
+    return bool(idle(members(found, environments(found)[0])))
+
+
+EVERY = [combinations.settled(found) for found in combinations.combinations()]
+ACCEPTED = [found for found in EVERY if fits(found)]
+TRIED = [found for found in ACCEPTED if found.entries["opponents"].name == KINDS["opponents"].default or not is_idle(found)]
+"""An opponent model that nobody asks does not run; trying each of them there would try the same thing again."""
+REFUSED = [found for found in EVERY if not fits(found)]
+
+
+def component(found: Combination, path: str, spec: TeamSpec) -> Any:
+    """The component at ``path``, small, with its parts."""
+    entry: Entry = found.entries[path]
+    parts = {inside.rpartition(".")[2]: inside for inside in found.entries if inside.startswith(f"{path}.")}
+    options = {name: value for name, value in TINY.items() if name in entry.options}
+    options.update(found.settings.get(path, {}))
+    options.update({name: component(found, inside, spec) for name, inside in parts.items()})
+    return load_class(entry)(spec, **options)
+
+
+def learner_of(found: Combination, seed: int) -> Learner:
+    """A learner outside Lightning: what it would ask of the trainer stands here."""
+    torch.manual_seed(seed)
+    spec = SPECS[found.actions]
+    env = ScriptedEnvironment(spec, random_script(spec, envs=3, steps=3 * STEPS))
+    sections = {"env", "trainer"}
+    parts = {path: component(found, path, spec) for path in found.entries if "." not in path and path not in sections}
+    learner = Learner(env=env, iterations=4, **parts)
+    optimizer = learner.configure_optimizers()
+
+    def optimizers(use_pl_optimizer: bool = True) -> torch.optim.Optimizer:
+        return optimizer
+
+    trainer = SimpleNamespace(callback_metrics={}, loggers=[])
+    harness = {"optimizers": optimizers, "manual_backward": torch.Tensor.backward, "_trainer": trainer}
+    for name, function in harness.items():
+        object.__setattr__(learner, name, function)
+    return learner
+
+
+def checkpoint(learner: Learner) -> dict[str, Any]:
+    """What Lightning would save."""
+    saved: dict[str, Any] = {"model": learner.state_dict(), "optimizer": learner.optimizers().state_dict()}  # type: ignore[union-attr]
+    learner.on_save_checkpoint(saved)
+    return copy.deepcopy(saved)
+
+
+def restored(found: Combination, saved: dict[str, Any]) -> Learner:
+    learner = learner_of(found, seed=99)
+    learner.load_state_dict(saved["model"])
+    learner.optimizers().load_state_dict(saved["optimizer"])  # type: ignore[union-attr]
+    learner.on_load_checkpoint(copy.deepcopy(saved))
+    learner.on_train_start()
+    return learner
+
+
+def leaves(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(state, dict):
+        for name, value in state.items():
+            yield from leaves(value, f"{path}/{name}")
+    elif isinstance(state, (list, tuple)):
+        for index, value in enumerate(state):
+            yield from leaves(value, f"{path}/{index}")
+    else:
+        yield path, state
+
+
+def different(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """Paths at which two checkpoints differ."""
+    a, b = dict(leaves(first)), dict(leaves(second))
+    same = {
+        path for path in a.keys() & b.keys()
+        if (torch.equal(a[path], b[path]) if isinstance(a[path], torch.Tensor) else a[path] == b[path])
+    }  # fmt: skip
+    return sorted((a.keys() | b.keys()) - same)
+
+
+@pytest.mark.parametrize("found", TRIED, ids=lambda found: found.name)
+def test_what_is_accepted_trains_and_resumes_exactly(found: Combination) -> None:
+    with rng.isolated(0):
+        learner = learner_of(found, seed=1)
+        before = copy.deepcopy(learner.state_dict())
+        learner.training_step()
+        saved = checkpoint(learner)
+        learner.training_step()
+        after = checkpoint(learner)
+        resumed = restored(found, saved)
+        resumed.training_step()
+        assert different(checkpoint(resumed), after) == []
+    for section in ("actor", "critic"):
+        names = [name for name, _ in getattr(learner, section).named_parameters(prefix=section)]
+        moved = [name for name in names if not torch.equal(before[name], after["model"][name])]
+        assert moved or not names, f"no parameter of the {section} has moved"
+    tensors = [value for _, value in leaves(after["model"]) if isinstance(value, torch.Tensor)]
+    assert all(torch.isfinite(value).all() for value in tensors)
+
+
+@pytest.mark.parametrize("actions", sorted(SPECS))
+def test_what_is_refused_is_refused_in_words_that_help(actions: str) -> None:
+    for found in (found for found in REFUSED if found.actions == actions):
+        for problem in check_fit(found):
+            named = {entry.name for entry in found.entries.values()} & set(problem.message.replace("`", " ").split())
+            assert named, problem
+            assert problem.remedy, problem
+
+
+def test_the_page_says_what_fits() -> None:
+    page = Path(__file__).parents[2] / "docs" / "combinations.md"
+    assert page.read_text(encoding="utf-8") == combinations.document(), "run `make combinations`"

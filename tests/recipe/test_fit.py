@@ -1,0 +1,252 @@
+"""Whether components fit together: known misfits are found, and the message names both sides and a way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from recipe_texts import TEAM, problem, problems, read
+
+from marlkit import keys
+from marlkit.errors import Problem
+from marlkit.recipe import load_recipe, shipped
+from marlkit.recipe.fit import check_fit
+from marlkit.recipe.wiring import WiringRow, dimensions, mermaid, shape, wiring
+
+HAPPO = ["actor.share=none", "env.pooled=true", "update=sequential", "update.step=ppo_clip"]
+
+
+def _rows(recipe_rows: list[WiringRow]) -> dict[str, WiringRow]:
+    return {row.path: row for row in recipe_rows}
+
+
+def _swap(line: str, new: str) -> str:
+    assert line in TEAM
+    return TEAM.replace(line, new)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_recipes_fit(name: str) -> None:
+    assert check_fit(load_recipe(name, fit=False)) == []
+
+
+@pytest.mark.parametrize("critic", ["local", "centralised", "marginalised", "example_team.PlainCritic"])
+@pytest.mark.parametrize("update", [[], HAPPO])
+@pytest.mark.parametrize("continuous", ["true", "false"])
+def test_every_state_value_critic_fits_every_on_policy_update(
+    tmp_path: Path, critic: str, update: list[str], continuous: str
+) -> None:
+    recipe = read(tmp_path, overrides=[*update, f"critic={critic}", f"env.continuous_actions={continuous}"])
+    assert check_fit(recipe) == []
+
+
+def test_critic_that_does_not_fit_the_estimator(tmp_path: Path) -> None:
+    found = problems(tmp_path, _swap("critic: centralised", "critic: example_team.ActionValueCritic"))
+    assert [(p.where, p.line) for p in found] == [("estimator", 5), ("estimator", 5)]
+    for p, key in zip(found, ("agents.state_value", "next.agents.state_value"), strict=True):
+        assert f"`gae` reads {key}" in p.message
+        assert f"critic `example_team.ActionValueCritic` ({tmp_path / 'team.yaml'}:3) writes agents.action_value" in p.message
+        assert "these write it: centralised, local, marginalised" in p.remedy
+
+
+def test_estimator_that_does_not_fit_the_update(tmp_path: Path) -> None:
+    found = problem(tmp_path, _swap("estimator: {type: gae, gamma: 0.9}", "estimator: example_team.ValueEstimator"))
+    assert (found.where, found.line) == ("update", 6)
+    assert "`ppo_clip` reads agents.advantage" in found.message
+    assert "estimator `example_team.ValueEstimator`" in found.message
+    assert "gae, n_step" in found.remedy
+
+
+def test_what_a_part_that_is_missing_may_write_is_not_missed_too(tmp_path: Path) -> None:
+    critic = _swap("critic: centralised", "critic: joint")
+    for estimator in ("estimator: counterfactual", "estimator: {type: counterfactual, target: nonsense}"):
+        text = critic.replace("estimator: {type: gae, gamma: 0.9}", estimator)
+        absent, unwritten = problems(tmp_path, text)
+        assert absent.where.removesuffix(".type") == "estimator.target"
+        assert unwritten.where == "estimator"
+        assert "reads agents.state_value" in unwritten.message, "no estimator would write it"
+
+
+def test_critic_that_is_never_regressed(tmp_path: Path) -> None:
+    found = problem(tmp_path, _swap("critic: centralised", "critic: example_team.SilentCritic"))
+    assert (found.where, found.line) == ("critic", 3)
+    assert "predicts nothing" in found.message
+
+
+def test_sequential_with_shared_parameters(tmp_path: Path) -> None:
+    overrides = [text for text in HAPPO if not text.startswith("actor")]
+    found = problem(tmp_path, overrides=overrides)
+    assert (found.where, found.source) == ("update", "override `update=sequential`")
+    assert f"`separate_parameters`, which actor `stochastic` ({tmp_path / 'team.yaml'}:2) is without" in found.message
+    assert found.remedy == "Set actor.share=none."
+    assert check_fit(read(tmp_path, overrides=HAPPO)) == []
+
+
+def test_condition_on_the_environment_is_traced_to_its_option(tmp_path: Path) -> None:
+    overrides = [text for text in HAPPO if not text.startswith("env")]
+    found = problem(tmp_path, overrides=overrides)
+    assert "`team_reward`" in found.message
+    assert found.remedy == "Set env.pooled=true."
+
+
+def test_part_without_the_trait_that_its_holder_needs(tmp_path: Path) -> None:
+    overrides = [*HAPPO[:-1], "update.step=example_team.WholeTeamUpdate"]
+    found = problem(tmp_path, overrides=overrides)
+    assert found.where == "update"
+    assert "needs the trait `per_agent`, which update.step `example_team.WholeTeamUpdate`" in found.message
+    assert "policy_gradient, ppo_clip, trust_region (`update.step=policy_gradient`)" in found.remedy
+
+
+def test_discrete_only_critic_on_continuous_actions(tmp_path: Path) -> None:
+    text = _swap("critic: centralised", "critic: example_team.DiscreteCritic")
+    found: tuple[Problem, ...] = problems(tmp_path, text)
+    assert {p.where for p in found} == {"critic"}
+    assert any("reads agents.logits" in p.message and "actor `stochastic`" in p.message for p in found)
+    assert any("needs the trait `discrete`, which env" in p.message for p in found)
+    assert all("Set env.continuous_actions=false." in p.remedy for p in found)
+    assert check_fit(read(tmp_path, text, ["env.continuous_actions=false"])) == []
+
+
+def test_key_that_only_a_condition_of_a_present_component_writes(tmp_path: Path) -> None:
+    (tmp_path / "optional.py").write_text(
+        "from marlkit import keys\nfrom marlkit.component import Critic\nfrom marlkit.contract import Contract, When\n"
+        "class OptionalCritic(Critic):\n"
+        "    contract = Contract(writes=(When('valued=true', (keys.STATE_VALUE,)),), predicts=keys.STATE_VALUE)\n"
+        "    def __init__(self, spec, *, valued: bool = False): ...\n"
+    )
+    text = _swap("critic: centralised", "critic: optional.OptionalCritic")
+    assert all("Set critic.valued=true." in p.remedy for p in problems(tmp_path, text))
+    assert read(tmp_path, text, ["critic.valued=true"]).config.critic.valued is True
+
+
+def test_key_that_nothing_writes(tmp_path: Path) -> None:
+    (tmp_path / "strange.py").write_text(
+        "from marlkit import keys\nfrom marlkit.component import Critic\nfrom marlkit.contract import Contract\n"
+        "class StrangeCritic(Critic):\n"
+        "    contract = Contract(reads=('weather',), writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE)\n"
+    )
+    found = problem(tmp_path, _swap("critic: centralised", "critic: strange.StrangeCritic"))
+    assert "reads weather, which nothing before it writes" in found.message
+    assert "these do without it: centralised, " in found.remedy
+
+
+def test_keys_written_later_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "early.py").write_text(
+        "from marlkit import keys\nfrom marlkit.component import Critic\nfrom marlkit.contract import Contract\n"
+        "class EarlyCritic(Critic):\n"
+        "    contract = Contract(reads=(keys.ADVANTAGE,), writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE)\n"
+    )
+    text = _swap("critic: centralised", "critic: early.EarlyCritic")
+    found = problem(tmp_path, text)
+    assert "agents.advantage" in found.message
+    # Nor do those that a part which is missing would write later.
+    messages = [p.message for p in problems(tmp_path, text.replace("type: gae, gamma: 0.9", "type: counterfactual"))]
+    assert any("`early.EarlyCritic` reads agents.advantage" in message for message in messages)
+
+
+def test_own_keys_do_not_count_but_for_an_actor(tmp_path: Path) -> None:
+    (tmp_path / "selfish.py").write_text(
+        "from marlkit import keys\nfrom marlkit.component import Critic\nfrom marlkit.contract import Contract\n"
+        "class SelfishCritic(Critic):\n"
+        "    contract = Contract(reads=(keys.STATE_VALUE,), writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE)\n"
+    )
+    assert problem(tmp_path, _swap("critic: centralised", "critic: selfish.SelfishCritic")).where == "critic"
+    recipe = read(tmp_path, _swap("actor: stochastic", "actor: example_team.RecurrentActor"))
+    assert _rows(wiring(recipe))["actor"].reads[keys.HIDDEN] == "actor"
+    assert "| actor\n" in mermaid(recipe)
+    assert "actor -->|" in mermaid(recipe)
+    assert "agents.hidden" not in mermaid(recipe), "an arrow from the actor to itself tells nobody anything"
+
+
+def test_what_the_estimator_writes_does_not_exist_at_the_next_step(tmp_path: Path) -> None:
+    (tmp_path / "ahead.py").write_text(
+        "from marlkit import keys\nfrom marlkit.component import Update\nfrom marlkit.contract import Contract\n"
+        "class AheadUpdate(Update):\n    contract = Contract(reads=(keys.following(keys.ADVANTAGE),))\n"
+    )
+    head, _, _ = TEAM.partition("update:")
+    assert "next.agents.advantage" in problem(tmp_path, f"{head}update: ahead.AheadUpdate\n").message
+
+
+@pytest.mark.parametrize(
+    ("key", "fits"), [("keys.LOG_PROB", True), ("keys.following(keys.LOG_PROB)", False), ("keys.following(keys.STATE)", False)]
+)
+def test_a_critic_runs_on_the_next_step_too_and_cannot_look_beyond_it(tmp_path: Path, key: str, fits: bool) -> None:
+    name = f"nexts{sum(map(ord, key))}"
+    (tmp_path / f"{name}.py").write_text(
+        "from marlkit import keys\nfrom marlkit.component import Critic\nfrom marlkit.contract import Contract\n"
+        "class NextCritic(Critic):\n"
+        f"    contract = Contract(reads=({key},), writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE)\n"
+    )
+    text = _swap("critic: centralised", f"critic: {name}.NextCritic")
+    if fits:
+        assert check_fit(read(tmp_path, text)) == []
+    else:
+        assert "sees none after its own" in problem(tmp_path, text).message
+
+
+def test_environment_that_does_not_tell_is_given_the_benefit_of_the_doubt(tmp_path: Path) -> None:
+    text = _swap("example_team.TinyEnvironment", "example_team.UntoldEnvironment")
+    assert check_fit(read(tmp_path, text, [text for text in HAPPO if not text.startswith("env")])) == []
+    assert check_fit(read(tmp_path, text, ["critic=example_team.DiscreteCritic"])) == []
+    found = problems(tmp_path, text, ["critic=example_team.ActionValueCritic"])
+    assert {p.where for p in found} == {"estimator"}
+
+
+def test_wiring(tmp_path: Path) -> None:
+    rows = _rows(wiring(read(tmp_path, overrides=["critic=marginalised", *HAPPO])))
+    assert list(rows) == [
+        "env",
+        "data",
+        "actor",
+        "opponents",
+        "critic",
+        "targets",
+        "estimator",
+        "update",
+        "update.step",
+        "optimizer",
+        "trainer",
+    ]
+    assert rows["critic"].reads[keys.OPPONENT_LOC] == "opponents"
+    assert rows["opponents"].reads == {keys.ACTION: "actor", keys.LOC: "actor", keys.SCALE: "actor"}
+    assert rows["estimator"].reads[keys.following(keys.STATE_VALUE)] == "critic"
+    assert rows["update.step"].reads[keys.ADVANTAGE] == "estimator"
+    assert rows["update"].component == "sequential"
+    assert keys.LOGITS not in rows["actor"].writes
+
+
+def test_opponent_model_that_nobody_asks_is_idle(tmp_path: Path) -> None:
+    assert not _rows(wiring(read(tmp_path)))["opponents"].runs
+    assert _rows(wiring(read(tmp_path, overrides=["critic=marginalised"])))["opponents"].runs
+
+
+def test_wiring_of_a_misfit_shows_the_gap(tmp_path: Path) -> None:
+    recipe = read(tmp_path, _swap("critic: centralised", "critic: example_team.ActionValueCritic"), fit=False)
+    assert _rows(wiring(recipe))["estimator"].reads[keys.STATE_VALUE] is None
+    assert 'nobody -->|"agents.state_value<br/>next.agents.state_value"| estimator' in mermaid(recipe)
+
+
+def test_mermaid(tmp_path: Path) -> None:
+    lines = mermaid(read(tmp_path, overrides=HAPPO)).splitlines()
+    assert lines[0] == "flowchart LR"
+    assert '    update_step["<b>update.step</b><br/>ppo_clip"]' in lines
+    assert '    env -->|"state"| critic' in lines
+    assert not any("opponents" in line for line in lines)
+
+
+def test_of_two_writers_the_later_one_counts(tmp_path: Path) -> None:
+    (tmp_path / "second.py").write_text(
+        "from marlkit import keys\nfrom marlkit.component import Estimator\nfrom marlkit.contract import Contract\n"
+        "class SecondEstimator(Estimator):\n"
+        "    contract = Contract(writes=(keys.ALIVE, keys.ADVANTAGE, keys.VALUE_TARGET))\n"
+    )
+    text = _swap("estimator: {type: gae, gamma: 0.9}", "estimator: second.SecondEstimator")
+    assert _rows(wiring(read(tmp_path, text)))["update"].reads[keys.ALIVE] == "estimator"
+
+
+def test_shapes(tmp_path: Path) -> None:
+    assert shape(keys.ACTION, discrete=True) == "[N]"
+    assert shape(keys.ACTION, discrete=False) == "[N, D]"
+    assert shape(keys.following(keys.STATE_VALUE), discrete=True, sizes={"N": 3}) == "[3, 1]"
+    assert shape("weather", discrete=True) == "[?]"
+    assert dimensions(read(tmp_path)) == ["N", "O", "S", "D", "V"]

@@ -1,0 +1,313 @@
+"""Steps that are replayed do what steps do that are run operation by operation, bit for bit."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_runs import GRU, known, small
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+
+from marlkit import rng, run
+from marlkit.options import CompileMode
+from marlkit.recipe import load_recipe, shipped
+from marlkit.recorder.steps import StepRecorder
+from marlkit.run.checkpoint_io import load_checkpoint
+from marlkit.run.checkpoints import LAST
+from marlkit.run.metrics_file import read_metrics
+from marlkit.training import assembly as building
+from marlkit.training.learner import Learner
+
+CUDA = pytest.mark.gpu
+CHANGING = ["optimizer.lr_end=0.1", "update.entropy_coef_end=0.5", "update.step.entropy_coef_end=0.5"]
+"""What steps take in beside their rows."""
+
+
+class Line(nn.Module):
+    """``w x``, fitted to nothing in particular by steps of its own."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([1.0, -2.0]))
+        self.register_buffer("seen", torch.zeros(()))
+        self.steps = 0
+
+    def step(self, rows: TensorDictBase) -> dict[str, Tensor]:
+        self.seen += rows["x"].sum()
+        loss = (self.w * rows["x"]).square().mean() + 0.1 * torch.rand(()) * self.w.sum()
+        (gradient,) = torch.autograd.grad(loss, [self.w])
+        with torch.no_grad():
+            self.w.sub_(gradient, alpha=0.1)
+        return {"loss": loss.detach()}
+
+
+def step_recorder(line: Line, mode: CompileMode = "record", numbers: Callable[[], tuple[Any, ...]] = tuple) -> StepRecorder:
+    return StepRecorder(mode, line, lambda: (), numbers)
+
+
+def batches(count: int) -> Iterator[TensorDict]:
+    for i in range(count):
+        yield TensorDict({"x": torch.randn(3, 2, generator=torch.Generator().manual_seed(i))}, batch_size=[3])
+
+
+def taken(
+    mode: CompileMode, step: Callable[[Line], Callable[[TensorDictBase], dict[str, Tensor]]] = lambda line: line.step
+) -> list[Any]:
+    torch.manual_seed(0)
+    line = Line()
+    run_step = step_recorder(line, mode)
+    results = [run_step("step", step(line), rows)["loss"] for rows in batches(6)]
+    return [*results, line.w.detach(), line.seen, torch.rand(())]
+
+
+def test_replays_do_what_the_steps_do() -> None:
+    for plain, replayed in zip(taken("none"), taken("record"), strict=True):
+        assert torch.equal(plain, replayed)
+
+
+def test_the_step_itself_is_called_twice_and_then_never_again() -> None:
+    line, calls = Line(), []
+    run_step = step_recorder(line)
+
+    def step(rows: TensorDictBase) -> dict[str, Tensor]:
+        calls.append(1)
+        return line.step(rows)
+
+    for rows in batches(6):
+        run_step("step", step, rows)
+    assert len(calls) == 2
+
+
+def test_other_names_and_other_shapes_are_other_steps() -> None:
+    line, calls = Line(), []
+    run_step = step_recorder(line)
+
+    def step(rows: TensorDictBase) -> dict[str, Tensor]:
+        calls.append(len(rows))
+        return line.step(rows)
+
+    for rows in batches(4):
+        run_step("one", step, rows)
+        run_step("one", step, rows[:2])
+        run_step("two", step, rows)
+    assert sorted(calls) == [2, 2, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_steps_that_change_parameters_are_recorded_anew_where_numbers_change(learns: bool) -> None:
+    line, rate, calls = Line(), [1.0], []
+    run_step = step_recorder(line, numbers=lambda: tuple(rate))
+
+    def step(rows: TensorDictBase) -> dict[str, Tensor]:
+        calls.append(rate[0])
+        if learns:
+            with torch.no_grad():
+                line.w.mul_(rate[0])
+        return {"w": line.w * rows["x"].sum()}
+
+    expected = line.w.detach().clone()
+    for number, rows in enumerate(batches(8)):
+        rate[0] = 1.0 if number < 4 else 3.0
+        expected *= rate[0] if learns else 1.0
+        assert torch.equal(run_step("step", step, rows)["w"], expected * rows["x"].sum())
+    assert calls == ([1.0, 1.0, 3.0] if learns else [1.0, 1.0])
+    assert len(run_step._known) == 1
+
+
+@pytest.mark.parametrize("mode", ["none", "record"])
+def test_what_is_put_off_is_done_after_each_step(mode: Any) -> None:
+    line, done = Line(), []
+    run_step = step_recorder(line, mode=mode)
+
+    def step(rows: TensorDictBase) -> dict[str, Tensor]:
+        run_step.afterwards(lambda: done.append(float(line.seen)))
+        return repeat_within(rows) | line.step(rows)
+
+    def repeat_within(rows: TensorDictBase) -> dict[str, Tensor]:
+        with run_step._deferring([]):
+            run_step.afterwards(lambda: done.append(float("nan")))
+        return {}
+
+    expected = 0.0
+    for count, rows in enumerate(batches(5), start=1):
+        run_step("step", step, rows)
+        expected += float(rows["x"].sum())
+        assert len(done) == count
+        assert done[-1] == pytest.approx(expected, abs=1e-5)
+
+
+def refused(step: Callable[[Line, TensorDictBase], dict[str, Tensor]], match: str) -> None:
+    """The step is run as it is, every time, and says once why."""
+    line, plain = Line(), Line()
+    run_step = step_recorder(line)
+    rng.seed_all(0)
+    expected = [step(plain, rows) for rows in batches(4)]
+    rng.seed_all(0)
+    with pytest.warns(UserWarning, match=match) as caught:
+        found = [run_step("step", lambda rows: step(line, rows), rows) for rows in batches(4)]
+    assert len(caught) == 1
+    assert all(torch.equal(a["loss"], b["loss"]) for a, b in zip(expected, found, strict=True))
+    assert torch.equal(line.w, plain.w)
+    assert (line.steps, float(line.seen)) == (plain.steps, float(plain.seen))
+
+
+def test_a_step_that_counts_in_python_is_not_recorded() -> None:
+    def step(line: Line, rows: TensorDictBase) -> dict[str, Tensor]:
+        line.steps += 1
+        return line.step(rows)
+
+    refused(step, "`steps`, which Python holds")
+
+
+def test_a_refused_recording_leaves_no_trace() -> None:
+    line = Line()
+    run_step = step_recorder(line)
+
+    def step(rows: TensorDictBase) -> dict[str, Tensor]:
+        line.steps += 1
+        return {"x": rows["x"].sum() if rows["x"].sum() > 0 else rows["x"].mean()}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for rows in batches(5):
+            run_step("step", step, rows)
+    assert line.steps == 5
+
+
+def test_a_step_that_binds_a_buffer_anew_is_not_recorded() -> None:
+    def step(line: Line, rows: TensorDictBase) -> dict[str, Tensor]:
+        line.seen = line.seen + rows["x"].sum()
+        return {"loss": line.seen}
+
+    refused(step, "`seen`, which Python holds")
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand], ids=["python", "numpy"])
+def test_a_step_that_draws_elsewhere_than_from_torch_is_not_recorded(draw: Callable[[], float]) -> None:
+    def step(line: Line, rows: TensorDictBase) -> dict[str, Tensor]:
+        return {"loss": rows["x"].sum() * draw()}
+
+    refused(step, "random numbers from numpy or Python")
+
+
+@pytest.mark.parametrize("mode", ["none", "record"])
+@pytest.mark.parametrize("changes", [True, False])
+def test_nothing_is_recorded_once_python_has_changed_between_steps(mode: CompileMode, changes: bool) -> None:
+    line = Line()
+    line.steps = 1
+    run_step = step_recorder(line, mode)
+
+    def step(rows: TensorDictBase) -> dict[str, Tensor]:
+        return {"x": rows["x"].sum() * line.steps}
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for number, rows in enumerate(batches(5), start=1):
+            with run_step.watching(line):
+                line.seen.fill_(number)
+                line.steps = number if changes else 1
+            assert torch.equal(run_step("step", step, rows)["x"], rows["x"].sum() * line.steps)
+    assert [str(warning.message) for warning in told] == (
+        ["steps are not recorded, but run operation by operation: `steps` of `Line` changes between steps: hold in a buffer what "
+         "changes"] if mode == "record" and changes else []
+    )  # fmt: skip
+
+
+def test_a_step_that_depends_on_values_is_not_recorded() -> None:
+    def step(line: Line, rows: TensorDictBase) -> dict[str, Tensor]:
+        results = line.step(rows)
+        return results if rows["x"].sum() > 0 else {"loss": -results["loss"]}
+
+    refused(step, "hands a value to Python")
+
+
+def test_a_step_that_brings_tensors_along_is_not_recorded() -> None:
+    """They would stay what they were; those that it makes itself, and literals, do not matter."""
+    brought = torch.ones(3, 2)
+    refused(lambda line, rows: {"loss": line.step(rows)["loss"] + (rows["x"] * brought).sum()}, r"shape \[3, 2\]")
+    line = Line()
+    run_step = step_recorder(line)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for rows in batches(3):
+            run_step("step", lambda some: {"loss": line.step(some)["loss"] + torch.tensor(2.0) * some["x"].sum().clone()}, rows)
+
+
+# --- whole trainings ------------------------------------------------------------------------------------------------------
+
+
+def trained(recipe: str, mode: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *extra: str) -> tuple[Path, Learner]:
+    learners: list[Learner] = []
+    build = building.build_learner
+
+    def remembered(*given: Any, **named: Any) -> Learner:
+        learners.append(build(*given, **named))
+        return learners[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "build_learner", remembered)
+        changing = known(recipe, CHANGING)
+        recipe_ = load_recipe(recipe, [*small(recipe), *changing, *extra, f"trainer.compile={mode}"])
+        ended = run.train(recipe_, folder / mode, progress=False)
+    return ended, learners[0]
+
+
+VARIANTS = [(name, ()) for name in sorted(shipped())] + [
+    (name, tuple(GRU)) for name in sorted(shipped()) if len(known(name, GRU)) == len(GRU)
+]
+
+
+@pytest.mark.parametrize(("recipe", "extra"), VARIANTS, ids=[name + "-gru" * bool(extra) for name, extra in VARIANTS])
+def test_every_recipe_learns_the_same_either_way(
+    recipe: str, extra: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parameters, optimiser, environment, generators and all metrics but the times."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not recorded.*")
+        (one, _), (other, learner) = (trained(recipe, mode, tmp_path, monkeypatch, *extra) for mode in ("none", "auto"))
+    assert any(step.run is not None for step in learner.step_recorder._known.values())
+    states = [load_checkpoint(folder / "checkpoints" / LAST) for folder in (one, other)]
+    for state in states:
+        state["marlkit"].pop("recipe")
+    assert_same(states[0]["state_dict"], states[1]["state_dict"])
+    assert_same(states[0]["marlkit"], states[1]["marlkit"])
+    tables = [read_metrics(folder / "metrics.csv") for folder in (one, other)]
+    for name, values in tables[0].items():
+        if not name.startswith("time/"):
+            assert str(values) == str(tables[1][name]), name
+
+
+def assert_same(one: Any, other: Any) -> None:
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other) or (one.isnan() == other.isnan()).all()
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert_same(value, other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_same(left, right)
+    else:
+        assert str(one) == str(other)
+
+
+@CUDA
+@pytest.mark.parametrize("recipe", sorted(shipped()))
+def test_every_recipe_learns_with_graphs(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = "trainer.accelerator=cuda"
+    (one, _), (other, learner) = (trained(recipe, mode, tmp_path, monkeypatch, device) for mode in ("none", "graph"))
+    assert any(step.run is not None for step in learner.step_recorder._known.values())
+    first, second = (load_checkpoint(folder / "checkpoints" / LAST)["state_dict"] for folder in (one, other))
+    for name, value in first.items():
+        if isinstance(value, Tensor):
+            torch.testing.assert_close(value, second[name], rtol=1e-2, atol=1e-3)

@@ -1,0 +1,130 @@
+"""A run that was killed and resumed equals one that was not, bit for bit on a CPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import GRU, KilledError, killed_at, known, same, small, states, without_times
+
+from marlkit import run
+from marlkit.errors import CheckpointError, RecipeError, RunError
+from marlkit.recipe import load_recipe, shipped
+from marlkit.run.checkpoint_io import load_checkpoint, save_checkpoint
+from marlkit.run.checkpoints import LAST
+from marlkit.run.metrics_file import read_metrics
+
+CASES = [pytest.param(name, extra, id=f"{name}-{'gru' if extra else 'mlp'}") for name in sorted(shipped())
+         for extra in ([], GRU) if known(name, extra) == extra]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "extra"), CASES)
+def test_killed_and_resumed_equals_uninterrupted(
+    name: str, extra: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(name, small(name, *extra))
+    whole = run.train(recipe, tmp_path / "whole", progress=False)
+    with monkeypatch.context() as patch:
+        killed_at(2, patch)
+        with pytest.raises(KilledError):
+            run.train(recipe, tmp_path / "cut", progress=False)
+    (cut,) = (tmp_path / "cut" / name).iterdir()
+    assert states(cut)["marlkit"]["iteration"] == 2
+    run.resume(cut, progress=False)
+    ended, expected = states(cut), states(whole)
+    for part in ("state_dict", "optimizer_states", "marlkit"):
+        assert same(ended[part], expected[part]), part
+    assert without_times(cut) == without_times(whole)
+
+
+def test_kill_9_at_any_moment_leaves_a_run_that_resumes(tmp_path: Path) -> None:
+    overrides = small("mappo", "trainer.iterations=100000", "trainer.evaluation_interval=0")
+    command = [sys.executable, "-m", "marlkit", "train", "mappo", *overrides, "--root", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(tmp_path.glob("mappo/*/checkpoints/last.ckpt")):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (folder,) = (tmp_path / "mappo").iterdir()
+    done = states(folder)["marlkit"]["iteration"]
+    text = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(text.replace("iterations: 100000", f"iterations: {done + 2}"))
+    run.resume(folder, progress=False)
+    assert states(folder)["marlkit"]["iteration"] == done + 2
+    assert read_metrics(folder / "metrics.csv")["iteration"] == list(range(done + 2))
+
+
+def test_an_interrupt_stays_an_interrupt_and_the_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, handler = load_recipe("mappo", small("mappo")), signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        killed_at(2, patch, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run.train(recipe, tmp_path, progress=False)
+    assert signal.getsignal(signal.SIGINT) is handler
+    (folder,) = (tmp_path / "mappo").iterdir()
+    run.resume(folder, progress=False)
+    assert states(folder)["marlkit"]["iteration"] == 4
+
+
+def test_a_logger_that_is_not_installed_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"comet is not installed.*pip install comet-ml"):
+        run.train(load_recipe("mappo", small("mappo", "trainer.logger=comet")), tmp_path / "runs", progress=False)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = load_recipe("mappo", small("mappo", "trainer.iterations=1"))
+    return run.train(recipe, tmp_path_factory.mktemp("runs"), progress=False)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is not a run"):
+        run.resume(tmp_path)
+
+
+def test_a_run_without_checkpoint_is_refused(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text((finished / "recipe.yaml").read_text())
+    with pytest.raises(RunError, match="has no checkpoint yet"):
+        run.resume(tmp_path)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    text = (finished / "recipe.yaml").read_text().replace("gamma: 0.99", "gamma: 0.9")
+    (tmp_path / "recipe.yaml").write_text(text)
+    (tmp_path / "checkpoints" / LAST).write_bytes((finished / "checkpoints" / LAST).read_bytes())
+    with pytest.raises(CheckpointError, match=r"another recipe.*gamma: 0.9"):
+        run.resume(tmp_path)
+
+
+def test_a_truncated_checkpoint_is_refused(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "recipe.yaml").write_text((finished / "recipe.yaml").read_text())
+    whole = (finished / "checkpoints" / LAST).read_bytes()
+    (tmp_path / "checkpoints" / LAST).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        run.resume(tmp_path)
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "recipe.yaml").write_text((finished / "recipe.yaml").read_text())
+    saved = dict(load_checkpoint(finished / "checkpoints" / LAST))
+    saved["state_dict"] = {name: torch.zeros(3) for name in saved["state_dict"]}
+    save_checkpoint(saved, tmp_path / "checkpoints" / LAST)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        run.load_policy(tmp_path, checkpoint="last")
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: Path) -> None:
+    before = (finished / "checkpoints" / LAST).read_bytes()
+    run.resume(finished, progress=False)
+    assert (finished / "checkpoints" / LAST).read_bytes() == before
