@@ -22,7 +22,7 @@ from marlkit.recorder.steps import StepRecorder
 from marlkit.run.checkpoint_io import load_checkpoint
 from marlkit.run.checkpoints import LAST
 from marlkit.run.metrics_file import read_metrics
-from marlkit.training import assembly as building
+from marlkit.training import assembly
 from marlkit.training.learner import Learner
 
 CUDA = pytest.mark.gpu
@@ -247,14 +247,14 @@ def test_a_step_that_brings_tensors_along_is_not_recorded() -> None:
 
 def trained(recipe: str, mode: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *extra: str) -> tuple[Path, Learner]:
     learners: list[Learner] = []
-    build = building.build_learner
+    build = assembly.build_learner
 
     def remembered(*given: Any, **named: Any) -> Learner:
         learners.append(build(*given, **named))
         return learners[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "build_learner", remembered)
+        patch.setattr("marlkit.run.session.build_learner", remembered)
         changing = known(recipe, CHANGING)
         recipe_ = load_recipe(recipe, [*small(recipe), *changing, *extra, f"trainer.compile={mode}"])
         ended = run.train(recipe_, folder / mode, progress=False)
