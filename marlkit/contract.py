@@ -56,6 +56,8 @@ class Contract:
         needs: for a section (``"actor"``) or an own option that holds a component (``"step"``), the traits it must have; an
             entry may be conditional like those of ``reads``.
         predicts: for a critic, the written key that is regressed on the value target.
+        inherits: own options that hold a component whose traits this one has too, as a wrapper has.
+        without: inherited traits that it does not pass on.
         at_most: for an own option, the options (``"env.num_envs"``) whose product it may not exceed.
         check: ``"module:function"`` inside marlkit, called with the completed options; yields ``(option, message)`` pairs.
     """
@@ -65,12 +67,19 @@ class Contract:
     traits: tuple[Any, ...] = ()
     needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     predicts: Key | None = None
+    inherits: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
     at_most: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     check: str | None = None
 
     def resolve(self, field_name: str, options: Mapping[str, Any], environment: Collection[str]) -> tuple[Any, ...]:
         """``reads``, ``writes`` or ``traits`` with every condition decided."""
         return tuple(_decided(getattr(self, field_name), options, environment))
+
+    def all_traits(self, own: Iterable[str], parts: Mapping[str, Iterable[str]]) -> frozenset[str]:
+        """``own`` traits and those inherited from ``parts``, the traits of the components that own options hold."""
+        inherited = {trait for option in self.inherits for trait in parts.get(option, ())}
+        return frozenset(own) | (inherited - set(self.without))
 
     def needed(self, options: Mapping[str, Any], environment: Collection[str]) -> dict[str, tuple[str, ...]]:
         """``needs`` with every condition decided; sections of which nothing is needed are left out."""

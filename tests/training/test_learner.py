@@ -168,7 +168,7 @@ def critics(spec: TeamSpec) -> dict[str, Callable[[], Critic]]:
 def test_next_values_are_those_of_the_next_states(name: str, body: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although most are taken from the step after: evaluating every `next` says the same; after a true end there is nothing."""
     torch.manual_seed(0)
-    monkeypatch.setattr("marlkit.training.learner.ANNOTATED_ROWS", 7)  # several blocks
+    monkeypatch.setattr("marlkit.training.annotation.ANNOTATED_ROWS", 7)  # several blocks
     learner = scripted(DISCRETE, random_script(DISCRETE, B, 2 * T), critic=critics(DISCRETE)[name](), body=body)
     for _ in range(2):  # the second rollout goes on in the middle of episodes
         batch = annotated(learner)
