@@ -64,7 +64,7 @@ class CategoricalTeam(TeamDistribution):
             self.log_probs = _mixed(self.log_probs, masked < UNAVAILABLE / 2, uniform_share)
 
     def sample(self) -> Tensor:
-        """Actions ``[*, N]`` by Gumbel-max in its exponential form: the largest ``p / E``, ``E ~ Exp(1)``; never one with ``p = 0``."""
+        """``[*, N]`` by Gumbel-max in its exponential form: the largest ``p / E``, ``E ~ Exp(1)``; never one with ``p = 0``."""
         probabilities = self.log_probs.detach().exp()
         return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(-1)
 

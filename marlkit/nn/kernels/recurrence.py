@@ -52,7 +52,7 @@ def step_by_step(gates: Tensor, hidden: Tensor, keep: Tensor, weight: Tensor, bi
 
 
 def unit(gates: Tensor, from_hidden: Tensor, hidden: Tensor) -> Tensor:
-    """One step ``[*, H]`` from the contributions of input and hidden state to the gates, both ``[*, 3 H]``, and ``hidden`` ``[*, H]``."""
+    """One step ``[*, H]`` from the contributions of input and state to the gates, ``[*, 3 H]``, and the state ``[*, H]``."""
     reset_in, update_in, new_in = gates.chunk(3, -1)
     reset_hidden, update_hidden, new_hidden = from_hidden.chunk(3, -1)
     reset = torch.sigmoid(reset_in + reset_hidden)
