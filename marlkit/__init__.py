@@ -39,7 +39,7 @@ def train(
 
 
 def resume(folder: str | Path, *, progress: bool = True, profile: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
-    """Go on with a run that was stopped; see :func:`marlkit.run.resume`."""
+    """Continue a run that was stopped; see :func:`marlkit.run.resume`."""
     from marlkit import run
 
     return run.resume(folder, progress=progress, profile=profile, callbacks=callbacks)

@@ -1,4 +1,4 @@
-"""Cutting a rollout into shuffled minibatches, of single steps or of sequences."""
+"""Splitting a rollout into shuffled minibatches, of single steps or of sequences."""
 
 from __future__ import annotations
 
@@ -26,17 +26,20 @@ def units(batch: TensorDictBase, sequence_length: int | None) -> TensorDictBase:
 
 
 def refuse_unfit_length(steps: int, sequence_length: int | None) -> None:
-    """Look whether ``steps`` steps are so many whole sequences.
+    """Refuse a rollout of ``steps`` steps that is not a whole number of sequences.
 
     Raises:
-        OptionError: they are not.
+        OptionError: it is not.
     """
     if sequence_length is not None and steps % sequence_length:
         raise OptionError("sequence_length", f"must divide the {steps} steps of a rollout, got {sequence_length}")
 
 
 def minibatches(rows: TensorDictBase, size: int | None) -> Iterator[TensorDictBase]:
-    """Every row once, in random order, about ``size`` joint steps at a time (``None``: all rows at once, in order)."""
+    """Minibatches of rows ``[R]`` or ``[R, L]``: every row once, in random order, about ``size`` joint steps each.
+
+    ``size`` ``None``, or at least the whole: all rows at once, in order.
+    """
     sequence_length = 1 if rows.batch_dims == 1 else rows.batch_size[1]
     if size is None or size >= rows.batch_size.numel():
         yield rows

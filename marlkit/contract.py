@@ -1,7 +1,7 @@
-"""What a component says of itself, in words that can be read without running it.
+"""The contract of a component: a description that can be read without running it.
 
 A contract is a class attribute made of literals, so that ``marlkit check`` reads it from the source in milliseconds, without
-importing torch and without executing a stranger's code. The contract test then holds every component to it.
+importing torch and without executing untrusted code. The contract test checks that every component keeps it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from marlkit.keys import Key
 
 @dataclass(frozen=True)
 class When:
-    """Entries that hold under a condition only.
+    """Entries that hold only under a condition.
 
     ``condition`` is ``"option=value"`` (an option of the component itself, written as YAML writes it) or a bare trait of the
     environment (``"discrete"``); several are joined by ``" & "``.
@@ -25,7 +25,7 @@ class When:
     then: tuple[Any, ...]
 
     def holds(self, options: Mapping[str, Any], environment: Collection[str]) -> bool:
-        """Whether every part of the condition is true of these options and of this environment's traits."""
+        """Whether every part of the condition holds for these options and the environment's traits."""
         return all(_holds(part.strip(), options, environment) for part in self.condition.split("&"))
 
 
@@ -52,9 +52,9 @@ class Contract:
     Attributes:
         reads: keys that must have been written before it runs.
         writes: keys that it adds.
-        traits: facts about it that others may need.
-        needs: for a section (``"actor"``) or an own option that holds a component (``"step"``), the traits it must have; an
-            entry may be conditional like those of ``reads``.
+        traits: properties that other components may need.
+        needs: for a section (``"actor"``) or an own option that holds a component (``"step"``), the traits that component must
+            have; an entry may be conditional like those of ``reads``.
         predicts: for a critic, the written key that is regressed on the value target.
         inherits: own options that hold a component whose traits this one has too, as a wrapper has.
         without: inherited traits that it does not pass on.
@@ -73,7 +73,7 @@ class Contract:
     check: str | None = None
 
     def resolve(self, field_name: str, options: Mapping[str, Any], environment: Collection[str]) -> tuple[Any, ...]:
-        """``reads``, ``writes`` or ``traits`` with every condition decided."""
+        """``reads``, ``writes`` or ``traits`` with every condition resolved."""
         return tuple(_decided(getattr(self, field_name), options, environment))
 
     def all_traits(self, own: Iterable[str], parts: Mapping[str, Iterable[str]]) -> frozenset[str]:
@@ -82,7 +82,7 @@ class Contract:
         return frozenset(own) | (inherited - set(self.without))
 
     def needed(self, options: Mapping[str, Any], environment: Collection[str]) -> dict[str, tuple[str, ...]]:
-        """``needs`` with every condition decided; sections of which nothing is needed are left out."""
+        """``needs`` with every condition resolved, without the sections for which no trait remains."""
         decided = {target: tuple(_decided(wanted, options, environment)) for target, wanted in self.needs.items()}
         return {target: wanted for target, wanted in decided.items() if wanted}
 
@@ -104,7 +104,7 @@ class Kind:
         package: the package whose modules hold marlkit's own components of this kind.
         base: dotted path of the class that every component of the kind extends.
         suffix: what the class names end with (``CentralisedCritic``); the rest, in snake case, is the name in a recipe.
-        default: what an absent section means (``None``: the section must be there).
+        default: the component of an absent section (``None``: the section is required).
     """
 
     section: str

@@ -1,4 +1,4 @@
-"""The errors that marlkit raises on purpose. Each says what is wrong, where, and what to do about it."""
+"""The errors that marlkit raises. Each message names the problem, its place and a remedy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 class MarlkitError(Exception):
-    """Base of every error that a user can mend; the command line prints it without a traceback."""
+    """Base of every error that a user can correct; the command line prints it without a traceback."""
 
 
 class OptionError(MarlkitError, ValueError):
@@ -16,7 +16,7 @@ class OptionError(MarlkitError, ValueError):
 
     Args:
         option: name of the constructor argument at fault, such as ``"num_envs"``.
-        message: what is wrong with it and what would be right.
+        message: what is wrong with the value, and which values are valid.
     """
 
     def __init__(self, option: str, message: str) -> None:
@@ -27,7 +27,7 @@ class OptionError(MarlkitError, ValueError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a recipe: where it stands and how to mend it."""
+    """One problem of a recipe, with its place and a remedy."""
 
     source: str
     line: int | None
@@ -43,7 +43,7 @@ class Problem:
 
 
 class RecipeError(MarlkitError):
-    """A recipe that cannot be run; carries all its problems, not only the first."""
+    """A recipe that cannot be run, with all its problems."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -55,7 +55,7 @@ class RunError(MarlkitError):
 
 
 class CheckpointError(RunError):
-    """A checkpoint that is damaged, foreign, or holds more than plain data."""
+    """A checkpoint that is damaged, not of this recipe, or holds more than plain data."""
 
 
 class NonFiniteError(MarlkitError):
@@ -63,7 +63,7 @@ class NonFiniteError(MarlkitError):
 
 
 class ComponentError(MarlkitError):
-    """A name that stands for no component, or a component whose source cannot be read."""
+    """A name of no component, or a component whose source cannot be read."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,9 +1,9 @@
-"""Every TensorDict key of marlkit: one key, one shape, one meaning.
+"""Every TensorDict key of marlkit, with its shape and meaning.
 
 Agents are stacked on one axis ``N`` and nested under ``"agents"`` (TorchRL's convention). A shape names the dimensions that
 follow the batch dimensions (``[B, T]`` for a rollout): ``N`` agents, ``O`` observation features, ``S`` state features, ``A``
 discrete actions, ``D`` action dimensions, ``H`` hidden features of a recurrent actor, ``E`` features of an encoded agent, ``V``
-believing agents: N, or 1 where all believe the same, ``M`` steps of the recent past. This module imports no torch.
+modelling agents: N, or 1 where all have equal beliefs, ``M`` steps of the recent past. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ def following(key: Key) -> Key:
 
 
 def current(key: Key) -> Key:
-    """The key that ``key`` follows, or ``key`` itself where it follows none (``REWARD`` belongs to the step that earns it)."""
+    """The key at the current step of which ``key`` is the next-step key; other keys are returned unchanged.
+
+    ``REWARD``, ``TERMINATED``, ``TRUNCATED`` and ``DONE`` stand under ``next`` but belong to the current step.
+    """
     if isinstance(key, tuple) and key[0] == "next" and key not in TABLE:
         return key[1] if len(key) == 2 else key[1:]
     return key
@@ -65,7 +68,7 @@ RECENT_VALID = ("recent", "valid")
 
 @dataclass(frozen=True)
 class KeyInfo:
-    """Shape behind the batch dimensions, element type and meaning of a key.
+    """Shape after the batch dimensions, element type and meaning of a key.
 
     ``continuous`` is the shape where actions are continuous and it differs (``None``: the same shape).
     """
@@ -82,11 +85,11 @@ class KeyInfo:
 
 
 TABLE: dict[Key, KeyInfo] = {
-    OBSERVATION: KeyInfo("N O", "float32", "what each agent sees, padded with zeros to the longest"),
+    OBSERVATION: KeyInfo("N O", "float32", "observation of each agent, padded with zeros to the longest"),
     STATE: KeyInfo("S", "float32", "global state; the joint observation where the environment has none"),
     ACTION_MASK: KeyInfo("N A", "bool", "discrete actions that are available"),
     ACTION_DIMS: KeyInfo("N D", "bool", "continuous action dimensions that the agent has (not padding)"),
-    ALIVE: KeyInfo("N 1", "bool", "agents that take part; the losses of the others weigh nothing"),
+    ALIVE: KeyInfo("N 1", "bool", "agents that take part; the losses of the others have weight zero"),
     IS_FIRST: KeyInfo("1", "bool", "first step of an episode: recurrent actors start from a zero hidden state"),
     ACTION: KeyInfo("N", "int64", "action taken, in the units of the environment", continuous="N D"),
     LOG_PROB: KeyInfo("N 1", "float32", "log-probability of the action per agent, summed over action dimensions only"),
@@ -96,21 +99,21 @@ TABLE: dict[Key, KeyInfo] = {
     TEMPERATURE: KeyInfo("N 1", "float32", "weight of the entropy in soft values, fixed or learnt; the actor's; no gradient"),
     HIDDEN: KeyInfo("N H", "float32", "hidden state of a recurrent actor before this step"),
     REWARD: KeyInfo("N 1", "float32", "reward of the step; the team's where the environment pools it"),
-    TERMINATED: KeyInfo("1", "bool", "the episode truly ended: nothing follows"),
+    TERMINATED: KeyInfo("1", "bool", "the episode truly ended: no bootstrap"),
     TRUNCATED: KeyInfo("1", "bool", "the episode was cut, by a time limit for instance: the value of `next` is bootstrapped"),
     DONE: KeyInfo("1", "bool", "terminated or truncated"),
     STATE_VALUE: KeyInfo("N 1", "float32", "baseline of agent i; may depend on others' actions, never on its own"),
     ACTION_VALUE: KeyInfo("N 1", "float32", "Q of the action taken"),
     ACTION_VALUES: KeyInfo("N A", "float32", "Q of each own action, others' actions held"),
-    ADVANTAGE: KeyInfo("N 1", "float32", "how much better the action was than the baseline; no gradient"),
-    VALUE_TARGET: KeyInfo("N 1", "float32", "what the critic is regressed on; no gradient"),
-    OPPONENT_LOGITS: KeyInfo("V N A", "float32", "what agent i (axis -3) believes of the logits of agent j (axis -2)"),
-    OPPONENT_LOC: KeyInfo("V N D", "float32", "what agent i believes of the action mean of agent j"),
-    OPPONENT_SCALE: KeyInfo("V N D", "float32", "what agent i believes of the action deviation of agent j"),
+    ADVANTAGE: KeyInfo("N 1", "float32", "value of the action minus the baseline; no gradient"),
+    VALUE_TARGET: KeyInfo("N 1", "float32", "regression target of the critic; no gradient"),
+    OPPONENT_LOGITS: KeyInfo("V N A", "float32", "belief of agent i (axis -3) about the logits of agent j (axis -2)"),
+    OPPONENT_LOC: KeyInfo("V N D", "float32", "belief of agent i about the action mean of agent j"),
+    OPPONENT_SCALE: KeyInfo("V N D", "float32", "belief of agent i about the action deviation of agent j"),
     ENCODING: KeyInfo("N E", "float32", "features of each agent from all agents' observations; with gradient during an update"),
     SAMPLE_SEED: KeyInfo("1", "int64", "seed of the opponents' action samples here; fixed for one iteration"),
     JOINT_ACTION: KeyInfo(
-        "V N", "int64", "what agent i takes for the joint action: own as chosen, others' known or believed", continuous="V N D"
+        "V N", "int64", "joint action in the view of agent i: own as chosen, others' known or believed", continuous="V N D"
     ),
     RECENT_OBSERVATION: KeyInfo("M N O", "float32", "observations of the last M steps before this one, oldest first"),
     RECENT_ACTION: KeyInfo("M N", "int64", "actions of the last M steps before this one, oldest first", continuous="M N D"),
@@ -128,13 +131,13 @@ def describe(key: Key) -> KeyInfo:
     """Shape and meaning of ``key``, or of the key that it follows.
 
     Raises:
-        KeyError: the key is not in the table.
+        KeyError: the key is not in :data:`TABLE`.
     """
     if current(key) in TABLE:
         return TABLE[current(key)]
-    raise KeyError(f"{key!r} is not a key of marlkit; the table stands in marlkit/keys.py")
+    raise KeyError(f"{key!r} is not a key of marlkit; the keys are listed in marlkit/keys.py")
 
 
 def name(key: Key) -> str:
-    """A key for people: ``agents.observation``."""
+    """A key as text: ``agents.observation``."""
     return key if isinstance(key, str) else ".".join(key)

@@ -1,4 +1,4 @@
-"""Types of component options: what a value in a recipe may be.
+"""Types of component options: the valid values in a recipe.
 
 A constructor annotates its keyword-only arguments with these (or with ``int``, ``float``, ``bool``, ``str``, ``Literal``,
 ``list[...]``, ``dict[str, Any]``, a union of them, or a kind of component), and the same annotation is read from the source
@@ -27,14 +27,14 @@ class Range:
 
     @property
     def words(self) -> str:
-        """The bounds for people: ``"from 0 to 1"``, ``"above 0"``."""
+        """The bounds in words: ``"from 0 to 1"``, ``"above 0"``."""
         if self.at_least is not None and self.at_most is not None:
             return f"from {self.at_least} to {self.at_most}"
         bounds = {"of at least": self.at_least, "of at most": self.at_most, "above": self.above, "below": self.below}
         return " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
 
     def problem(self, value: float) -> str | None:
-        """What is wrong with ``value``, or ``None``."""
+        """Why ``value`` is out of bounds, or ``None``."""
         if isinstance(value, float) and not math.isfinite(value):
             return f"must be finite, got {value}"
         if self.at_least is not None and value < self.at_least:
@@ -85,7 +85,7 @@ _WORDS: dict[Any, tuple[str, str]] = {
 
 
 def describe_type(annotation: Any, *, several: bool = False) -> str:
-    """An annotation for people: ``"a list of whole numbers"``, ``"own or state"``."""
+    """An annotation in words: ``"a list of whole numbers"``, ``"own or state"``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         words = [constraint.words for constraint in arguments[1:] if isinstance(constraint, Range) and constraint.words]
@@ -104,7 +104,7 @@ def describe_type(annotation: Any, *, several: bool = False) -> str:
 
 
 def problem_with(value: Any, annotation: Any) -> str | None:
-    """What is wrong with ``value`` where ``annotation`` is asked for, or ``None`` if it fits."""
+    """Why ``value`` does not fit ``annotation``, or ``None`` if it does."""
     origin = get_origin(annotation)
     if annotation is Any:
         return None
@@ -133,7 +133,7 @@ def problem_with(value: Any, annotation: Any) -> str | None:
 
 
 def _entries(parts: tuple[Any, ...], length: int, origin: Any) -> list[Any]:
-    """The annotation of each entry of a list that may have `length` of them."""
+    """The annotation of each entry of a list of `length` entries."""
     return [parts[0]] * length if origin is not tuple or parts[-1] is ... else list(parts)
 
 
@@ -141,7 +141,7 @@ def _problem_with_union(value: Any, parts: tuple[Any, ...]) -> str | None:
     problems = [problem_with(value, part) for part in parts]
     if None in problems:
         return None
-    # The part whose type fits explains best: 0 for `int >= 1 or null` is out of range, not of a wrong type.
+    # The message of the part whose type fits is the most specific: 0 for `int >= 1 or null` is out of range, not of a wrong type.
     specific = [problem for problem, part in zip(problems, parts, strict=True) if _same_shape(value, part)]
     wanted = " or ".join(describe_type(part) for part in parts)
     return specific[0] if specific else f"must be {wanted}, got {value!r}"

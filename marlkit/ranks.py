@@ -1,9 +1,9 @@
-"""Processes that train one team together: each plays in environments of its own, all take the same optimiser steps.
+"""Processes that train one team together: each plays in its own environments, and all take the same optimiser steps.
 
 Rank ``r`` of ``R`` has a batch of its own. A loss that is a mean over a batch becomes the mean over the batches of all ranks, and
 with it its gradient: ``mean_r(share_r mean_r(x)) = sum_r(w_r x_r) / sum_r(w_r)`` with ``share_r = sum(w_r) / mean_r sum(w_r)``.
-What decides parameters is therefore averaged or drawn in :meth:`Ranks.common`; what is drawn elsewhere differs between ranks.
-With one rank everything here is the identity.
+All quantities that change parameters are therefore averaged, or drawn in :meth:`Ranks.common`; other draws differ between ranks.
+With one rank all methods are the identity.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from marlkit.errors import RunError
 from marlkit.functional.reduce import masked_mean
 
 STRIDE = 10_000_000
-"""Between the seeds of one rank and of the next: further than the seeds of evaluations are from those of training."""
+"""Difference of the seeds of consecutive ranks: larger than that between the seeds of evaluations and of training."""
 
 DRIFT = 1e-3
-"""How far parameters of two ranks may be apart, as a share of the largest: far above rounding, far below a missed step."""
+"""Largest difference of parameters between ranks, relative to the largest: far above rounding, far below a missed step."""
 
 
 def rank_seed(seed: int, rank: int) -> int:
-    """The seed of what ``rank`` alone draws; that of the recipe for the first."""
+    """The seed of the draws of ``rank`` alone; for the first rank that of the recipe."""
     return seed + rank * STRIDE
 
 
 def is_first() -> bool:
-    """Whether this process is the one that reports, also where it is the only one."""
+    """Whether this process is the first rank, or the only process."""
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 
 class Ranks:
-    """The ranks of a training, seen from one of them; a single one until :meth:`join`.
+    """The ranks of a training, as seen by one of them; a single one until :meth:`join`.
 
     Every method but :meth:`common` is called by all ranks, in the same order and with tensors of the same shapes.
 
     Args:
-        seed: of the recipe, from which the draws that all ranks share are made.
+        seed: of the recipe; also seeds the draws that all ranks share.
 
     Raises:
-        RunError: by any method that exchanges something: another rank has stopped.
+        RunError: by any method that communicates: another rank has stopped.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -60,14 +60,14 @@ class Ranks:
         """Become one of the ranks of torch's process group, which must have been initialised."""
         self.index, self.size = distributed.get_rank(), distributed.get_world_size()
         if self.size > 1 and distributed.get_backend() != "gloo":
-            # Plain data stays on the CPU, which other backends do not serve.
+            # Plain data stays on the CPU, which other backends do not support.
             self._plain = distributed.new_group(backend="gloo")
 
     # --- means ----------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def mean_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by their means over the ranks, in one exchange; the result is the same bit for bit on all."""
+        """Replace tensors ``[*]`` by their means over the ranks, in one exchange; the result is bit-identical on all ranks."""
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -78,7 +78,7 @@ class Ranks:
             tensor.copy_(mean.view_as(tensor))
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean of ``tensor`` over the ranks, without gradient."""
+        """The mean of ``tensor`` ``[*]`` over the ranks, without gradient."""
         if self.size == 1:
             return tensor
         mean = tensor.detach().clone()
@@ -86,37 +86,37 @@ class Ranks:
         return mean
 
     def mean_each(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The mean of every scalar over the ranks."""
+        """The mean of every scalar ``[]`` over the ranks."""
         if self.size == 1 or not values:
             return values
         stacked = self.mean(torch.stack([value.detach().float() for value in values.values()]))
         return dict(zip(values, stacked.unbind(), strict=True))
 
     def share(self, weight: Tensor, dtype: torch.dtype) -> Tensor | float:
-        """``share_r``: times this, the mean over this rank's entries of ``weight`` (any shape) counts as much as it should."""
+        """``share_r``, a scalar ``[]``: the factor of the mean over this rank's entries of ``weight`` ``[*]``."""
         if self.size == 1:
             return 1.0
         count = weight.detach().sum().to(dtype)
         return count / self.mean(count).clamp(min=1 / self.size)
 
     def weigh(self, weight: Tensor, value: Tensor) -> Tensor:
-        """``share_r value``, whose mean over the ranks is the mean over all their entries.
+        """``share_r value``, whose mean over the ranks is the mean over the entries of all ranks.
 
         Args:
-            weight: of the entries that count on this rank, any shape.
-            value: their mean; keeps its gradient.
+            weight: weights of the entries on this rank, ``[*]``.
+            value: their weighted mean, ``[]``; keeps its gradient.
         """
         return value if self.size == 1 else value * self.share(weight, value.dtype)
 
     def masked_mean(self, x: Tensor, weight: Tensor) -> Tensor:
-        """:func:`marlkit.functional.reduce.masked_mean` over the entries of all ranks; with several, without gradient."""
+        """:func:`marlkit.functional.reduce.masked_mean` over the entries ``[*]`` of all ranks; with several, without gradient."""
         return self.mean(self.weigh(weight, masked_mean(x, weight)))
 
     # --- equality -------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def common(self) -> Iterator[None]:
-        """Draw from torch's CPU generator within the block what is drawn on every rank; with one rank as anywhere else."""
+        """Within the block torch's CPU generator draws the same numbers on every rank; with one rank it has no effect."""
         if self.size == 1:
             yield
             return
@@ -130,11 +130,11 @@ class Ranks:
 
     @torch.no_grad()
     def align(self, parameters: Iterable[Tensor]) -> None:
-        """Set parameters to those of the first rank, from which rounding may have taken them on a GPU.
+        """Set parameters ``[*]`` to those of the first rank, from which they may differ by rounding on a GPU.
 
         Raises:
-            RunError: they are further apart than rounding explains: a component draws outside :meth:`common`, or takes steps on
-                gradients that are not averaged.
+            RunError: they differ by more than rounding: a component draws outside :meth:`common`, or takes steps on gradients
+                that are not averaged.
         """
         own = list(parameters)
         if self.size == 1 or not own:
@@ -148,8 +148,8 @@ class Ranks:
             distributed.all_reduce(apart, distributed.ReduceOp.MAX)
         if apart > DRIFT:
             raise RunError(
-                f"the parameters of the {self.size} ranks are apart by {apart.item():.2g} of the largest. A component of the "
-                "recipe decides parameters by draws or gradients of one rank alone; set trainer.devices=1 and trainer.nodes=1."
+                f"the parameters of the {self.size} ranks differ by {apart.item():.2g} of the largest. A component of the recipe "
+                "changes parameters by draws or gradients of one rank alone; set trainer.devices=1 and trainer.nodes=1."
             )
         for parameter, value in zip(own, first.split([parameter.numel() for parameter in own]), strict=True):
             parameter.copy_(value.view_as(parameter))
@@ -157,7 +157,7 @@ class Ranks:
     # --- plain data -----------------------------------------------------------------------------------------------------
 
     def gather(self, value: Any) -> list[Any]:
-        """Plain data and tensors of every rank, on the CPU, in the order of the ranks: at the first; elsewhere an empty list."""
+        """Plain data and tensors of every rank, on the CPU, in the order of the ranks; an empty list on all but the first."""
         if self.size == 1:
             return [value]
         buffer = io.BytesIO()
@@ -177,14 +177,14 @@ class Ranks:
         return held[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """How many there are, and where the draws that they share stand."""
+        """The number of ranks, and the state of the generator that they share."""
         return {"size": self.size, "stream": self._stream}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`.
 
         Raises:
-            RunError: it is of another number of ranks.
+            RunError: it is from another number of ranks.
         """
         if state["size"] != self.size:
             raise RunError(
@@ -198,11 +198,11 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            # Without the place in the source that gloo puts first, and without its advice.
+            # Without the source location at the start of gloo's message, and without its advice.
             reason = re.sub(r"^\[\S*\]\s*", "", str(error).strip()).partition(". ")[0] or type(error).__name__
             raise RunError(
                 f"rank {self.index} of {self.size} can no longer reach the others: one of them has stopped ({reason}). Its own "
-                "message says why. `marlkit resume <run>` goes on from the last checkpoint."
+                "message names the cause. `marlkit resume <run>` continues from the last checkpoint."
             ) from error
 
 

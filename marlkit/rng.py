@@ -1,4 +1,4 @@
-"""The state of every random generator that training draws from, as plain data."""
+"""The state of every random generator that training uses, as plain data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def state() -> dict[str, Any]:
-    """States of torch (CPU and every CUDA device), numpy and Python, loadable with ``weights_only=True``."""
+    """States of torch (CPU and every CUDA device), NumPy and Python, loadable with ``weights_only=True``."""
     name, words, position, has_gauss, gauss = np.random.get_state()
     version, internal, gauss_next = random.getstate()
     return {
@@ -24,7 +24,7 @@ def state() -> dict[str, Any]:
 
 
 def restore(saved: dict[str, Any]) -> None:
-    """Set every generator to :func:`state`. CUDA generators are left alone where the number of devices differs."""
+    """Set every generator to a saved :func:`state`; CUDA generators only if the number of devices is the same."""
     torch.set_rng_state(saved["torch"])
     if saved["cuda"] and len(saved["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(saved["cuda"])
@@ -35,7 +35,7 @@ def restore(saved: dict[str, Any]) -> None:
 
 
 def drawn_since(saved: dict[str, Any]) -> set[str]:
-    """The sources whose state is another than in :func:`state`: of ``torch``, ``cuda``, ``numpy`` and ``python``."""
+    """The generators, of ``torch``, ``cuda``, ``numpy`` and ``python``, whose state differs from a saved :func:`state`."""
     now = state()
     return {source for source in now if not _same(now[source], saved[source])}
 
@@ -57,7 +57,7 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def isolated(seed: int) -> Iterator[None]:
-    """Seed every generator within the block and put them back after it."""
+    """Seed every generator within the block and restore them after it."""
     saved = state()
     seed_all(seed)
     try:

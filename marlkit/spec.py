@@ -1,4 +1,4 @@
-"""What the environment tells every component: how many agents, how large, acting how. This module imports no torch."""
+"""The description of a team that every component receives: number of agents, sizes, actions. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Bounds = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class Discrete:
-    """``n`` actions, numbered from 0; agents with fewer have the rest masked."""
+    """``n`` actions, numbered from 0; those that an agent does not have are masked."""
 
     n: int
 
 
 @dataclass(frozen=True)
 class Continuous:
-    """``size`` real numbers in the units of the environment; agents with fewer have the rest masked.
+    """``size`` real numbers in the units of the environment; those that an agent does not have are masked.
 
     ``low`` and ``high`` are bounds per agent and dimension, ``[N][D]``; ``None`` means unbounded.
     """
@@ -66,12 +66,12 @@ class TeamSpec:
 
     @property
     def state_size(self) -> int:
-        """S."""
+        """Size S of the state."""
         return self.n_agents * self.observation if self.state is None else self.state
 
     @property
     def traits(self) -> frozenset[str]:
-        """The environment's traits that conditions of a contract may name."""
+        """The environment's traits, to which conditions of a contract refer."""
         reward = {"team_reward"} if self.team_reward else set()
         return frozenset({"discrete" if self.discrete else "continuous"} | reward)
 
@@ -101,7 +101,7 @@ class TeamSpec:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data from which :meth:`from_dict` makes an equal spec."""
+        """Plain data from which :meth:`from_dict` creates an equal spec."""
         action: dict[str, Any]
         if isinstance(self.action, Discrete):
             action = {"discrete": self.action.n}

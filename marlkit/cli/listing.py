@@ -1,4 +1,4 @@
-"""``marlkit list``: recipes, components, and everything there is to know of one component. Imports no torch."""
+"""``marlkit list``: recipes, components, and the full description of one component. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from marlkit.options import describe_type
 from marlkit.recipe import combinations, shipped
 from marlkit.recipe.catalogue import Entry, Option, components, find
 
-COLUMNS = ("option", "default", "takes", "what it is")
+COLUMNS = ("option", "default", "takes", "description")
 
 
 def print_list(what: str | None) -> None:
     """Print recipes and components.
 
     Args:
-        what: ``None`` for everything, ``"recipes"`` or one of them, ``"combinations"`` for what fits together, a section
-            (``"critic"`` or ``"critics"``), or one component (``"critic.local"``, ``"local"``, ``"critic.my_package.MyCritic"``).
+        what: ``None`` for everything, ``"recipes"`` or one of them, ``"combinations"`` for the table of what fits together, a
+            section (``"critic"`` or ``"critics"``), or one component (``"critic.local"``, ``"local"``,
+            ``"critic.my_package.MyCritic"``).
 
     Raises:
-        MarlkitError: there is nothing of that name.
+        MarlkitError: there is no recipe, section or component of that name.
     """
     if what is None:
         _print_recipes()
@@ -43,21 +44,21 @@ def print_list(what: str | None) -> None:
 
 
 def describe_recipe(file: Path) -> str:
-    """What a recipe's first line, a comment, says of it."""
+    """The description of a recipe in its first line, a comment."""
     first = file.read_text(encoding="utf-8").partition("\n")[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
 def _print_recipes() -> None:
     rows = [(name, describe_recipe(file)) for name, file in shipped().items()]
-    report.print_sections("recipes", rows, ("name", "what it is"))
+    report.print_sections("recipes", rows, ("name", "description"))
 
 
 def _print_section(section: str, options: bool = False) -> None:
     found = components(section)
     if not options:
         rows = [(name, entry.summary) for name, entry in found.items()]
-        report.print_sections(section, rows, ("name", "what it is"))
+        report.print_sections(section, rows, ("name", "description"))
         return
     for entry in found.values():
         report.print_sections(f"{section}.{entry.name}: {entry.summary}", _options(entry), COLUMNS)

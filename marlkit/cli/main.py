@@ -1,4 +1,4 @@
-"""The command ``marlkit``: thin, every command calls one function of the library.
+"""The command ``marlkit``; every subcommand calls one function of the library.
 
 ``check``, ``list`` and ``show --no-sizes`` import no torch.
 """
@@ -20,11 +20,11 @@ from marlkit.recipe.fit import check_fit
 from marlkit.recipe.wiring import mermaid
 
 INTERRUPTED = 130
-"""Exit code after control-C, as shells have it."""
+"""Exit code after control-C, by the convention of shells."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 where it succeeded, 2 where something in the input has to be mended."""
+    """Run a command; 0 if it succeeded, 2 if its input has to be corrected."""
     parsed = _parse(sys.argv[1:] if arguments is None else arguments)
     try:
         parsed.function(parsed)
@@ -35,14 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report.print_interrupted(_resumable(parsed))
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of a pipe, such as `head`, has seen enough. Nothing more may be written, not even while Python ends.
+        # The reader of a pipe, such as `head`, has closed it. Nothing may be written to it, not even while Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
-    # argparse takes no positional arguments after an option, but `marlkit check mappo --run seed=3` reads naturally.
+    # argparse takes no positional arguments after an option, but `marlkit check mappo --run seed=3` should work.
     parsed, rest = parser.parse_known_args(arguments)
     if any(text.startswith("-") or "overrides" not in parsed for text in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -55,13 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("marlkit", description="Multi-agent reinforcement learning from one-screen recipes.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     train = _with_recipe(commands, "train", _train, "train a recipe")
-    train.add_argument("--root", type=Path, default=Path("runs"), help="where run folders go (runs)")
+    train.add_argument("--root", type=Path, default=Path("runs"), help="folder of the run folders (runs)")
     _with_progress(train)
     check = _with_recipe(commands, "check", _check, "check a recipe before it runs")
     check.add_argument("--run", action="store_true", help="also take a few steps with every component")
-    show = _with_recipe(commands, "show", _show, "show a completed recipe and who reads and writes what")
+    show = _with_recipe(commands, "show", _show, "show a completed recipe and which component reads and writes which key")
     show.add_argument("--mermaid", action="store_true", help="only the wiring, as a Mermaid flowchart")
-    show.add_argument("--no-sizes", action="store_true", help="no shapes and parameter counts, which take building everything")
+    show.add_argument("--no-sizes", action="store_true", help="no shapes and parameter counts, which need all components built")
     listing = _command(commands, "list", _list, "list recipes and components")
     listing.add_argument(
         "what",
@@ -69,11 +69,11 @@ def _parser() -> argparse.ArgumentParser:
         help="`recipes`, `combinations`, a recipe, a section (`critic`) or a component (`critic.local`)",
     )
     evaluate = _with_run(commands, "evaluate", _evaluate, "play episodes with a trained team and report the return")
-    evaluate.add_argument("--episodes", type=int, help="how many (as many as during training)")
+    evaluate.add_argument("--episodes", type=int, help="number of episodes (as during training)")
     play = _with_run(commands, "play", _play, "draw an episode of a trained team as an animation")
     play.add_argument("--output", type=Path, help="the file to write (team.gif in the run folder)")
     play.add_argument("--fps", type=float, default=15, help="pictures per second (15)")
-    resume = _command(commands, "resume", _resume, "go on with a run that was stopped")
+    resume = _command(commands, "resume", _resume, "continue a run that was stopped")
     resume.add_argument("folder", type=Path, help="a run folder: runs/<recipe>/<time>-seed<k>")
     _with_progress(resume)
     return parser
@@ -105,7 +105,7 @@ def _with_run(commands: Any, name: str, function: Function, text: str) -> argpar
 
 def _with_progress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
-    parser.add_argument("--profile", action="store_true", help="show where the time of an iteration goes, live and at the end")
+    parser.add_argument("--profile", action="store_true", help="show the time of each step, during training and at the end")
 
 
 def _load(parsed: argparse.Namespace, fit: bool = True) -> Recipe:
@@ -177,7 +177,7 @@ def _resume(parsed: argparse.Namespace) -> None:
 
 
 def _print_once(folder: Path) -> None:
-    """Name the run once, though several processes may have trained it."""
+    """Print the run folder once, also where several processes have trained it."""
     from marlkit.ranks import is_first
 
     if is_first():

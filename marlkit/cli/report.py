@@ -1,4 +1,4 @@
-"""What the command line prints: errors, notes, and the wiring of a recipe."""
+"""Output of the command line: errors, notes, and the wiring of a recipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from marlkit.contract import KINDS
 from marlkit.errors import MarlkitError, RecipeError
 from marlkit.keys import Key
 from marlkit.recipe import Recipe
-from marlkit.recipe.wiring import DIMENSIONS, dimensions, is_discrete, shape, wiring
+from marlkit.recipe.wiring import DIMENSIONS, MISSING, dimensions, is_discrete, shape, wiring
 
 PIPE_WIDTH = 160
 """Columns where the output is no terminal."""
@@ -25,12 +25,12 @@ PIPE_WIDTH = 160
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leave a closed pipe to the command line, which ends without a word; rich would end with exit code 1."""
+        """Let the command line handle a closed pipe, which it does silently; rich would exit with code 1."""
         raise BrokenPipeError
 
 
 def console(file: IO[str] | None = None) -> Console:
-    """A console on standard output, or on `file`; words such as ``[N, O]`` are text to it, not markup."""
+    """A console on standard output, or on `file`; text such as ``[N, O]`` is not parsed as markup."""
     file = file or sys.stdout
     return _Console(file=file, markup=False, highlight=False, emoji=False, width=None if file.isatty() else PIPE_WIDTH)
 
@@ -44,7 +44,7 @@ def table(*columns: str) -> Table:
 
 
 def print_error(error: MarlkitError) -> None:
-    """Print what is wrong on standard error, each problem on a line of its own."""
+    """Print an error on standard error, each problem on its own line."""
     out = console(sys.stderr)
     lines = [str(problem) for problem in error.problems] if isinstance(error, RecipeError) else [str(error)]
     if len(lines) > 1:
@@ -54,19 +54,19 @@ def print_error(error: MarlkitError) -> None:
 
 
 def print_notes(notes: Iterable[str]) -> None:
-    """Print notes on standard error, so that they never mix with the output of a command."""
+    """Print notes on standard error, separate from the output of a command."""
     for note in notes:
         console(sys.stderr).print(Text("note: ", style="yellow") + Text(note), soft_wrap=True)
 
 
 def print_interrupted(run: Path | None) -> None:
-    """Say how to go on after control-C."""
+    """Print how to continue after control-C."""
     hint = "" if run is None else f" Go on with: marlkit resume {run}"
     console(sys.stderr).print(Text(f"interrupted.{hint}"), soft_wrap=True)
 
 
 def print_ok(recipe: Recipe, ran: bool) -> None:
-    """Say that a recipe is in order, and what it is made of."""
+    """Print that a recipe has passed its checks, and its components."""
     parts = ", ".join(f"{section} {recipe.entries[section].name}" for section in KINDS)
     how = "names, values and fit checked, every component tried" if ran else "names, values and fit checked"
     console().print(f"ok: {recipe.name} ({how})", f"    {parts}", sep="\n", soft_wrap=True)
@@ -80,7 +80,7 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
 
 
 def print_wiring(recipe: Recipe, sizes: Mapping[str, int], parameters: Mapping[str, int]) -> None:
-    """Print who reads and writes what.
+    """Print which component reads and writes which key.
 
     Args:
         recipe: a completed recipe.
@@ -94,9 +94,9 @@ def print_wiring(recipe: Recipe, sizes: Mapping[str, int], parameters: Mapping[s
         if not (row.reads or row.writes or row.follows or row.path in parameters):
             continue
         cells = [
-            f"{row.path}\n{row.component}{'' if row.runs else chr(10) + '(idle: nobody reads its keys)'}",
+            f"{row.path}\n{row.component}{'' if row.runs else chr(10) + '(does not run: no component reads its keys)'}",
             _keys(row.reads, discrete, sizes),
-            "\n".join(writer or "NOBODY" for writer in row.reads.values()) if row.runs else "",
+            "\n".join(writer or MISSING for writer in row.reads.values()) if row.runs else "",
             _keys(row.writes, discrete, sizes),
             *([f"{parameters[row.path]:,}" if row.path in parameters else ""] if parameters else []),
         ]

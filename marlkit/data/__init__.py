@@ -1,1 +1,1 @@
-"""Data: they produce the batches of training."""
+"""Data: components that produce the batches of training."""

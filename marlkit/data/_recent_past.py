@@ -1,4 +1,4 @@
-"""The recent past of every step of a batch, for components that model behaviour from it."""
+"""The recent past of every step of a batch, for components that model behaviour."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from marlkit.functional import history
 from marlkit.keys import Key
 
 SHOWN: dict[Key, Key] = {keys.RECENT_OBSERVATION: keys.OBSERVATION, keys.RECENT_ACTION: keys.ACTION}
-"""What the recent past shows of a step."""
+"""The keys of the recent past, and the key of a step that each holds."""
 
 PAST = (*SHOWN.values(), keys.IS_FIRST)
-"""What has to be kept of a step so that those after it can be shown it."""
+"""The keys of a step that the recent past of later steps needs."""
 
 
 def write_recent(batch: TensorDict, steps: TensorDict, missing: Tensor | int, length: int) -> None:
     """Write ``RECENT_*`` of every step of a batch and of its ``next``.
 
-    The past of ``next`` ends with the step itself; it is that of the state before any reset. What does not belong to the running
-    episode, or is not there, is zero and not valid.
+    The past of ``next`` ends with the step itself; it is that of the state before any reset. Steps that do not belong to the
+    running episode, or do not exist, are zero and not valid.
 
     Args:
         batch: ``[B, T]``, written to.
         steps: ``[M + T, B]``, the keys :data:`PAST` of the steps of the batch and of the M steps before them.
-        missing: how many of the M do not exist, from the oldest on: one number or ``[B]``.
+        missing: how many of the oldest of the M steps do not exist: one number or ``[B]``.
         length: M.
     """
     valid = history.in_episode_of_last(steps[keys.IS_FIRST].squeeze(-1), missing, length)

@@ -1,4 +1,4 @@
-"""Off-policy replay: batches drawn from what was played in the past (Lin 1992; Lowe et al. 2017)."""
+"""Off-policy replay: batches drawn from stored steps (Lin 1992; Lowe et al. 2017)."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from marlkit.options import NonNegativeInt, PositiveInt
 from marlkit.spec import TeamSpec
 
 BEHAVIOUR = (keys.ACTION, keys.LOG_PROB, keys.HIDDEN, keys.following(keys.HIDDEN))
-"""What is kept of an actor's choice. The parameters of its distribution are not: batches show those of the current policy."""
+"""The keys of an actor that are stored. The parameters of its distribution are not: batches hold those of the current policy."""
 
 
 class ReplayData(Data):
-    """Plays ``steps`` joint steps per environment and draws ``updates`` batches of what was played in the past.
+    """Plays ``steps`` joint steps per environment and draws ``updates`` batches of stored steps.
 
-    Every step is kept as it was played, as far as somebody reads it, with the log-probability of the policy that played it, its
-    hidden state, and the state that followed before any reset. It is overwritten after ``capacity // num_envs`` further steps of
+    Of every step the keys that a component reads are stored, with the log-probability under the policy that played it, its hidden
+    state, and the next state before any reset. It is overwritten after ``capacity // num_envs`` further steps of
     its environment. Draws are uniform, with replacement. Actors without memory learn from single steps, ``[batch_size, 1]``;
-    recurrent ones from sequences of consecutive steps, ``[batch_size // L, L]``, which may go on behind the end of an episode.
-    The recent past (``RECENT_*``) is written where a component asks for it, as far back as it is still kept.
+    recurrent ones from sequences of consecutive steps, ``[batch_size // L, L]``, which may continue after the end of an
+    episode. The recent past (``RECENT_*``) is written if a component reads it, as far back as it is still stored.
 
-    A checkpoint holds everything that is kept, so that its size grows with ``capacity``.
+    A checkpoint holds all stored steps, so that its size grows with ``capacity``.
 
     Args:
         spec: the team.
         steps: joint steps that each environment plays per iteration.
-        capacity: joint steps kept over all environments; 5e4 to 1e6.
+        capacity: joint steps stored, over all environments; 5e4 to 1e6.
         batch_size: joint steps per batch; 128 to 1024.
         updates: batches per iteration.
         warm_up: joint steps played before the first batch.
@@ -77,7 +77,7 @@ class ReplayData(Data):
         self._filled = 0
 
     def collect(self, env: Environment, actor: Actor, run_step: RunStep = run_directly) -> TensorDict:
-        """The steps of this iteration, batch ``[B, T]``, which are kept; overwritten by the next call."""
+        """Play and store the steps of this iteration, batch ``[B, T]``; the next call overwrites it."""
         self._refuse_unfit_capacity(env.num_envs, actor.sequence_length or 1)
         played = self._player.collect(env, actor, run_step)
         forgotten = {key for key in actor.writes if key not in BEHAVIOUR}
@@ -90,7 +90,7 @@ class ReplayData(Data):
         return played
 
     def batches(self, played: TensorDict, actor: Actor) -> Iterator[TensorDict]:
-        """Batches drawn from all that is kept; none before ``warm_up`` joint steps have been played."""
+        """Batches ``[batch_size, 1]`` or ``[batch_size // L, L]`` of stored steps; none before ``warm_up`` joint steps."""
         length = actor.sequence_length or 1
         envs = played.batch_size[0]
         if self._filled * envs >= self.warm_up and self._filled >= length:
@@ -99,11 +99,11 @@ class ReplayData(Data):
 
     @classmethod
     def brief(cls, steps: int) -> dict[str, Any]:
-        """A short rollout, all of which can be drawn at once."""
+        """Options of a short rollout, all of which fits into one batch."""
         return {"steps": steps, "capacity": 2 * steps, "batch_size": 2 * steps, "updates": 1, "warm_up": 0}
 
     def refuse_unfit(self, envs: int, iterations: int, sequence_length: int | None) -> None:
-        """Each environment must keep what it plays, the warm-up must end within the training, a batch must hold a sequence."""
+        """Refuse a capacity below a rollout or a sequence, a warm-up beyond the training, a batch shorter than a sequence."""
         self._refuse_unfit_capacity(envs, sequence_length or 1)
         played = iterations * self._player.steps * envs
         if self.warm_up > played:
@@ -116,10 +116,10 @@ class ReplayData(Data):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is kept, where the next step is written and where the next one starts."""
+        """The stored steps, the slot that is written next, and the state of the rollout."""
         state: dict[str, Any] = {"player": self._player.state_dict()}
         if self._storage is not None:
-            # Copied: what a step was must not change with the steps that are played after it.
+            # Copied, so that later steps do not change it.
             kept = self._storage[: self._filled].apply(lambda tensor: tensor.to("cpu", copy=True))
             state |= {"kept": kept.to_dict(), "position": self._position}
         return state
@@ -136,7 +136,7 @@ class ReplayData(Data):
             self._position, self._filled = state["position"], len(kept)
 
     def _kept(self, steps: TensorDict) -> TensorDict:
-        """Of each step what may be read of it, as it is or as the recent past of another."""
+        """The keys of each step that a component reads, directly or as the recent past of another step."""
         if self.shown is None:
             return steps
         return steps.select(*self.shown, *PAST, strict=False)
@@ -178,14 +178,14 @@ class ReplayData(Data):
 
 
 def _taken(stored: TensorDict, index: Tensor, *, transposed: bool = False) -> TensorDict:
-    """Of steps ``[C, B]``, those with the numbers ``slot * B + environment`` of ``index``, in its shape or in its transpose's."""
+    """The steps ``slot * B + environment`` of ``index`` ``[L, R]`` from ``[C, B]``: ``[L, R]``, or ``[R, L]`` if transposed."""
     flat = index.flatten()
 
     def take(kept: Tensor) -> Tensor:
         taken = kept.flatten(0, 1).index_select(0, flat).view(*index.shape, *kept.shape[2:])
         return taken.transpose(0, 1) if transposed else taken
 
-    # Indexing a TensorDict, and transposing it, takes several times as long.
+    # Indexing and transposing the TensorDict is several times slower.
     found = stored.apply(take, batch_size=index.T.shape if transposed else index.shape)
     assert isinstance(found, TensorDict)
     return found

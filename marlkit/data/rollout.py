@@ -22,7 +22,7 @@ from marlkit.spec import TeamSpec
 class RolloutData(Data):
     """``steps`` joint steps of every environment, continuing where the last rollout stopped.
 
-    The recent past (``RECENT_*``) is written where a component asks for it, also across the border of two rollouts.
+    The recent past (``RECENT_*``) is written if a component reads it, also across the border of two rollouts.
 
     Args:
         spec: the team.
@@ -44,7 +44,7 @@ class RolloutData(Data):
 
     @torch.no_grad()
     def collect(self, env: Environment, actor: Actor, run_step: RunStep = run_directly) -> TensorDict:
-        """The next rollout, batch ``[B, T]``; it is overwritten by the next call."""
+        """The next rollout, batch ``[B, T]``; the next call overwrites it."""
         if self._current is None:
             self._current = self._with_memory(env.reset(), actor.initial_hidden(env.num_envs))
         written = (*actor.writes, keys.following(keys.HIDDEN))
@@ -70,15 +70,15 @@ class RolloutData(Data):
 
     @classmethod
     def brief(cls, steps: int) -> dict[str, Any]:
-        """A short rollout."""
+        """Options of a short rollout."""
         return {"steps": steps}
 
     def refuse_unfit(self, envs: int, iterations: int, sequence_length: int | None) -> None:
-        """A rollout must be whole sequences."""
+        """Refuse a rollout that is not a whole number of sequences."""
         refuse_unfit_length(self.steps, sequence_length)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next rollout starts, and the steps before it that it shows."""
+        """The state in which the next rollout starts, and the steps before it in its recent past."""
         kept = {"current": self._current, "past": self._past}
         return {name: steps.to_dict() for name, steps in kept.items() if steps is not None}
 
@@ -90,7 +90,7 @@ class RolloutData(Data):
         return step if hidden is None else step.copy().set(keys.HIDDEN, hidden)
 
     def _show_past(self, batch: TensorDict, steps: TensorDict) -> None:
-        # Of the zeros before the first step of all none is shown: an episode begins with that step.
+        # The zeros before the very first step are never valid: an episode begins with that step.
         past = steps.new_zeros((self.history, steps.batch_size[1])) if self._past is None else self._past
         steps = torch.cat([past, steps])
         write_recent(batch, steps, 0, self.history)

@@ -1,4 +1,4 @@
-"""What estimators have in common whose returns are bootstrapped with one value: which value, and what follows from it."""
+"""The common part of estimators whose returns are bootstrapped with one value: the choice of the value, keys and advantage."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ READS = (
     When("bootstrap=state_value", (keys.STATE_VALUE, keys.following(keys.STATE_VALUE))),
     When("bootstrap=action_value", (keys.following(keys.ACTION_VALUE),)),
 )
-"""What the contract of such an estimator reads."""
+"""The keys that the contract of such an estimator reads."""
 
 WRITES = (keys.VALUE_TARGET, When("bootstrap=state_value", (keys.ADVANTAGE,)))
-"""What the contract of such an estimator writes."""
+"""The keys that the contract of such an estimator writes."""
 
 
 class BootstrappingEstimator(Estimator):
     """Base of estimators of a return ``G_t`` that ends in the value ``U`` of a next state.
 
     With `state_value` the value is that of the state, which is also a baseline: the advantage is ``A_t = G_t - V(s_t)``. With
-    `action_value` it is that of the next action, and there is no baseline to subtract, so that no advantage is written.
+    `action_value` it is that of the next action, and no advantage is written, because there is no baseline.
 
     Args:
         spec: the team.
-        bootstrap: which value.
+        bootstrap: the value.
     """
 
     def __init__(self, spec: TeamSpec, bootstrap: Bootstrap) -> None:

@@ -1,4 +1,4 @@
-"""The counterfactual advantage: what an action was worth against the agent's other actions (COMA, Foerster et al. 2018)."""
+"""The counterfactual advantage: an action's value minus the mean over the agent's own actions (COMA, Foerster et al. 2018)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CounterfactualEstimator(Estimator):
 
     Args:
         spec: the team.
-        target: what the critic is regressed on; in COMA `{type: td_lambda, lmbda: 0.8, bootstrap: action_value}`.
+        target: estimator of the value target; in COMA `{type: td_lambda, lmbda: 0.8, bootstrap: action_value}`.
     """
 
     contract = Contract(reads=(keys.ACTION_VALUE, keys.STATE_VALUE), writes=(keys.ADVANTAGE,))
@@ -30,6 +30,6 @@ class CounterfactualEstimator(Estimator):
 
     @torch.no_grad()
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
-        """Write ``VALUE_TARGET`` as ``target`` does, and ``ADVANTAGE``."""
+        """Write ``VALUE_TARGET`` as ``target`` does, and ``ADVANTAGE``, on a batch ``[B, T]``."""
         self.target(batch)
         return batch.set(keys.ADVANTAGE, batch[keys.ACTION_VALUE] - batch[keys.STATE_VALUE])

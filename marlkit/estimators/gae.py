@@ -16,14 +16,14 @@ from marlkit.spec import TeamSpec
 class GaeEstimator(Estimator):
     """``A_t = delta_t + gamma lmbda (1 - done_t) A_{t+1}``, ``delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t)``.
 
-    ``s'_t`` is the state before any reset, so that a time limit is bootstrapped and a true end is not. Where lagging targets
-    value ``s'_t`` otherwise than the critic values ``s_{t+1}``, the difference is taken out of the chain, so that the value
-    target is the TD(lambda) return.
+    ``s'_t`` is the state before any reset, so that a time limit is bootstrapped and a true end is not. Where the value that
+    lagging targets give ``s'_t`` differs from the critic's value of ``s_{t+1}``, the difference is removed from the recursion, so
+    that the value target is the TD(lambda) return.
 
     Args:
         spec: the team.
         gamma: discount factor; 0.9 to 0.999.
-        lmbda: 0 for one-step errors (biased, quiet), 1 for whole returns (unbiased, noisy); usually 0.9 to 0.97.
+        lmbda: 0 for one-step errors (bias, low variance), 1 for whole returns (no bias, high variance); usually 0.9 to 0.97.
     """
 
     contract = Contract(

@@ -1,4 +1,4 @@
-"""n-step returns: n rewards, then the value of the state that they lead to (PERLA on level-based foraging, IA2C)."""
+"""n-step returns: n rewards and the value of the state after them (PERLA on level-based foraging, IA2C)."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ class NStepEstimator(BootstrappingEstimator):
         self.n = n
 
     def returns(self, reward: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor) -> Tensor:
-        """The n-step return."""
+        """The n-step return, ``[B, T, N, 1]``."""
         return n_step_return(reward, next_value, terminated, done, gamma=self.gamma, n=self.n)

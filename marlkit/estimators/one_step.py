@@ -1,4 +1,4 @@
-"""One-step returns: a reward and the value of where it led, from data of any age (Sutton 1988; with replay, Lin 1992)."""
+"""One-step returns: a reward and the value of the next state, on or off policy (Sutton 1988; with replay, Lin 1992)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from marlkit.spec import TeamSpec
 class OneStepEstimator(BootstrappingEstimator):
     """``G_t = r_t + gamma (1 - terminated_t) U_t``.
 
-    ``U_t`` is ``V(s'_t)`` or ``Q(s'_t, a'_t)``, ``s'_t`` being the state before any reset. Steps need not follow one another, so
-    that batches may come from the past. With a state value the advantage is ``A_t = G_t - V(s_t)``.
+    ``U_t`` is ``V(s'_t)`` or ``Q(s'_t, a'_t)``, ``s'_t`` being the state before any reset. Steps need not be consecutive, so that
+    batches may come from replay. With a state value the advantage is ``A_t = G_t - V(s_t)``.
 
     Args:
         spec: the team.
@@ -30,5 +30,5 @@ class OneStepEstimator(BootstrappingEstimator):
         self.gamma = gamma
 
     def returns(self, reward: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor) -> Tensor:
-        """The TD(0) return."""
+        """The TD(0) return, ``[B, T, N, 1]``."""
         return lambda_return(reward, next_value, terminated, done, gamma=self.gamma, lmbda=0.0)

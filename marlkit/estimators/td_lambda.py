@@ -20,7 +20,7 @@ class TdLambdaEstimator(BootstrappingEstimator):
     Args:
         spec: the team.
         gamma: discount factor; 0.9 to 0.999.
-        lmbda: 0 for one-step returns (biased, quiet), 1 for whole returns (unbiased, noisy); 0.8 in COMA.
+        lmbda: 0 for one-step returns (bias, low variance), 1 for whole returns (no bias, high variance); 0.8 in COMA.
         bootstrap: `state_value`, or `action_value` of the next action, without an advantage.
     """
 
@@ -34,5 +34,5 @@ class TdLambdaEstimator(BootstrappingEstimator):
         self.lmbda = lmbda
 
     def returns(self, reward: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor) -> Tensor:
-        """The TD(lambda) return."""
+        """The TD(lambda) return, ``[B, T, N, 1]``."""
         return lambda_return(reward, next_value, terminated, done, gamma=self.gamma, lmbda=self.lmbda)

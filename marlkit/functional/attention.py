@@ -13,7 +13,7 @@ def weights_of_others(query: Tensor, key: Tensor) -> Tensor:
 
     Args:
         query: ``[*, N, h, d]``.
-        key: ``[*, V, N, h, d]``, of agent j in the view of agent i (V = N), or in one view that all have (V = 1).
+        key: ``[*, V, N, h, d]``, of agent j in the view of agent i (V = N), or in one common view (V = 1).
 
     Returns:
         ``[*, h, N, N]``; zero where i = j, otherwise each row sums to one (all are zero for a single agent).

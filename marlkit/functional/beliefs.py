@@ -1,4 +1,4 @@
-"""How two opinions of the same action become one, and whose opinions of whom count (modelling of other agents)."""
+"""Combining two predictions of the same action, and counting which agents model which (modelling of other agents)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from torch import Tensor
 def mean_of_logits(first: Tensor, second: Tensor) -> Tensor:
     """Logits of the normalised geometric mean of two categorical distributions, ``(l_1 + l_2) / 2``.
 
-    A product of experts in which each has half a say, so that two experts who agree are believed and not sharpened.
+    A product of experts with weight 1/2 each, so that two equal distributions give the same distribution and no sharper one.
 
     Args:
-        first: logits of one expert.
-        second: those of the other, of equal shape.
+        first: logits of one expert, ``[*, A]``.
+        second: logits of the other, ``[*, A]``.
+
+    Returns:
+        ``[*, A]``.
     """
     return (first + second) / 2
 
@@ -27,11 +30,11 @@ def mean_of_normals(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor])
     :func:`mean_of_logits`, the mean of the natural parameters.
 
     Args:
-        first: ``(loc, scale)`` of one expert, the scale positive.
-        second: those of the other, of equal shape.
+        first: ``(loc, scale)`` of one expert, each ``[*, D]``, the scale positive.
+        second: ``(loc, scale)`` of the other, of equal shapes.
 
     Returns:
-        ``(loc, scale)``.
+        ``(loc, scale)``, each ``[*, D]``.
     """
     precision_1, precision_2 = first[1].pow(-2), second[1].pow(-2)
     total = precision_1 + precision_2
@@ -39,7 +42,7 @@ def mean_of_normals(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor])
 
 
 def pairs_modelled(groups: Sequence[int]) -> Tensor:
-    """How many agents i that use network g model agent j: ``W[g, j] = sum_{i in g} [i != j]``.
+    """Number of agents i that use network g and model agent j: ``W[g, j] = sum_{i in g} [i != j]``.
 
     Args:
         groups: the network of each agent i.

@@ -1,16 +1,16 @@
 """Agreement of agents on parameters that each holds a copy of (F2A2, Li et al. 2023, section 5).
 
-Each agent i minimises its own cost ``f_i(w_i)`` subject to ``w_i = z_i``, where ``z_i`` is its view of what all agree on. With
+Each agent i minimises its own cost ``f_i(w_i)`` subject to ``w_i = z_i``, where ``z_i`` is its estimate of the common value. With
 the augmented Lagrangian ``sum_i f_i(w_i) + <lam_i, w_i - z_i> + beta/2 |w_i - z_i|^2`` the primal-dual hybrid gradient method
-does in turn (5.4 of the paper; rewards are negated costs)::
+repeats these steps (5.4 of the paper; rewards are negated costs)::
 
     w_i   <- w_i - step (grad f_i(w_i) + lam_i + beta (w_i - z_i))
     z_i   <- sum_j W_ij w_j
     lam_i <- lam_i + beta (w_i - z_i)
 
-Where it comes to rest with ``sum_i lam_i = 0``, all copies are equal and ``sum_i grad f_i = 0``: an optimum of the sum. The
+At a fixed point with ``sum_i lam_i = 0``, all copies are equal and ``sum_i grad f_i = 0``: an optimum of the sum. The
 copies ``w_i`` are never overwritten by their average. Copies of N agents with P parameters each are stacked, ``[N, P]``; a graph
-is a symmetric bool matrix ``[N, N]`` without loops. Nothing here is larger than those.
+is a symmetric bool matrix ``[N, N]`` without loops. No intermediate result is larger than those.
 """
 
 from __future__ import annotations
@@ -21,29 +21,32 @@ import torch
 from torch import Tensor
 
 FOREVER = 2.0**62
-"""An interval that no training outlasts."""
+"""An interval longer than any training."""
 
 SPARSE = 1 / 8
-"""Share of entries that are not zero up to which a product skips the others."""
+"""Largest share of non-zero entries for which a sparse product is used."""
 
 
 def full_graph(n_agents: int) -> Tensor:
-    """Everybody is a neighbour of everybody: ``n (n - 1) / 2`` edges."""
+    """The complete graph, ``[N, N]`` bool: every two agents are neighbours, ``n (n - 1) / 2`` edges."""
     return ~torch.eye(n_agents, dtype=torch.bool)
 
 
 def empty_graph(n_agents: int) -> Tensor:
-    """No edges."""
+    """The graph without edges, ``[N, N]`` bool."""
     return torch.zeros(n_agents, n_agents, dtype=torch.bool)
 
 
 def ring_graph(order: Tensor) -> Tensor:
-    """Each agent is a neighbour of the next one in ``order``, a permutation ``[N]``: N edges, one for N = 2, none for N = 1."""
+    """Each agent is a neighbour of the next one in ``order``, a permutation ``[N]``; ``[N, N]`` bool.
+
+    N edges; one for N = 2, none for N = 1.
+    """
     return graph_of(torch.stack([order, order.roll(-1)], -1), len(order))
 
 
 def graph_of(edges: Tensor | Sequence[Sequence[int]], n_agents: int) -> Tensor:
-    """The graph with the undirected ``edges`` ``[E, 2]``; an edge from an agent to itself is none."""
+    """The graph ``[N, N]`` with the undirected ``edges`` ``[E, 2]``; edges from an agent to itself are ignored."""
     first, second = torch.as_tensor(edges, dtype=torch.int64).reshape(-1, 2).unbind(-1)
     graph = empty_graph(n_agents)
     graph[first, second] = True
@@ -52,9 +55,16 @@ def graph_of(edges: Tensor | Sequence[Sequence[int]], n_agents: int) -> Tensor:
 
 
 def with_random_edges(graph: Tensor, share: float) -> Tensor:
-    """The graph and ``round(share M)`` of the M edges that it lacks, drawn at random without step_recorder.
+    """The graph and ``round(share M)`` of the M edges that it lacks, drawn uniformly without replacement.
 
-    On a ring ``M = n (n - 1) / 2 - n``, and ``share = 1`` makes it full. Draws from torch's generator.
+    On a ring ``M = n (n - 1) / 2 - n``, and ``share = 1`` completes it. Draws from torch's generator.
+
+    Args:
+        graph: ``[N, N]`` bool.
+        share: share of the missing edges to add, in [0, 1].
+
+    Returns:
+        ``[N, N]`` bool.
     """
     missing = (~graph).triu(1).nonzero()
     drawn = missing[torch.randperm(len(missing))[: round(share * len(missing))]]
@@ -65,6 +75,9 @@ def metropolis_weights(graph: Tensor) -> Tensor:
     """``W_ij = 1 / (1 + max(deg_i, deg_j))`` for neighbours, ``W_ii = 1 - sum_j W_ij``: symmetric, rows and columns sum to 1.
 
     Source: Xiao, Boyd and Lall (2005), "A scheme for robust distributed sensor fusion based on average consensus".
+
+    Args:
+        graph: ``[N, N]`` bool.
 
     Returns:
         ``[N, N]`` float64.
@@ -77,6 +90,9 @@ def metropolis_weights(graph: Tensor) -> Tensor:
 def uniform_weights(graph: Tensor) -> Tensor:
     """``W_ij = 1 / (1 + deg_i)`` for neighbours and the agent itself: rows sum to 1, columns only where all degrees are equal.
 
+    Args:
+        graph: ``[N, N]`` bool.
+
     Returns:
         ``[N, N]`` float64.
     """
@@ -85,14 +101,14 @@ def uniform_weights(graph: Tensor) -> Tensor:
 
 
 def combine(weights: Tensor, copies: Tensor) -> Tensor:
-    """``sum_j W_mj w_j``: one mean where all weights are equal, a sparse product where few are not zero.
+    """``sum_j W_mj w_j``: one mean where all weights are equal, a sparse product where most are zero.
 
     Args:
         weights: ``[M, N]`` on the CPU.
         copies: ``[N, P]`` on any device.
 
     Returns:
-        ``[M, P]``; may be a view of fewer rows, not to be written to.
+        ``[M, P]``; may be an expanded view, which must not be written to.
     """
     if torch.allclose(weights, weights[0, 0], rtol=0.0, atol=1e-12):
         return (copies.mean(0) * float(weights[0].sum())).expand(len(weights), -1)
@@ -108,24 +124,24 @@ def lagrangian_gradient(copies: Tensor, view: Tensor, dual: Tensor, *, penalty: 
 
 
 def rows_of(agents: Sequence[int], copies: Tensor) -> Tensor | slice:
-    """What picks the rows of ``agents`` out of ``copies`` ``[N, P]``, without copying where these are all in order."""
-    everybody = list(agents) == list(range(len(copies)))
-    return slice(None) if everybody else torch.tensor(list(agents), device=copies.device)
+    """An index ``[n]`` of the rows of ``agents`` in ``copies`` ``[N, P]``; a slice, which copies nothing, for all in order."""
+    all_in_order = list(agents) == list(range(len(copies)))
+    return slice(None) if all_in_order else torch.tensor(list(agents), device=copies.device)
 
 
 def node_dual_change(copies: Tensor, view: Tensor, agents: Sequence[int], *, penalty: float) -> Tensor:
-    """``beta (w_i - z_i)`` for ``agents`` and nothing for the others (5.4d).
+    """``beta (w_i - z_i)`` for ``agents`` and zero for the others (5.4d).
 
     The changes sum to zero only if all agents exchange at the same time and the weights' columns sum to 1.
 
     Args:
         copies: ``w``, ``[N, P]``.
         view: ``z`` of ``agents``, ``[n, P]``.
-        agents: who exchanges.
+        agents: the agents that exchange.
         penalty: beta.
 
     Returns:
-        What to add to ``lam``, ``[N, P]``.
+        The change of ``lam``, ``[N, P]``.
     """
     rows = rows_of(agents, copies)
     change = penalty * (copies[rows] - view)
@@ -135,21 +151,21 @@ def node_dual_change(copies: Tensor, view: Tensor, agents: Sequence[int], *, pen
 def edge_dual_change(copies: Tensor, view: Tensor, agents: Sequence[int], weights: Tensor, *, penalty: float) -> Tensor:
     """For each of ``agents`` i and its neighbours j: ``D = beta W_ij (w_j - w_i)``; ``-D`` for i and ``+D`` for j.
 
-    The changes sum to zero whoever exchanges, whatever the weights. Where all exchange at the same time each edge is used from
+    The changes sum to zero for any set of ``agents`` and any weights. Where all exchange at the same time each edge is used from
     both ends: with symmetric weights the change is then twice that of :func:`node_dual_change`.
 
     Args:
         copies: ``w``, ``[N, P]``.
         view: ``z`` of ``agents``, ``[n, P]``.
-        agents: who exchanges.
+        agents: the agents that exchange.
         weights: ``W``, ``[N, N]``, on the CPU.
         penalty: beta.
 
     Returns:
-        What to add to ``lam``, ``[N, P]``.
+        The change of ``lam``, ``[N, P]``.
     """
     change = node_dual_change(copies, view, agents, penalty=penalty)
-    # The sum of D over the agents i, for every j: column sums times w_j, less the agents' copies weighted by the columns.
+    # The sum of D over the agents i, for every j: column sums times w_j, minus the agents' copies weighted by the columns.
     used = weights[list(agents)]
     received = combine(used.T, copies[rows_of(agents, copies)])
     return change.add_(copies * used.sum(0).to(copies).unsqueeze(-1) - received, alpha=penalty)
@@ -176,14 +192,19 @@ def draw_intervals(count: int, *, mean: float, deviation: float) -> Tensor:
 
 
 def count_messages(graph: Tensor, agents: Sequence[int], *, both_ways: bool) -> int:
-    """Directed edges that carry a copy when ``agents`` exchange at the same time.
+    """Number of directed edges that carry a copy when ``agents`` exchange at the same time.
 
-    Every neighbour sends its copy to each of them. The edge dual also changes that of the neighbours, who for that must receive
-    the copies of ``agents`` (``both_ways``); an edge between two of them carries one copy in each direction all the same.
+    Every neighbour sends its copy to each of ``agents``. Edge duals also change the duals of the neighbours, which must receive
+    the copies of ``agents`` for it (``both_ways``). An edge between two of ``agents`` always carries one copy in each direction.
+
+    Args:
+        graph: ``[N, N]`` bool.
+        agents: the agents that exchange.
+        both_ways: whether ``agents`` also send their copies to their neighbours.
     """
-    asking = torch.zeros(len(graph), dtype=torch.bool)
-    asking[list(agents)] = True
-    used = graph & asking
+    exchanging = torch.zeros(len(graph), dtype=torch.bool)
+    exchanging[list(agents)] = True
+    used = graph & exchanging
     return int((used | used.T if both_ways else used).sum())
 
 

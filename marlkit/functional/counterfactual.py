@@ -1,4 +1,4 @@
-"""Values of an agent's own actions while the others' are held: the counterfactual baseline (COMA, Foerster et al. 2018).
+"""Values of an agent's own actions with the others' actions fixed: the counterfactual baseline (COMA, Foerster et al. 2018).
 
 ``Q_i[b] = Q_i(s, (b, a_-i))`` is a vector over agent i's own actions ``b`` and no function of the action that it took. Its mean
 under the agent's policy is a baseline that leaves the policy gradient unbiased: given the observations and ``a_-i`` it is a
@@ -25,7 +25,7 @@ def executed_value(action_values: Tensor, action: Tensor) -> Tensor:
 
 
 def policy_value(action_values: Tensor, logits: Tensor) -> Tensor:
-    """``sum_b pi_i(b) Q_i[b]``, the counterfactual baseline; unavailable actions count for nothing.
+    """``sum_b pi_i(b) Q_i[b]``, the counterfactual baseline; unavailable actions have probability zero.
 
     Args:
         action_values: ``[*, N, A]``, finite.
@@ -41,7 +41,7 @@ def others_features(joint: Tensor) -> Tensor:
     """The actions of the others as each agent views them, its own set to zero.
 
     Args:
-        joint: ``[*, V, N, F]``, action features in each of ``V = N`` views, or in one view that all have.
+        joint: ``[*, V, N, F]``, action features in each of ``V = N`` views, or in one common view (V = 1).
 
     Returns:
         ``[*, N, N F]``.

@@ -1,18 +1,19 @@
-"""Joint actor-critic gradients of F2A2-DDPG: what actor and critic owe to each other's objective (F2A2, Proposition 4).
+"""Joint actor-critic gradients of F2A2-DDPG: actor and critic follow both objectives (F2A2, Li et al. 2023, Proposition 4).
 
-Actor and critic minimise one objective, ``alpha1 J_actor + alpha2 J_critic``. Where the ordinary algorithm lets the actor follow
-``J_actor`` and the critic ``J_critic`` alone, each also follows the other's, weighted by ``kappa``; ``kappa = 0`` is the ordinary
-algorithm. In rewards, with ``delta = Q(a) - y``, ``rho`` the ratio of the own agent's current policy to the one that played,
-``c = min(eps, rho)``, ``c' = min(eps, 1 / rho)`` and a resampled joint action ``~a``, the losses are::
+Actor and critic minimise one objective, ``alpha1 J_actor + alpha2 J_critic``. In ordinary DDPG the actor follows the
+gradient of ``J_actor`` alone and the critic that of ``J_critic`` alone. Here each also follows the gradient of the other
+objective, weighted by ``kappa``; ``kappa = 0`` is ordinary DDPG. In rewards, with ``delta = Q(a) - y``, ``rho`` the ratio of the
+agent's current policy to its behaviour policy, ``c = min(eps, rho)``, ``c' = min(eps, 1 / rho)`` and a resampled joint action
+``~a``, the losses are::
 
     actor   -mean(sg(alpha1 - 2 kappa alpha2 delta c') Q(~a))
     critic  alpha2 mean((Q(a) - sg y)^2)
             + kappa mean(sg(2 alpha2 delta c' - alpha1) Q(sg ~a)) - kappa alpha1 mean(sg(c) Q(a))
 
-The paper writes costs; ``Q``, ``y`` and ``delta`` change sign. ``delta`` is that of the stored transition also where it weighs a
-resampled action, whose reward nobody knows. Where policies have not moved (``rho = 1``) the terms in ``alpha1`` count twice, once
-for the stored and once for the resampled action; the paper has no factor 1/2. At the critic's own stationary point under these
-terms ``alpha1 = 2 alpha2 delta``, so that the actor's coefficient vanishes; it is negative beyond.
+The paper writes costs, for which ``Q``, ``y`` and ``delta`` change sign. ``delta`` is the error of the stored transition also
+where it weights a resampled action, whose reward is unknown. Where policies have not moved (``rho = 1``) the terms in ``alpha1``
+count twice, once for the stored and once for the resampled action; the paper has no factor 1/2. At the critic's own stationary
+point under these terms ``alpha1 = 2 alpha2 delta``, so that the actor's coefficient vanishes; it is negative beyond.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ def truncated_ratio(log_prob: Tensor, old_log_prob: Tensor, limit: float) -> Ten
     """``min(limit, exp(log_prob - old_log_prob))``, without gradient and without overflow.
 
     Args:
-        log_prob: of the action under the policy above the bar, ``[*, N, 1]``.
-        old_log_prob: under the policy below it, ``[*, N, 1]``.
+        log_prob: log-probability of the action under the policy in the numerator, ``[*, N, 1]``.
+        old_log_prob: the same under the policy in the denominator, ``[*, N, 1]``.
         limit: ``eps``, above 0.
+
+    Returns:
+        ``[*, N, 1]``.
     """
     return (log_prob - old_log_prob).clamp(max=math.log(limit)).exp()
 
@@ -50,22 +54,25 @@ def actor_coefficient(
     """``max(floor, alpha1 - 2 kappa alpha2 delta c')``, without gradient.
 
     Args:
-        error: ``delta``, any shape.
-        inverse_ratio: ``c'``, the same shape.
+        error: ``delta``, ``[*, N, 1]``.
+        inverse_ratio: ``c'``, ``[*, N, 1]``.
         coupling: ``kappa``.
         actor_weight: ``alpha1``.
         critic_weight: ``alpha2``.
-        floor: what the coefficient is raised to; ``None``, as in the paper: it may become negative, and ascent descent.
+        floor: smallest coefficient; ``None``, as in the paper: it may become negative, which turns ascent into descent.
+
+    Returns:
+        ``[*, N, 1]``.
     """
     coefficient = actor_weight - 2 * coupling * critic_weight * error * inverse_ratio
     return coefficient if floor is None else coefficient.clamp(min=floor)
 
 
 def actor_loss(resampled_value: Tensor, coefficient: Tensor, weight: Tensor) -> Tensor:
-    """``-mmean(sg(coefficient) Q(~a))``; the critic's parameters are the caller's to hold.
+    """``-mmean(sg(coefficient) Q(~a))``; the caller keeps the critic's parameters fixed.
 
     Args:
-        resampled_value: ``Q_i`` of fresh actions, with the gradient of agent i's own, ``[*, N, 1]``.
+        resampled_value: ``Q_i`` of resampled actions, with the gradient of agent i's own, ``[*, N, 1]``.
         coefficient: ``[*, N, 1]``.
         weight: which entries count, ``[*, N, 1]``.
     """
@@ -87,11 +94,11 @@ def critic_coupling(
 
     Args:
         value: ``Q_i(a)`` of the stored actions, with gradient, ``[*, N, 1]``.
-        resampled_value: ``Q_i(~a)`` of fresh actions that carry no gradient, ``[*, N, 1]``.
-        error: ``delta = Q_i(a) - y_i``.
-        ratio: ``c``.
-        inverse_ratio: ``c'``.
-        weight: which entries count.
+        resampled_value: ``Q_i(~a)`` of resampled actions that carry no gradient, ``[*, N, 1]``.
+        error: ``delta = Q_i(a) - y_i``, ``[*, N, 1]``.
+        ratio: ``c``, ``[*, N, 1]``.
+        inverse_ratio: ``c'``, ``[*, N, 1]``.
+        weight: which entries count, ``[*, N, 1]``.
         actor_weight: ``alpha1``.
         critic_weight: ``alpha2``.
     """

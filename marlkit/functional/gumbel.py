@@ -15,7 +15,10 @@ def gumbel_from_uniform(uniform: Tensor) -> Tensor:
     """Standard Gumbel noise ``-log(-log(U))``, finite at ``U = 0`` and ``U = 1`` too.
 
     Args:
-        uniform: any shape, in [0, 1].
+        uniform: ``[*]``, in [0, 1].
+
+    Returns:
+        ``[*]``.
     """
     limits = torch.finfo(uniform.dtype)
     # The largest number below one is 1 - eps / 2.
@@ -27,12 +30,12 @@ def straight_through(logits: Tensor, noise: Tensor, temperature: float) -> Tenso
     """One-hot of ``argmax(logits + noise)`` whose gradient is that of ``softmax((logits + noise) / temperature)``.
 
     Args:
-        logits: ``[*, A]``; actions that are not available hold a number so low that no noise lifts it.
+        logits: ``[*, A]``; unavailable actions hold a value too low for any noise to select it.
         noise: Gumbel noise, ``[*, A]``.
         temperature: the lower, the closer the softmax to the one-hot and the more its gradient varies.
 
     Returns:
-        ``[*, A]``, exactly zeros and a one.
+        ``[*, A]``, exactly one-hot.
     """
     perturbed = logits + noise
     relaxed = (perturbed / temperature).softmax(-1)

@@ -1,4 +1,4 @@
-"""What came before a step: windows over consecutive steps, which of them belong to the running episode, and places in a ring."""
+"""The steps before a step: windows over consecutive steps, their episode boundaries, and the slots of a ring buffer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def windows(steps: Tensor, length: int) -> Tensor:
     """Every step together with the ``length`` steps before it, oldest first.
 
     Args:
-        steps: ``[M + T, B, *]``, consecutive steps; the first ``length`` = M have no window of their own.
+        steps: ``[M + T, B, *]``, consecutive steps; the first ``length`` = M have no window.
         length: M, may be 0.
 
     Returns:
@@ -21,36 +21,36 @@ def windows(steps: Tensor, length: int) -> Tensor:
 
 
 def in_episode_of_last(is_first: Tensor, missing: Tensor | int, length: int) -> Tensor:
-    """Of the steps of each window, which belong to the episode of the window's last step.
+    """Which steps of each window belong to the same episode as its last step.
 
-    ``valid[t, b, j] = t + j >= missing[b]  and  not any_{j < k <= M} is_first[t + k, b]``: step j is there, and no episode has
-    begun since.
+    ``valid[t, b, j] = t + j >= missing[b]  and  not any_{j < k <= M} is_first[t + k, b]``: step j exists, and no episode
+    begins after it in the window.
 
     Args:
         is_first: ``[M + T, B]`` bool, of consecutive steps; whether an episode begins there.
-        missing: how many of them, from the oldest on, do not exist: one number or ``[B]``; at most M.
+        missing: how many of the oldest steps do not exist: one number or ``[B]``; at most M.
         length: M.
 
     Returns:
         ``[T, B, M + 1]`` bool; true for the last step of every window.
     """
-    begun = windows(is_first, length)
-    since = begun.flip(-1).cumsum(-1).flip(-1)[..., 1:] > 0
-    same = torch.cat([~since, torch.ones_like(begun[..., :1])], -1)
-    there = torch.arange(len(is_first), device=is_first.device).unsqueeze(-1) >= missing
-    return same & windows(there.expand_as(is_first), length)
+    begins = windows(is_first, length)
+    begins_later = begins.flip(-1).cumsum(-1).flip(-1)[..., 1:] > 0
+    same = torch.cat([~begins_later, torch.ones_like(begins[..., :1])], -1)
+    exists = torch.arange(len(is_first), device=is_first.device).unsqueeze(-1) >= missing
+    return same & windows(exists.expand_as(is_first), length)
 
 
 def ring_slot(order: Tensor, *, position: int, filled: int, capacity: int) -> Tensor:
-    """Where a ring keeps a step.
+    """The slot of a step in a ring buffer.
 
     Args:
-        order: any shape; 0 for the oldest step kept, ``filled - 1`` the newest. Others give some slot of the ring.
+        order: ``[*]`` int64; 0 for the oldest stored step, ``filled - 1`` for the newest; others give some slot.
         position: slot that is written next.
-        filled: number of steps kept.
+        filled: number of stored steps.
         capacity: number of slots.
 
     Returns:
-        ``(position - filled + order) mod capacity``.
+        ``(position - filled + order) mod capacity``, ``[*]`` int64.
     """
     return (position - filled + order) % capacity

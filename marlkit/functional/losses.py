@@ -1,9 +1,9 @@
-"""Losses of policy-based learning and the numbers that watch over them, as scalars of a weighted batch.
+"""Losses of policy-based learning and their diagnostics, as scalars of a weighted batch.
 
 Everything is per agent and reduced by :func:`marlkit.functional.reduce.masked_mean`: ``mmean(x) = sum(w * x) / max(sum(w), 1)``.
 The ratio of an agent is ``rho = exp(log_prob - old_log_prob)``, never a product over agents. Old log-probabilities, advantages,
-old predictions and targets are constants, whether or not the caller detached them. Where the weight is zero, nothing that stands
-in the inputs, infinities included, reaches a loss or a gradient.
+old predictions and targets are constants, whether or not the caller detached them. Where the weight is zero, no value of
+the inputs, not even an infinite one or NaN, reaches a loss or a gradient.
 
 Shapes: all tensors share one shape, ``[*, N, 1]``; all but the first may also have ones in it and are broadcast.
 
@@ -44,7 +44,7 @@ def ppo_clip_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, wei
         old_log_prob: the same under the policy that acted, broadcastable to ``log_prob``.
         advantage: ``A``, broadcastable to ``log_prob``; for sequential updates the compound factor times the advantage.
         weight: which entries count, bool or float, broadcastable to ``log_prob``.
-        clip_epsilon: how far the ratio may move with gain; ``inf`` leaves the plain surrogate ``-mmean(rho * A)``.
+        clip_epsilon: how far the ratio may move from 1 with a gain; ``inf`` leaves the plain surrogate ``-mmean(rho * A)``.
 
     Raises:
         ValueError: a shape does not fit that of ``log_prob``.
@@ -69,14 +69,14 @@ def value_loss(
 
     ``V_clip = V_old + clamp(V - V_old, -clip, clip)``; without ``clip`` it is ``mmean(h(V - G))``.
     With Huber, ``h(e) = e^2 / 2`` for ``|e| <= delta`` and ``delta * (|e| - delta / 2)`` beyond; without, ``h(e) = e^2 / 2``, the
-    limit of a large ``delta``, so that switching one for the other does not rescale the loss.
+    limit of a large ``delta``, so that changing between them does not rescale the loss.
 
     Args:
         prediction: ``V`` with gradient, ``[*, N, 1]``, in the critic's normalised units like all the others.
         old_prediction: ``V_old``, the prediction at the start of the update; may be ``None`` without ``clip``.
         target: ``G``, broadcastable to ``prediction``.
         weight: which entries count, bool or float, broadcastable to ``prediction``; ``None``: all.
-        clip: how far a prediction may move from the old one with gain, or ``None``.
+        clip: how far a prediction may move from the old one with a gain, or ``None``.
         huber_delta: where the loss turns from square to linear, or ``None`` for the square everywhere.
 
     Raises:
@@ -99,7 +99,13 @@ def value_loss(
 def approximate_kl(log_prob: Tensor, old_log_prob: Tensor, weight: Tensor) -> Tensor:
     """Estimate ``mmean((rho - 1) - log(rho))`` of KL(old || new) from actions of the old policy; never negative, no gradient.
 
-    Shapes and errors as in :func:`ppo_clip_loss`.
+    Args:
+        log_prob: log-probability of the action under the current policy, ``[*, N, 1]``.
+        old_log_prob: the same under the policy that acted, broadcastable to ``log_prob``.
+        weight: which entries count, bool or float, broadcastable to ``log_prob``.
+
+    Raises:
+        ValueError: a shape does not fit that of ``log_prob``.
     """
     log_ratio = _log_ratio(log_prob, old_log_prob, weight)
     return masked_mean(torch.expm1(log_ratio) - log_ratio, weight)
@@ -109,7 +115,14 @@ def approximate_kl(log_prob: Tensor, old_log_prob: Tensor, weight: Tensor) -> Te
 def clip_fraction(log_prob: Tensor, old_log_prob: Tensor, weight: Tensor, *, clip_epsilon: float) -> Tensor:
     """Share ``mmean(|rho - 1| > epsilon)`` of ratios outside the clip range, no gradient.
 
-    Shapes and errors as in :func:`ppo_clip_loss`.
+    Args:
+        log_prob: log-probability of the action under the current policy, ``[*, N, 1]``.
+        old_log_prob: the same under the policy that acted, broadcastable to ``log_prob``.
+        weight: which entries count, bool or float, broadcastable to ``log_prob``.
+        clip_epsilon: ``epsilon``.
+
+    Raises:
+        ValueError: a shape does not fit that of ``log_prob``.
     """
     change = torch.expm1(_log_ratio(log_prob, old_log_prob, weight)).abs()
     return masked_mean((change > clip_epsilon).to(log_prob.dtype), weight)
@@ -120,7 +133,15 @@ def explained_variance(prediction: Tensor, target: Tensor, weight: Tensor | None
     """Share of the variance of the targets that the predictions explain, ``1 - Var(G - V) / Var(G)``, no gradient.
 
     1 is perfect, 0 no better than a constant, below 0 worse. Targets that are constant up to rounding have no variance to
-    explain: the result is then 0. Both variances are the weighted population's. Shapes and errors as in :func:`value_loss`.
+    explain: the result is then 0. Both variances are the weighted population's.
+
+    Args:
+        prediction: ``V``, ``[*, N, 1]``.
+        target: ``G``, broadcastable to ``prediction``.
+        weight: which entries count, bool or float, broadcastable to ``prediction``; ``None``: all.
+
+    Raises:
+        ValueError: a shape does not fit that of ``prediction``.
     """
     target = broadcast("target", target, "prediction", prediction)
     total, residual = _variance(target, weight), _variance(target - prediction, weight)

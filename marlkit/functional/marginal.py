@@ -1,8 +1,8 @@
 """Marginalising over other agents' actions: samples that need no storage, repeats evaluated once, exact enumeration.
 
-PERLA (Mguni et al.) replaces a value ``V(x, a_-i)`` by its mean over ``a_-i ~ pi_-i``. The samples of a row follow from an
-integer seed by a counter-based generator, so that any minibatch, chunk or recomputation sees the same samples, and memory does
-not grow with their number.
+PERLA (Jafferjee et al. 2022) replaces a value ``V(x, a_-i)`` by its mean over ``a_-i ~ pi_-i``. The samples of a row follow from
+an integer seed by a counter-based generator, so that any minibatch, chunk or recomputation sees the same samples, and memory
+does not grow with their number.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ def _shifted_right(value: Tensor, bits: int) -> Tensor:
 
 
 def counter_uniform(seed: Tensor, first: int, count: int) -> Tensor:
-    """Numbers ``first`` to ``first + count - 1`` of the uniform stream that each seed starts.
+    """Numbers ``first`` to ``first + count - 1`` of the uniform stream of each seed.
 
     The mixing function of SplitMix64 (Steele, Lea and Flood 2014) applied to ``seed + (counter + 1) * golden``; its upper 23 bits
     make a number in (0, 1), ends excluded.
 
     Args:
         seed: ``[R, 1]`` int64.
-        first: number of the stream to begin with.
-        count: how many.
+        first: index of the first number in the stream.
+        count: how many numbers.
 
     Returns:
         ``[R, count]`` float32.
@@ -45,15 +45,15 @@ def counter_uniform(seed: Tensor, first: int, count: int) -> Tensor:
 
 
 def unit_interval(bits: Tensor) -> Tensor:
-    """The middle of one of 2**23 equal parts of (0, 1), chosen by the upper 23 of 64 bits.
+    """The middle of one of 2**23 equal parts of (0, 1), chosen by the upper 23 of 64 bits: ``[*]`` int64 to ``[*]`` float32.
 
-    Not 24: half a step below one would need 25 binary digits, and float32, which has 24, would round it to one.
+    Not 24 bits: the middle of the last part would need 25 binary digits, and float32, which has 24, would round it to one.
     """
     return (_shifted_right(bits, 41).to(torch.float32) + 0.5) * 2.0**-23
 
 
 def normal_from_uniform(uniform: Tensor) -> Tensor:
-    """Standard normal numbers by inversion: ``sqrt(2) erfinv(2 u - 1)``."""
+    """Standard normal numbers by inversion, ``sqrt(2) erfinv(2 u - 1)``: ``[*]`` in (0, 1) to ``[*]``."""
     return torch.erfinv(2 * uniform - 1) * math.sqrt(2)
 
 
@@ -74,14 +74,14 @@ def categorical_from_uniform(logits: Tensor, uniform: Tensor) -> Tensor:
 
 
 def repeats(code: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of ``K`` items repeat an earlier one.
+    """Which of ``K`` samples repeat an earlier one.
 
     Args:
-        code: ``[R, K, N]`` int64, equal for equal items.
+        code: ``[R, K, N]`` int64, equal for equal samples.
 
     Returns:
-        ``(order, count)``, both ``[R, K, N]``: ``order`` sorts the items, and in that order ``count`` is how often an item
-        occurs at its first occurrence and 0 at its repeats.
+        ``(order, count)``, both ``[R, K, N]``: ``order`` sorts the samples, and in that order ``count`` is, at the first
+        occurrence of a sample, how often it occurs, and 0 at its repeats.
     """
     sorted_code, order = code.sort(dim=1)
     samples = code.shape[1]
@@ -95,7 +95,7 @@ def repeats(code: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def action_code(actions: Tensor) -> Tensor:
-    """A number per row of ``[..., N]`` non-negative integers that distinct rows share with a probability of about 2**-63."""
+    """A hash ``[...]`` of non-negative integers ``[..., N]``; distinct rows collide with a probability of about 2**-63."""
     agents = torch.arange(1, actions.shape[-1] + 1, device=actions.device)
     factor = (agents * _MIX_1) ^ _shifted_right(agents * _GOLDEN, 29)
     return ((actions + 1) * (factor | 1)).sum(-1)

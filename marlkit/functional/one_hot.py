@@ -9,6 +9,6 @@ from torch import Tensor
 def one_hot(index: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """``[*]`` int64 in 0 to ``count - 1`` to ``[*, count]``.
 
-    Torch's own looks at the values first, for which a GPU has to be waited for.
+    ``torch.nn.functional.one_hot`` checks the values first, which synchronises with a GPU.
     """
     return (index.unsqueeze(-1) == torch.arange(count, device=index.device)).to(dtype)

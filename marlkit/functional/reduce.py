@@ -1,7 +1,7 @@
-"""Weighted reductions: the one place where entries that do not count are left out.
+"""Weighted reductions, which leave out entries of weight zero.
 
-A weight of zero (a padded step, a dead agent) removes an entry entirely: whatever stands there, infinities and NaN included,
-changes neither the result nor any gradient.
+A weight of zero (a padded step, a dead agent) removes an entry entirely: its value, even if infinite or NaN, changes neither the
+result nor any gradient.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor
 def masked_mean(x: Tensor, weight: Tensor | None) -> Tensor:
     """Weighted mean ``sum(w * x) / max(sum(w), 1)``; without a weight the plain mean.
 
-    Zero if nothing counts. Entries of weight zero receive a gradient of exactly zero.
+    Zero if all weights are zero. Entries of weight zero receive a gradient of exactly zero.
 
     Args:
-        x: any shape.
-        weight: bool or non-negative float, of as many dimensions as ``x`` and broadcastable to it (and summed so); ``None``: all
-            entries count.
+        x: ``[*]``, any shape.
+        weight: ``[*]``, bool or non-negative float, of as many dimensions as ``x`` and broadcastable to it (and summed after
+            broadcasting); ``None``: all entries count.
 
     Returns:
-        Scalar.
+        Scalar ``[]``.
 
     Raises:
         ValueError: ``weight`` does not broadcast to ``x``.
@@ -49,7 +49,7 @@ def standardise(
         x: any shape, for advantages ``[B, T, N, 1]``.
         weight: bool or non-negative float, of as many dimensions as ``x`` and broadcastable to it.
         epsilon: added to the deviation, so that equal entries become zero.
-        mean: weighted mean; another one takes in entries that are not here.
+        mean: the weighted mean of ``x`` and ``weight``; one over several processes also covers the entries of the others.
 
     Returns:
         Shape of ``x``; zero where the weight is zero.
@@ -64,7 +64,7 @@ def standardise(
 
 
 def broadcast(name: str, tensor: Tensor, other_name: str, other: Tensor) -> Tensor:
-    """``tensor`` expanded to the shape of ``other``, which may not grow by it.
+    """``tensor`` ``[*]`` expanded to the shape of ``other`` ``[*]``, which stays as it is.
 
     Tensors of unequal numbers of dimensions are refused, because ``[B, 1]`` against ``[B]`` would silently become ``[B, B]``.
 

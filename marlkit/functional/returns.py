@@ -1,9 +1,9 @@
-"""Returns and advantages of rollouts, all without gradient: GAE, lambda-return, n-step return.
+"""Returns and advantages of rollouts, without gradient: GAE, lambda-return, n-step return.
 
 One rollout batch holds ``B`` environments of ``T`` steps. ``next_value[:, t]`` is the value ``U_t`` of the state that step ``t``
-arrived at *before* any reset, so that a truncated step bootstraps from where it truly ended and never from the state that the
-environment was reset to. Two factors, never one: a ``terminated`` step bootstraps nothing (factor ``1 - terminated``), and
-nothing flows backwards over the end of an episode (chain factor ``1 - done``). ``U_t`` of a terminated step is never used.
+arrived at *before* any reset, so that a truncated step bootstraps from the state in which it ended and never from the state that
+the environment was reset to. There are two factors: a ``terminated`` step does not bootstrap (factor ``1 - terminated``), and
+no value flows backwards over the end of an episode (chain factor ``1 - done``). ``U_t`` of a terminated step is never used.
 
 Sources: Schulman et al. 2016, "High-dimensional continuous control using generalised advantage estimation" (GAE); Sutton and
 Barto 2018, chapters 7 and 12 (n-step and lambda-return); Pardo et al. 2018, "Time limits in reinforcement learning" (bootstrap at
@@ -53,7 +53,7 @@ def generalised_advantage(
 
 @torch.no_grad()
 def bootstrap_drift(value: Tensor, next_value: Tensor, done: Tensor, *, gamma: float, lmbda: float) -> Tensor:
-    """What GAE's recursion leaves out where the bootstrap is not the value of the next step.
+    """The term that GAE's recursion omits where the bootstrap value is not the value of the next step.
 
     ``gamma * lmbda * (1 - done_t) * (V_{t+1} - U_t)``, zero at the last step. :func:`generalised_advantage` of rewards to which
     this was added is ``G_t - V_t`` with the TD(lambda) return ``G_t`` for any ``U``; exactly zero where ``U_t = V_{t+1}``.
@@ -136,9 +136,9 @@ def n_step_return(reward: Tensor, next_value: Tensor, terminated: Tensor, done: 
 
 
 def _reverse_scan(x: Tensor, factor: Tensor) -> Tensor:
-    """``y_t = x_t + factor_t * y_{t+1}`` along time, ``y_T = 0``. Overwrites ``x``, which must be nobody else's.
+    """``y_t = x_t + factor_t * y_{t+1}`` along time, ``y_T = 0``. Overwrites ``x``, which the caller must own.
 
-    The loop runs over contiguous time-major rows: over strided slices of ``[B, T, ...]`` it takes several times as long.
+    The loop runs over contiguous time-major rows: over strided slices of ``[B, T, ...]`` it is several times slower.
     """
     rows = x.movedim(_TIME, 0).contiguous()
     steps, factors = rows.unbind(), factor.movedim(_TIME, 0).contiguous().unbind()
@@ -148,7 +148,7 @@ def _reverse_scan(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _cut(done: Tensor) -> Tensor:
-    """Steps behind which nothing of the episode follows in the batch: done, or the batch's last."""
+    """Steps that no step of the same episode follows in the batch: done, or the last of the batch."""
     last = torch.arange(done.shape[_TIME], device=done.device) == done.shape[_TIME] - 1
     return done | last.view(-1, *[1] * (done.ndim - _TIME - 1))
 

@@ -12,5 +12,14 @@ def linear(start: float, end: float | None, progress: float) -> float: ...
 @overload
 def linear(start: float, end: float | None, progress: float | Tensor) -> float | Tensor: ...
 def linear(start: float, end: float | None, progress: float | Tensor) -> float | Tensor:
-    """``start + (end - start) progress`` for the share ``progress`` of the training that is done; ``end`` ``None``: ``start``."""
+    """``start + (end - start) progress``; ``start`` where ``end`` is ``None``.
+
+    Args:
+        start: value at the start of the training.
+        end: value at its end.
+        progress: share of the training that is done, in [0, 1]; a number or a scalar tensor ``[]``.
+
+    Returns:
+        A number, or a scalar tensor ``[]`` where ``progress`` is one and ``end`` is not ``None``.
+    """
     return start if end is None else start + (end - start) * progress

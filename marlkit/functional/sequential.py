@@ -1,7 +1,7 @@
 """The compound factor of sequential updates.
 
-Agents that update one after another weight the team's advantage with the ratios of those before them (Kuba et al. 2022, "Trust
-region policy optimisation in multi-agent reinforcement learning", HAPPO and HATRPO):
+Agents that update one after another weight the team's advantage with the ratios of the agents before them (Kuba et al. 2022,
+"Trust region policy optimisation in multi-agent reinforcement learning", HAPPO and HATRPO):
 ``M_{1:m} = A * prod_{j <= m} pi_new_j(a_j | o_j) / pi_old_j(a_j | o_j)``.
 """
 
@@ -15,12 +15,12 @@ from marlkit.functional.reduce import broadcast
 
 @torch.no_grad()
 def compound(factor: Tensor, log_prob: Tensor, old_log_prob: Tensor, alive: Tensor) -> Tensor:
-    """Carry the factor past one agent: ``factor * exp(log_prob - old_log_prob)``, without gradient.
+    """Multiply the factor by the ratio of one agent: ``factor * exp(log_prob - old_log_prob)``, without gradient.
 
     An agent that is not alive did not act: its ratio is one, whatever its log-probabilities.
 
     Args:
-        factor: what the agents before have made of the advantage, ``[B, T, 1]`` or any shape.
+        factor: the advantage times the ratios of the agents before, ``[B, T, 1]`` or any shape.
         log_prob: log-probability of the agent's action after its update, broadcastable to ``factor``.
         old_log_prob: the same before its update.
         alive: bool, whether the agent took part.

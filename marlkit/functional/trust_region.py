@@ -1,7 +1,7 @@
-"""Steps to the edge of a trust region: natural gradients by conjugate gradients, and the search back along them.
+"""Steps to the edge of a trust region: natural gradients by conjugate gradients, and a backtracking line search.
 
 The step ``s`` maximises the linear model ``g.s`` of a gain where the quadratic model of a divergence is ``s.Hs / 2 <= delta``:
-``s = sqrt(2 delta / x.Hx) x`` with ``H x = g``. ``H`` is known by its products with vectors only.
+``s = sqrt(2 delta / x.Hx) x`` with ``H x = g``. ``H`` is used only through its products with vectors.
 
 Sources: Schulman et al. 2015, "Trust region policy optimisation"; Kuba et al. 2022 (HATRPO); Hestenes and Stiefel 1952.
 """
@@ -20,12 +20,12 @@ Product = Callable[[Tensor], Tensor]
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """All entries one behind another, ``[P]``."""
+    """All entries of the tensors concatenated, ``[P]``."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def unflatten(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The inverse of :func:`flatten`, in the shapes of ``like``.
+    """The inverse of :func:`flatten`: ``flat`` ``[P]`` split into the shapes of ``like``.
 
     Raises:
         RuntimeError: ``flat`` has another number of entries than ``like`` has together.
@@ -40,9 +40,13 @@ def hessian_product(scalar: Tensor, parameters: Sequence[Tensor], *, damping: fl
     Of a divergence ``KL(old || new)`` at ``new = old`` it is Fisher's information matrix.
 
     Args:
-        scalar: with a graph that can be differentiated twice; it is kept.
-        parameters: what to differentiate by, ``P`` entries in all; what ``scalar`` does not depend on counts as constant.
+        scalar: ``[]``, with a graph that can be differentiated twice; the graph is retained.
+        parameters: what to differentiate by, ``P`` entries in all; where ``scalar`` does not depend on one, its part of ``H`` is
+            zero.
         damping: added to the diagonal.
+
+    Returns:
+        A function from ``[P]`` to ``[P]``.
     """
     slopes = torch.autograd.grad(scalar, parameters, create_graph=True, materialize_grads=True)
     curved = [index for index, slope in enumerate(slopes) if slope.requires_grad]
@@ -63,12 +67,12 @@ def conjugate_gradient(product: Product, right: Tensor, *, iterations: int, tole
     Args:
         product: ``H``.
         right: ``[P]``.
-        iterations: products at most.
+        iterations: largest number of products.
         tolerance: stop where the residual's square has fallen to this share of that of ``right``: a solution scales with its
             right-hand side.
 
     Returns:
-        ``x`` ``[P]``; the best so far where a direction without positive curvature is met.
+        ``x`` ``[P]``; the latest iterate where a direction without positive curvature is met.
     """
     x, residual, direction = torch.zeros_like(right), right, right
     square = first = right.dot(right)
@@ -89,7 +93,7 @@ def conjugate_gradient(product: Product, right: Tensor, *, iterations: int, tole
 
 @torch.no_grad()
 def step_to_edge(direction: Tensor, product: Product, *, limit: float) -> Tensor:
-    """``sqrt(2 limit / x.Hx) x`` for a direction ``x``; zero where ``x.Hx`` is not a positive number."""
+    """``sqrt(2 limit / x.Hx) x``, ``[P]``, for a direction ``x`` ``[P]``; zero where ``x.Hx`` is not positive and finite."""
     curvature = direction.dot(product(direction)).item()
     if not 0.0 < curvature < math.inf:
         return torch.zeros_like(direction)
@@ -97,7 +101,7 @@ def step_to_edge(direction: Tensor, product: Product, *, limit: float) -> Tensor
 
 
 class Found(NamedTuple):
-    """Where a search ended: share of the step, divergence and gain there; all zero where nothing was accepted."""
+    """The accepted fraction of a step, with its divergence and gain; all zero where no fraction was accepted."""
 
     fraction: float
     divergence: float
@@ -113,18 +117,18 @@ def search_back(
     trials: int,
     factor: float,
 ) -> Found:
-    """The largest of the fractions ``factor^j``, ``j < trials``, of a step that keeps what the step promised.
+    """Backtracking line search: the largest acceptable fraction ``factor^j``, ``j < trials``, of a step.
 
-    Accepted is the first with ``divergence <= limit``, ``gain > 0`` and ``gain >= accept_ratio * fraction * expected``. What is
-    not a number is not accepted.
+    A fraction is acceptable with ``divergence <= limit``, ``gain > 0`` and ``gain >= accept_ratio * fraction * expected``; NaN is
+    not.
 
     Args:
         trial: divergence and gain at a fraction of the step.
         expected: gain of the whole step in the linear model; nothing is tried unless it is positive.
-        limit: of the divergence.
+        limit: largest divergence.
         accept_ratio: share of the linear model's gain that must be reached.
         trials: number of fractions.
-        factor: between one fraction and the next.
+        factor: ratio of one fraction to the one before.
     """
     fraction = 1.0
     for _ in range(trials if expected > 0 else 0):

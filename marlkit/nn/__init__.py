@@ -1,1 +1,1 @@
-"""What components are made of: networks, distributions, normalisers."""
+"""The parts of components: networks, distributions, normalisers."""

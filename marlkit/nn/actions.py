@@ -1,4 +1,4 @@
-"""Actions as a network takes them in and gives them out: features, views, half-ranges."""
+"""Actions as inputs and outputs of networks: features, views, half-ranges."""
 
 from __future__ import annotations
 
@@ -60,19 +60,20 @@ class ActionRange(nn.Module):
         self.register_buffer("half_range", torch.where(reach > 0, reach, torch.ones_like(reach)), persistent=False)
 
     def scaled(self, action: Tensor, agents: Sequence[int] | slice = slice(None)) -> Tensor:
-        """``(action - middle) / half_range`` of ``agents``, ``[*, n, D]``."""
+        """``(action - middle) / half_range`` of ``agents``, ``[*, n, D]``: from the environment's units to half-ranges."""
         return (action - self.middle[agents]) / self.half_range[agents]
 
     def normal(
         self, mean: Tensor, log_deviation: Tensor, dims: Tensor, agents: Sequence[int] | slice = slice(None)
     ) -> NormalTeam:
-        """The distribution in the environment's units.
+        """The distribution of the action in the environment's units.
 
         Args:
             mean: in half-ranges, ``[*, n, D]``.
-            log_deviation: of the deviation in half-ranges, ``[*, n, D]`` or fewer dimensions; kept in ``LOG_DEVIATION_RANGE``.
-            dims: ``[*, n, D]`` bool, the dimensions that the agents have.
-            agents: which agents ``n`` counts.
+            log_deviation: logarithm of the deviation in half-ranges, ``[*, n, D]`` or fewer dimensions; clamped to
+                ``LOG_DEVIATION_RANGE``.
+            dims: ``[*, n, D]`` bool, true for the dimensions that the agent has.
+            agents: the n agents; all by default.
         """
         middle, half = self.middle[agents], self.half_range[agents]
         scale = half * log_deviation.clamp(*LOG_DEVIATION_RANGE).exp()

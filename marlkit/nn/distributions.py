@@ -21,11 +21,11 @@ from marlkit.functional.gumbel import gumbel_from_uniform, straight_through
 from marlkit.keys import Key
 
 UNAVAILABLE = -1e10
-"""Logit of an unavailable action: finite, because minus infinity turns entropies and divergences into NaN."""
+"""Logit of an unavailable action: finite, because minus infinity makes entropies and divergences NaN."""
 
 
 class TeamDistribution(ABC):
-    """What an update asks of the distribution of a team's actions."""
+    """Interface of a distribution of a team's actions: ``[*, N]`` int64, or ``[*, N, D]`` float in the environment's units."""
 
     @abstractmethod
     def sample(self) -> Tensor:
@@ -41,7 +41,7 @@ class TeamDistribution(ABC):
 
     @abstractmethod
     def log_prob(self, action: Tensor) -> Tensor:
-        """Log-probability (density) of ``action``, ``[*, N, 1]``."""
+        """Log-probability (density) of ``action`` ``[*, N]`` or ``[*, N, D]``, ``[*, N, 1]``."""
 
     @abstractmethod
     def entropy(self) -> Tensor:
@@ -72,7 +72,7 @@ class CategoricalTeam(TeamDistribution):
             self.log_probs = _mixed(self.log_probs, masked < UNAVAILABLE / 2, uniform_share)
 
     def sample(self) -> Tensor:
-        """Gumbel-max in its exponential form: the largest ``p / E`` with ``E ~ Exp(1)``; a zero probability never wins."""
+        """``[*, N]`` by Gumbel-max in its exponential form: the largest ``p / E``, ``E ~ Exp(1)``; never one with ``p = 0``."""
         probabilities = self.log_probs.detach().exp()
         return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(-1)
 
@@ -86,7 +86,7 @@ class CategoricalTeam(TeamDistribution):
         return self.log_probs.argmax(-1)
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """``log p[action]``, ``[*, N, 1]``."""
+        """``log p[action]`` of ``action`` ``[*, N]``, ``[*, N, 1]``."""
         return self.log_probs.gather(-1, action.unsqueeze(-1))
 
     def entropy(self) -> Tensor:
@@ -99,12 +99,12 @@ class CategoricalTeam(TeamDistribution):
         return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(-1, keepdim=True)
 
     def parameters(self) -> dict[Key, Tensor]:
-        """``LOGITS``: the log-probabilities, which are logits of the same distribution."""
+        """``LOGITS`` ``[*, N, A]``: the log-probabilities, which are logits of the same distribution."""
         return {keys.LOGITS: self.log_probs}
 
 
 def _mixed(log_probs: Tensor, unavailable: Tensor, uniform_share: Tensor) -> Tensor:
-    """``log((1 - e) p + e / n)`` of the available actions, without leaving logarithms."""
+    """``log((1 - e) p + e / n)`` of the available actions, computed in logarithms."""
     count = (~unavailable).sum(-1, keepdim=True)
     uniform = uniform_share.log() - count.to(log_probs.dtype).log()
     mixed = torch.logaddexp(log_probs + torch.log1p(-uniform_share), uniform.expand_as(log_probs))
@@ -132,7 +132,7 @@ class NormalTeam(TeamDistribution):
         return self.loc + self.scale * torch.randn_like(self.loc)
 
     def mode(self) -> Tensor:
-        """``loc``."""
+        """``loc``, ``[*, N, D]``."""
         return self.loc
 
     def _sum(self, per_dimension: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class NormalTeam(TeamDistribution):
         return masked.sum(-1, keepdim=True)
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """``sum_d -((a - loc) / scale)^2 / 2 - log scale - log(2 pi) / 2``, ``[*, N, 1]``."""
+        """``sum_d -((a - loc) / scale)^2 / 2 - log scale - log(2 pi) / 2``: ``[*, N, D]`` to ``[*, N, 1]``."""
         standard = (action - self.loc) / self.scale
         return self._sum(-0.5 * standard.square() - self.scale.log() - 0.5 * math.log(2 * math.pi))
 
@@ -156,12 +156,12 @@ class NormalTeam(TeamDistribution):
         return self._sum(0.5 * (ratio + distance - 1 - ratio.log()))
 
     def parameters(self) -> dict[Key, Tensor]:
-        """``LOC`` and ``SCALE``."""
+        """``LOC`` and ``SCALE``, each ``[*, N, D]``."""
         return {keys.LOC: self.loc, keys.SCALE: self.scale.expand_as(self.loc)}
 
 
 def stored_distribution(batch: TensorDictBase, *, discrete: bool) -> TeamDistribution:
-    """The distribution whose parameters were stored with the batch: the policy that collected it."""
+    """The distribution ``[*, N]`` whose parameters are stored in the batch ``[*]``: the policy that collected it."""
     if discrete:
         return CategoricalTeam(batch[keys.LOGITS])
     return NormalTeam(batch[keys.LOC], batch[keys.SCALE], batch[keys.ACTION_DIMS])

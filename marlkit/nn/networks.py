@@ -20,22 +20,22 @@ from marlkit.nn.kernels.perceptron import Layers, perceptron
 from marlkit.nn.kernels.recurrence import recurrence, unit
 from marlkit.options import Share
 
-# Each may write over its argument, which is always what a layer has just computed.
+# Each may overwrite its argument, which is always the result of a layer.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": tanh_,
     "gelu": F.gelu,
-    **{name: IN_PLACE[name].core for name in ("relu", "leaky_relu", "elu")},  # which are nothing but their cores
+    **{name: IN_PLACE[name].core for name in ("relu", "leaky_relu", "elu")},  # these equal their cores
 }
 
 GAINS = {"tanh": 5 / 3}
-"""Gain of a hidden layer's initialisation that keeps the size of its output; sqrt(2) for the other activations."""
+"""Gain of a hidden layer's initialisation that preserves the scale of its output; sqrt(2) for the other activations."""
 
 
 def group_of_agents(share: Share, n_agents: int) -> tuple[int, ...]:
     """The parameter group of each agent.
 
     Raises:
-        OptionError: groups that do not name every agent exactly once.
+        OptionError: the groups do not name every agent exactly once.
     """
     if share == "all":
         return (0,) * n_agents
@@ -54,7 +54,7 @@ class TeamLinear(nn.Module):
         inputs, outputs: numbers of features.
         groups: the group of each agent; its length is the size of the agent axis.
         gain: of the orthogonal initialisation of each group's weight; biases start at zero.
-        bias: whether there is one.
+        bias: whether the map has a bias.
     """
 
     def __init__(self, inputs: int, outputs: int, groups: Sequence[int], *, gain: float, bias: bool = True) -> None:
@@ -77,10 +77,10 @@ class TeamLinear(nn.Module):
         return product.transpose(0, 1).reshape(*features.shape[:-1], weight.shape[1])
 
     def by_network(self, features: Tensor, agents: Sequence[int] | None = None) -> Tensor:
-        """``[G, R, inputs]``, or ``[1, R, inputs]`` if all networks read the same, to ``[G, R, outputs]``."""
+        """``[G, R, inputs]``, or ``[1, R, inputs]`` if all networks have the same input, to ``[G, R, outputs]``."""
         weight = self.stacked(self.weights, agents)
         features = features.expand(len(weight), -1, -1)
-        if _is_waited_for(self):
+        if _has_hooks(self):
             result: Tensor = self(features.transpose(0, 1), agents)
             return result.transpose(0, 1)
         if len(self.biases):
@@ -112,8 +112,9 @@ class TeamNetwork(nn.Module):
         groups: the group of each agent.
         activation: name of the non-linearity.
         output_gain: gain of the last layer's initialisation.
-        agent_id: whether agents that share a network can be told apart.
-        layer_norm: normalise the input and every hidden layer's output; without affine part, which the next layer absorbs.
+        agent_id: whether agents that share a network have an identity.
+        layer_norm: whether to normalise the input and every hidden layer's output; without an affine part, which the next layer
+            has.
     """
 
     identity: nn.Parameter | None
@@ -140,10 +141,10 @@ class TeamNetwork(nn.Module):
         self.layers = nn.ModuleList(
             TeamLinear(before, after, groups, gain=g) for before, after, g in zip(widths, widths[1:], gains, strict=False)
         )
-        told_apart = agent_id and len(groups) > len(set(groups))
+        has_identity = agent_id and len(groups) > len(set(groups))
         scale = gain / math.sqrt(inputs + len(groups))
         self.register_parameter(
-            "identity", nn.Parameter(torch.empty(len(groups), widths[1]).normal_(0, scale)) if told_apart else None
+            "identity", nn.Parameter(torch.empty(len(groups), widths[1]).normal_(0, scale)) if has_identity else None
         )
 
     def enter(self, features: Tensor, agents: Sequence[int] | None = None) -> Tensor:
@@ -154,27 +155,27 @@ class TeamNetwork(nn.Module):
         return entered + (self.identity if agents is None else self.identity[list(agents)])
 
     def leave(self, entered: Tensor, agents: Sequence[int] | None = None) -> Tensor:
-        """All that follows :meth:`enter`: ``[*, n, hidden[0]] -> [*, n, outputs]``; writes over ``entered``."""
-        if len(self.layers) > 2 and self._is_whole(entered):
-            return self._passed(self.activation(entered), agents, 1)
+        """The layers after :meth:`enter`: ``[*, n, hidden[0]] -> [*, n, outputs]``; overwrites ``entered``."""
+        if len(self.layers) > 2 and self._can_fuse(entered):
+            return self._fused(self.activation(entered), agents, 1)
         for layer in self.layers[1:]:
             entered = layer(self._normalised(self.activation(entered)), agents)
         return entered
 
     def forward(self, features: Tensor, agents: Sequence[int] | None = None) -> Tensor:
         """``[*, n, inputs] -> [*, n, outputs]``, where ``n`` counts ``agents`` (``None``: all, in order)."""
-        if len(self.layers) > 1 and self._is_whole(features):
-            return self._passed(features, agents, 0)
+        if len(self.layers) > 1 and self._can_fuse(features):
+            return self._fused(features, agents, 0)
         return self.leave(self.enter(features, agents), agents)
 
-    def _is_whole(self, features: Tensor) -> bool:
-        """Whether several layers can be evaluated in one go (:mod:`marlkit.nn.kernels.perceptron`)."""
+    def _can_fuse(self, features: Tensor) -> bool:
+        """Whether several layers can be evaluated in one call (:mod:`marlkit.nn.kernels.perceptron`)."""
         if self.in_place is None or self.layer_norm or features.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return False
         return not self.hooked
 
-    def _passed(self, features: Tensor, agents: Sequence[int] | None, first: int) -> Tensor:
-        """``features`` after the layers from the ``first`` on."""
+    def _fused(self, features: Tensor, agents: Sequence[int] | None, first: int) -> Tensor:
+        """The output of the layers from number ``first`` on, ``[*, n, outputs]``."""
         assert self.in_place is not None
         result = perceptron(features.reshape(-1, *features.shape[-2:]), self._stacked(agents, first), self.in_place)
         return result.view(*features.shape[:-2], *result.shape[-2:])
@@ -192,15 +193,15 @@ class TeamNetwork(nn.Module):
 
     @property
     def hooked(self) -> bool:
-        """Whether something waits for a call of one of the layers."""
-        return any(map(_is_waited_for, self.layers))
+        """Whether one of the layers has a hook or a replaced forward pass."""
+        return any(map(_has_hooks, self.layers))
 
     def _normalised(self, features: Tensor) -> Tensor:
         return F.layer_norm(features, features.shape[-1:]) if self.layer_norm else features
 
 
-def _is_waited_for(layer: nn.Module) -> bool:
-    """Whether something waits for a call of a layer, a hook or another forward pass, so that it must not be left out."""
+def _has_hooks(layer: nn.Module) -> bool:
+    """Whether a layer has a hook or a replaced forward pass, so that it must be called."""
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     return any(hooks) or "forward" in vars(layer)
 
@@ -221,13 +222,13 @@ class TeamGRU(nn.Module):
         self.from_hidden = TeamLinear(features, 3 * features, groups, gain=1.0)
 
     def forward(self, features: Tensor, hidden: Tensor, is_first: Tensor, agents: Sequence[int] | None = None) -> Tensor:
-        """Hidden states after each step.
+        """Hidden states after each step, ``[M, n, H]`` or ``[M, L, n, H]``.
 
         Args:
             features: ``[M, n, H]`` for single steps or ``[M, L, n, H]`` for sequences.
             hidden: ``[M, n, H]``, before the first step.
             is_first: ``[M, 1]`` or ``[M, L, 1]`` bool.
-            agents: which agents ``n`` counts; ``None``: all.
+            agents: the n agents; ``None``: all.
         """
         if features.dim() == 3:
             before = hidden * ~is_first.unsqueeze(-1)
@@ -237,7 +238,7 @@ class TeamGRU(nn.Module):
         if len(self.from_hidden.weights) > 1:
             states = self.sequences(features.permute(2, 1, 0, 3), hidden.transpose(0, 1), keep, agents)
             return states.permute(2, 1, 0, 3)
-        # One network takes the agents for further sequences.
+        # A shared network treats the agents as further sequences.
         rows = features.transpose(0, 1).reshape(1, length, many * n_agents, size)
         keep = keep.unsqueeze(2).expand(-1, -1, n_agents, -1).flatten(1, 2)
         states = self.sequences(rows, hidden.reshape(1, many * n_agents, -1), keep, agents)
@@ -247,14 +248,14 @@ class TeamGRU(nn.Module):
         """Hidden states ``[G, L, Q, H]`` of G networks after each step of Q sequences.
 
         Args:
-            features: ``[G, L, Q, inputs]``, or ``[1, L, Q, inputs]`` if all networks read the same.
+            features: ``[G, L, Q, inputs]``, or ``[1, L, Q, inputs]`` if all networks have the same input.
             hidden: ``[G, Q, H]``, before the first step.
-            keep: ``[L, Q, 1]``, false where a sequence starts anew.
-            agents: whose networks; ``None``: all.
+            keep: ``[L, Q, 1]`` bool, false where the hidden state is set to zero before the step.
+            agents: the agents whose networks are evaluated; ``None``: all.
         """
         gates = self.from_input.by_network(features.flatten(1, 2), agents).unflatten(1, features.shape[1:3])
         layer = self.from_hidden
-        if not _is_waited_for(layer):
+        if not _has_hooks(layer):
             return recurrence(gates, hidden, keep, layer.stacked(layer.weights, agents), layer.stacked(layer.biases, agents))
         states = []
         for gate, kept in zip(gates.unbind(1), keep, strict=True):
@@ -267,7 +268,7 @@ class TeamGRU(nn.Module):
 def agent_parameters(module: nn.Module, agents: Sequence[int]) -> list[nn.Parameter]:
     """The leaf parameters of the groups of ``agents`` in every layer of ``module``, in one order for every agent.
 
-    Nobody else uses them where each agent is a group of its own; what belongs to no group, such as identities, is left out.
+    No other agent uses them where each agent is a group of its own. Parameters of no group, such as identities, are left out.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, TeamLinear)]
     return [parameter for layer in layers for parameter in layer.agent_parameters(agents)]

@@ -21,7 +21,7 @@ class ValueNormaliser(nn.Module):
     ``mean = m / w``, ``variance = max(s / w - mean^2, 0.01)``, ``normalise(x) = (x - mean) / sqrt(variance)``.
 
     Args:
-        enabled: without it both conversions are the identity and nothing is tracked.
+        enabled: if not, both conversions are the identity and no averages are kept.
         beta: decay of the averages.
     """
 
@@ -44,7 +44,7 @@ class ValueNormaliser(nn.Module):
 
     @torch.no_grad()
     def update(self, target: Tensor, ranks: Ranks = ALONE) -> None:
-        """Take ``target`` (any shape, real units) of all ranks into the averages; it has as many entries on each."""
+        """Update the averages with ``target`` ``[*]``, in real units, of all ranks; it has as many entries on each rank."""
         if not self.enabled:
             return
         moments = (target.mean(), target.square().mean())
@@ -54,14 +54,14 @@ class ValueNormaliser(nn.Module):
         self.weight.mul_(self.beta).add_(1 - self.beta)
 
     def normalise(self, value: Tensor) -> Tensor:
-        """Real units to normalised units."""
+        """``[*]`` in real units to ``[*]`` in normalised units."""
         if not self.enabled:
             return value
         mean, deviation = self._statistics()
         return (value - mean) / deviation
 
     def denormalise(self, value: Tensor) -> Tensor:
-        """Normalised units to real units."""
+        """``[*]`` in normalised units to ``[*]`` in real units."""
         if not self.enabled:
             return value
         mean, deviation = self._statistics()

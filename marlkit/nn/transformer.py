@@ -1,8 +1,8 @@
 """The encoder and the decoder of the multi-agent transformer (Wen et al. 2022, arXiv:2205.14953); a token is an agent.
 
-Normalisation follows each residual sum, nothing is dropped out, and positions are not embedded: agents are told apart by a
-one-hot identity beside their observation. Weights start orthogonal with gain sqrt(2) before a GELU and 0.01 elsewhere; biases
-start at zero.
+Normalisation follows each residual sum. There is no dropout and no embedding of positions: agents are distinguished by a one-hot
+identity appended to their observation. Weights start orthogonal with gain sqrt(2) before a GELU and 0.01 elsewhere; biases start
+at zero.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ BEFORE_GELU = math.sqrt(2)
 ELSEWHERE = 0.01
 
 AttentionCache = dict[nn.Module, tuple[Tensor, Tensor]]
-"""Keys and values ``[*, heads, n, E / heads]`` of the tokens seen so far, by attention: what a token-by-token pass remembers."""
+"""Keys and values ``[*, heads, n, E / heads]`` of the tokens so far, by attention: the state of a token-by-token pass."""
 
 
 def linear(inputs: int, outputs: int, *, gain: float, bias: bool = True) -> nn.Linear:
-    """An affine map with orthogonal weights of size ``gain`` and zero bias."""
+    """An affine map with orthogonal weights of gain ``gain`` and zero bias."""
     layer = nn.Linear(inputs, outputs, bias)
     nn.init.orthogonal_(layer.weight, gain)
     if bias:
@@ -33,7 +33,7 @@ def linear(inputs: int, outputs: int, *, gain: float, bias: bool = True) -> nn.L
 
 
 def multilayer_perceptron(width: int) -> nn.Sequential:
-    """``W_2 GELU(W_1 x)``, as wide inside as outside."""
+    """``W_2 GELU(W_1 x)`` with ``width`` inputs, hidden units and outputs."""
     return nn.Sequential(linear(width, width, gain=BEFORE_GELU), nn.GELU(), linear(width, width, gain=ELSEWHERE))
 
 
@@ -45,7 +45,7 @@ class Attention(nn.Module):
         heads: number of heads; divides ``width``.
 
     Raises:
-        OptionError: it does not.
+        OptionError: ``heads`` does not divide ``width``.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -56,13 +56,16 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.output = (linear(width, width, gain=ELSEWHERE) for _ in range(4))
 
     def forward(self, query: Tensor, source: Tensor, *, causal: bool = False, memory: AttentionCache | None = None) -> Tensor:
-        """What each token of ``query`` ``[*, n, E]`` gathers from the tokens of ``source`` ``[*, n, E]``: ``[*, n, E]``.
+        """Attention of the tokens of ``query`` over the tokens of ``source``.
 
         Args:
-            query: who asks.
-            source: who answers.
-            causal: token j answers i only if j <= i.
-            memory: also gather from the tokens remembered here, and remember those of ``source``.
+            query: ``[*, n, E]``.
+            source: ``[*, n, E]``.
+            causal: whether token i attends to tokens j <= i only.
+            memory: keys and values of earlier tokens, which are attended to as well; those of ``source`` are added.
+
+        Returns:
+            ``[*, n, E]``.
         """
         queries, keys, values = self._split(self.query(query)), self._split(self.key(source)), self._split(self.value(source))
         if memory is not None:
@@ -78,7 +81,7 @@ class Attention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """``x <- LN(x + attention(x))``, ``x <- LN(x + MLP(x))``; every agent sees every other.
+    """``x <- LN(x + attention(x))``, ``x <- LN(x + MLP(x))``; every agent attends to every other.
 
     Args:
         width: features of a token.
@@ -98,7 +101,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Agent i sees the actions of the agents before it, through what the encoder says of itself.
+    """Agent i attends to the actions of the agents before it, with its encoding as the query.
 
     ``y <- LN(y + attention(y))``, ``y <- LN(e + attention(query=e, source=y))``, ``y <- LN(y + MLP(y))``, both attentions causal;
     the residual of the second is the encoding ``e``.
@@ -116,8 +119,8 @@ class DecoderBlock(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
 
     def forward(self, tokens: Tensor, encoding: Tensor, memory: AttentionCache | None = None) -> Tensor:
-        """``[*, n, E]`` and ``[*, n, E] -> [*, n, E]``: all tokens at once, or the next one where there is a ``memory``."""
-        # A single next token may see all that is remembered: nothing to mask.
+        """``[*, n, E]`` and ``[*, n, E] -> [*, n, E]``: all tokens at once, or the next one if there is a ``memory``."""
+        # The next token attends to every token in memory: no mask is needed.
         causal = memory is None
         tokens = self.norms[0](tokens + self.among_actions(tokens, tokens, causal=causal, memory=memory))
         tokens = self.norms[1](encoding + self.from_encoding(encoding, tokens, causal=causal, memory=memory))
@@ -132,17 +135,17 @@ class ObservationEncoder(nn.Module):
         embedding: features E of a token.
         blocks: number of encoder blocks.
         heads: number of attention heads.
-        agent_id: whether agents can be told apart.
+        agent_id: whether a one-hot identity is appended to the observation.
     """
 
     identity: Tensor
 
     def __init__(self, spec: TeamSpec, *, embedding: int, blocks: int, heads: int, agent_id: bool) -> None:
         super().__init__()
-        told_apart = agent_id and spec.n_agents > 1
-        self.register_buffer("identity", torch.eye(spec.n_agents, spec.n_agents if told_apart else 0), persistent=False)
+        has_identity = agent_id and spec.n_agents > 1
+        self.register_buffer("identity", torch.eye(spec.n_agents, spec.n_agents if has_identity else 0), persistent=False)
         inputs = spec.observation + self.identity.shape[1]
-        # A single feature would be normalised to zero, whatever it is.
+        # Layer normalisation of a single feature is always zero.
         self.normalise = nn.LayerNorm(inputs) if inputs > 1 else nn.Identity()
         self.embed = nn.Sequential(linear(inputs, embedding, gain=BEFORE_GELU), nn.GELU(), nn.LayerNorm(embedding))
         self.blocks = nn.ModuleList(EncoderBlock(embedding, heads) for _ in range(blocks))
@@ -161,8 +164,8 @@ class ActionDecoder(nn.Module):
 
     Args:
         inputs: features of an action token.
-        outputs: features per agent that come out.
-        bias: whether the embedding of an action has one.
+        outputs: output features per agent.
+        bias: whether the embedding of an action has a bias.
         embedding: features E of a token.
         blocks: number of decoder blocks.
         heads: number of attention heads.
@@ -182,7 +185,7 @@ class ActionDecoder(nn.Module):
     def forward(self, tokens: Tensor, encoding: Tensor, memory: AttentionCache | None = None) -> Tensor:
         """Outputs ``[*, n, outputs]`` for action tokens ``[*, n, inputs]`` and encodings ``[*, n, E]``.
 
-        Without ``memory``, of all agents at once; with it, of the next agent, n = 1, after those that it remembers.
+        Without ``memory`` these are all agents; with it, the next agent (n = 1) after those in memory.
         """
         tokens = self.embed(tokens)
         for block in self.blocks:

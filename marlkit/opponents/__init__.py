@@ -1,1 +1,1 @@
-"""Opponent models: what each agent believes of the others' policies."""
+"""Opponent models: each agent's beliefs about the others' policies."""

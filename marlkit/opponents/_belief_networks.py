@@ -1,7 +1,7 @@
-"""The networks of a theory of mind (Rabinowitz et al. 2018; Li et al., F2A2): character, mental state, two predictions.
+"""The networks of a theory of mind (Rabinowitz et al. 2018; F2A2, Li et al. 2023): character, mental state, two predictions.
 
-``G`` networks, one per modelling agent or per group of them, look at the same agents, in one batched product per layer; what all
-networks read is never copied per network (:mod:`marlkit.nn.networks`).
+``G`` networks, one per modelling agent or per group of them, model the same agents, in one batched product per layer; common
+inputs are never copied per network (:mod:`marlkit.nn.networks`).
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from marlkit.nn.networks import ACTIVATIONS, GAINS, TeamGRU, TeamLinear
 
 OUTPUT_GAIN = 0.01
-"""Gain of the last layer's initialisation: beliefs start near-uniform."""
+"""Gain of the last layer's initialisation: beliefs start nearly uniform."""
 
 
 class SequenceEncoder(nn.Module):
-    """Gated recurrent units on top of one another, per network, over sequences that all networks read.
+    """Stacked gated recurrent units, one stack per network, over sequences that are the input of all networks.
 
     Args:
         inputs: features of a step.
         width: features H of each hidden state.
-        layers: how many units.
+        layers: number of units.
         networks: G.
     """
 
@@ -48,11 +48,11 @@ class SequenceEncoder(nn.Module):
 
 
 class PredictionHead(nn.Module):
-    """A multilayer perceptron per network, of an observation that all networks read and of what each remembers.
+    """A multilayer perceptron per network, of an observation common to all networks and of vectors of each network.
 
     Args:
         observation: features of an observation.
-        memories: features of each remembered vector; may be none.
+        memories: features of each of the network's own vectors; may be empty.
         hidden: widths of the hidden layers.
         outputs: features of a prediction.
         networks: G.
@@ -91,7 +91,7 @@ def _by_network(layer: nn.Module, features: Tensor) -> Tensor:
 
 
 class BeliefNetworks(nn.Module):
-    """What G networks make of the behaviour of N agents.
+    """G networks that model the behaviour of N agents.
 
     Args:
         observation: features O of an observation.
@@ -99,7 +99,7 @@ class BeliefNetworks(nn.Module):
         outputs: features P of a prediction.
         networks: G.
         width: features H of a character and of a mental state.
-        layers: recurrent units on top of one another.
+        layers: number of stacked recurrent units.
         hidden: widths of the hidden layers of both heads.
         activation: their non-linearity.
     """
@@ -127,7 +127,7 @@ class BeliefNetworks(nn.Module):
 
         Args:
             steps: ``[S, L, N, O + F]``, observations and actions, oldest first.
-            length: ``[S]``, steps that each trajectory really has, at least 1.
+            length: ``[S]``, number of steps of each trajectory, at least 1; the rest of ``L`` is padding.
 
         Returns:
             ``[S, N, G, H]``.
@@ -141,11 +141,11 @@ class BeliefNetworks(nn.Module):
         return states[:, last, every].transpose(0, 1).unflatten(0, (count, n_agents))
 
     def mental_states(self, steps: Tensor, valid: Tensor) -> Tensor:
-        """The hidden state after the last of a few steps; zero where there is none.
+        """The hidden state after the last of M recent steps; zero where there is none.
 
         Args:
             steps: ``[R, M, N, O + F]``, oldest first.
-            valid: ``[R, M]`` bool; those that are not come first.
+            valid: ``[R, M]`` bool; invalid steps come first.
 
         Returns:
             ``[G, R, N, H]``.

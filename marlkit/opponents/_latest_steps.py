@@ -1,4 +1,4 @@
-"""The latest steps that a team played, of all environments, in buffers that a checkpoint keeps."""
+"""The latest steps that a team played, of all environments, in buffers that checkpoints hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from marlkit.spec import TeamSpec
 
 
 class LatestSteps(nn.Module):
-    """A ring of the ``count`` latest joint steps: what was seen, what was done, what could be done and who took part.
+    """A ring buffer of the ``count`` latest joint steps: observations, actions, available actions and which agents were alive.
 
     Args:
         spec: the team.
@@ -35,13 +35,13 @@ class LatestSteps(nn.Module):
         self.register_buffer("observation", torch.zeros(*team, spec.observation))
         self.register_buffer("action", action)
         self.register_buffer("available", torch.ones(*team, spec.action_features, dtype=torch.bool))
-        # Where no step is yet, nobody takes part.
+        # In slots without a step no agent is alive.
         self.register_buffer("alive", torch.zeros(*team, 1, dtype=torch.bool))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def record(self, played: TensorDictBase) -> None:
-        """Take steps ``[B, T]`` in order; the oldest make room."""
+        """Add steps ``[B, T]`` in order of time; they replace the oldest."""
         steps = played.select(*self.names).transpose(0, 1).flatten(0, 1)[-self.count :]
         slots = (self.position + torch.arange(len(steps), device=self.position.device)) % self.count
         for key, name in self.names.items():
@@ -50,5 +50,5 @@ class LatestSteps(nn.Module):
         self.position.add_(len(steps)).remainder_(self.count)
 
     def steps(self) -> TensorDict:
-        """All that is kept, batch ``[K]``."""
+        """The whole buffer, batch ``[K]``."""
         return TensorDict({key: getattr(self, name) for key, name in self.names.items()}, batch_size=[self.count])

@@ -1,4 +1,4 @@
-"""Opponents modelled by a theory of mind that is learnt beside the policy (Rabinowitz et al. 2018; Li et al., F2A2)."""
+"""Opponents modelled by a theory of mind that is learnt beside the policy (Rabinowitz et al. 2018; F2A2, Li et al. 2023)."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ from marlkit.recorder.steps import ResultKey
 from marlkit.spec import Continuous, TeamSpec
 
 EVALUATIONS = {"cpu": 16384, "cuda": 65536}
-"""Agents times networks looked at together where no gradient is needed: bounds memory."""
+"""Evaluations (agents times networks) per chunk where no gradient is needed: bounds memory."""
 
 BELIEFS: dict[Key, Key] = {keys.LOGITS: keys.OPPONENT_LOGITS, keys.LOC: keys.OPPONENT_LOC, keys.SCALE: keys.OPPONENT_SCALE}
 
 
 class TheoryOfMindOpponents(Opponents):
-    """Every agent i believes of agent j what its networks make of j's observation, character and mental state.
+    """Agent i's belief about agent j is a prediction of j's action from j's observation, character and mental state.
 
-    *Character*: the mean, over trajectories that were played before the policy had learnt, of the last hidden state of a
-    recurrent network on ``(o_j, a_j)``. *Mental state*: the hidden state of another on j's last few steps of the running episode,
-    never on the present action. The *natural* prediction reads ``o_j``, character and mental state, the *impromptu* prediction
+    *Character*: the mean, over the first trajectories of the training, of the last hidden state of a recurrent network on
+    ``(o_j, a_j)``. *Mental state*: the hidden state of another such network on j's last steps of the running episode, without the
+    present action. The *natural* prediction reads ``o_j``, character and mental state, the *impromptu* prediction
     ``o_j`` alone; the belief is their geometric mean (mean of logits, precision-weighted mean of normals; the paper leaves both
-    this and the loss open). The loss is the sum of the cross-entropies of the executed ``a_j`` under the belief and under either
-    prediction, over ``j != i`` and agents that are alive; the impromptu prediction's is on the latest steps. Nothing else trains
-    these networks.
+    this and the loss open). The loss is the sum of the cross-entropies of the executed ``a_j`` under the belief and under each
+    prediction, over ``j != i`` and agents that are alive; that of the impromptu prediction is on the latest steps. No other loss
+    trains these networks.
 
-    An agent's belief of itself is written too, and means nothing. One network serves for all j; where agents share, it serves
-    for several i, and with `share: all` all believe the same (view axis of size 1).
+    An agent's belief about itself is written too, and is meaningless. One network models all j; where agents share, it does so
+    for several i, and with `share: all` all beliefs are equal (view axis of size 1).
 
     Args:
         spec: the team.
         share: which modelling agents use the same network: `none` (decentralised), `all`, or groups such as `[[0, 1], [2]]`.
-        history: steps before the present one that a mental state is made of; 5 in F2A2.
-        characters: trajectories per agent that characters are made of; 1000 in F2A2, fewer here as every fit reads them all.
+        history: steps before the present one that a mental state is computed from; 5 in F2A2.
+        characters: trajectories per agent that characters are computed from; 1000 in F2A2, fewer here: every fit reads all.
         character_length: steps of a trajectory, fewer where its episode ends; 25 in F2A2.
         character_batch: trajectories, drawn at random, through which a fit trains the characters.
         memory: features of a character and of a mental state.
-        memory_layers: recurrent units on top of one another.
-        hidden: widths of the hidden layers of either prediction.
+        memory_layers: number of stacked recurrent units.
+        hidden: widths of the hidden layers of each prediction.
         activation: non-linearity of the hidden layers.
-        head_coef: weight of either prediction's own cross-entropy; 1 weighs all three alike. Where behaviour depends on more than
-            the observation, the two predictions disagree, and a smaller weight makes a better belief.
+        head_coef: weight of each prediction's own cross-entropy; 1 weights all three equally. Where behaviour depends on more
+            than the observation, the two predictions disagree, and a smaller weight gives a better belief.
         every: updates from one fit to the next.
         fit_rows: joint steps per fit, drawn at random; 1600 pairs of observation and action in F2A2, 533 steps of three agents.
         recent: latest pairs of observation and action, of all agents, that train the impromptu prediction.
-        max_grad_norm: gradient norm that is clipped to; `null`: unclipped.
+        max_grad_norm: largest gradient norm, by clipping; `null`: no clipping.
     """
 
     contract = Contract(
@@ -134,7 +134,7 @@ class TheoryOfMindOpponents(Opponents):
 
     @torch.no_grad()
     def forward(self, batch: TensorDictBase, played: bool = True) -> TensorDictBase:
-        """Write what each agent believes; where the action is imagined, draw the others' actions from it."""
+        """Write each agent's beliefs on a batch ``[*]``; if the actions were not ``played``, sample the others' from them."""
         if not played or self.wanted is None or self.wanted & set(BELIEFS.values()):
             self._write_beliefs(batch, played)
         if played:
@@ -149,11 +149,11 @@ class TheoryOfMindOpponents(Opponents):
             batch.set(key, torch.cat([block[key] for block in blocks]).unflatten(0, batch.batch_size))
 
     def _at_a_time(self, evaluations: int) -> int:
-        """How many units of so many evaluations are computed together."""
+        """Items per chunk where each takes ``evaluations`` evaluations."""
         return max(1, EVALUATIONS.get(self.character.device.type, EVALUATIONS["cuda"]) // evaluations)
 
     def _annotated(self, rows: TensorDictBase, played: bool) -> dict[Key, Tensor]:
-        """The keys that are written of ``rows`` ``[R]``, less those that need no network."""
+        """The written keys of ``rows`` ``[R]`` that need a network."""
         belief, _ = self.beliefs(rows, self.character)
         parameters = belief.parameters()
         written = {BELIEFS[key]: value[:, self.views] for key, value in parameters.items()}
@@ -162,7 +162,7 @@ class TheoryOfMindOpponents(Opponents):
         return written
 
     def _imagined(self, rows: TensorDictBase, parameters: dict[Key, Tensor]) -> Tensor:
-        """Own actions as chosen, the others' drawn anew by each agent, ``[R, N, N]`` or ``[R, N, N, D]``."""
+        """Own actions as chosen, the others' sampled for each agent, ``[R, N, N]`` or ``[R, N, N, D]``."""
         n_agents = self.spec.n_agents
         each = [value[:, self.views].expand(-1, n_agents, -1, -1) for value in parameters.values()]
         own = rows[keys.ACTION].detach().unsqueeze(1)
@@ -173,7 +173,7 @@ class TheoryOfMindOpponents(Opponents):
         return torch.where(mine.unsqueeze(-1), own, drawn.masked_fill(~rows[keys.ACTION_DIMS].unsqueeze(1), 0.0))
 
     def beliefs(self, rows: TensorDictBase, character: Tensor) -> tuple[TeamDistribution, TeamDistribution]:
-        """What each network believes, and its natural prediction alone.
+        """The beliefs of each network, and its natural predictions.
 
         Args:
             rows: batch ``[R]`` with the keys that this component reads.
@@ -189,7 +189,7 @@ class TheoryOfMindOpponents(Opponents):
         return self._combined(natural, self.impromptu(rows), rows), natural
 
     def impromptu(self, rows: TensorDictBase) -> TeamDistribution:
-        """What each network predicts from the present observations ``[R, N, O]`` alone, ``[R, G, N, *]``."""
+        """The impromptu predictions ``[R, G, N, *]`` of each network, from the present observations ``[R, N, O]``."""
         return self._prediction(self.networks.impromptu(rows[keys.OBSERVATION].to(self.character.dtype)), rows)
 
     def _prediction(self, output: Tensor, rows: TensorDictBase) -> TeamDistribution:
@@ -206,10 +206,10 @@ class TheoryOfMindOpponents(Opponents):
         loc, scale = mean_of_normals((first.loc, first.scale), (second.loc, second.scale))
         return NormalTeam(loc, scale, rows[keys.ACTION_DIMS].unsqueeze(1))
 
-    # --- what they are learnt from --------------------------------------------------------------------------------------
+    # --- learning ------------------------------------------------------------------------------------------------------
 
     def observe(self, played: TensorDictBase) -> None:
-        """Keep the first trajectories for characters, and the latest steps for the impromptu prediction."""
+        """Store the first trajectories of steps ``[B, T]`` for characters, and the latest for the impromptu prediction."""
         if self.spec.n_agents == 1:
             return
         self.latest.record(played)
@@ -218,7 +218,7 @@ class TheoryOfMindOpponents(Opponents):
             self._refresh_character()
 
     def _refresh_character(self, run_step: RunStep = run_directly) -> None:
-        """Make the characters that beliefs are written with anew, of all trajectories."""
+        """Recompute the characters from all trajectories."""
         begun = self.trajectories.begun
         if begun > 0:
             everything = torch.arange(begun, device=self.character.device)
@@ -232,7 +232,7 @@ class TheoryOfMindOpponents(Opponents):
         return {}
 
     def fit(self, batch: TensorDictBase, learning: Learning) -> Metrics:
-        """One optimiser step on the steps of a batch and on the latest steps, every few updates."""
+        """Every ``every`` updates, one optimiser step on steps of a batch ``[*]`` and on the latest steps."""
         if self.spec.n_agents == 1:
             return {}
         due = self.every == 1 or int(self.updates) % self.every == 0
@@ -251,11 +251,11 @@ class TheoryOfMindOpponents(Opponents):
         return metrics | learning.minimise(loss, self.max_grad_norm)
 
     def _some_trajectories(self) -> Tensor:
-        """Numbers of trajectories, at random: those through which a fit trains the characters."""
+        """Indices ``[S]`` of random trajectories, through which a fit trains the characters."""
         return torch.randperm(self.trajectories.begun, device=self.character.device)[: self.character_batch]
 
     def _drawn(self, batch: TensorDictBase) -> TensorDictBase:
-        """Rows ``[R]`` of the batch, at random where it has more than are wanted, with the true policies where it has them."""
+        """Rows ``[R]`` of the batch, a random subset if it has more than ``fit_rows``, with the true policies if it has them."""
         wanted = [*self.reads, *(key for key in BELIEFS if key in batch.keys(include_nested=True))]
         given = batch.select(*wanted).detach()
         count = batch.batch_size.numel()
@@ -265,11 +265,11 @@ class TheoryOfMindOpponents(Opponents):
         return given[torch.unravel_index(index, batch.batch_size)]
 
     def loss(self, rows: TensorDictBase, trajectories: Tensor, ranks: Ranks = ALONE) -> tuple[Tensor, Metrics]:
-        """The three cross-entropies, weighted and summed, and how good the beliefs are.
+        """The weighted sum ``[]`` of the three cross-entropies, and metrics of the beliefs.
 
         Args:
             rows: batch ``[R]`` with the keys that this component reads and, for the divergence, the parameters of the policy.
-            trajectories: numbers of those through which the characters are trained; may be none.
+            trajectories: indices ``[S]`` of the trajectories through which the characters are trained; may be empty.
             ranks: the processes over whose rows the loss is a mean; characters and latest steps are those of each rank.
         """
         belief, natural = self.beliefs(rows, self._trained_character(trajectories))
@@ -285,19 +285,19 @@ class TheoryOfMindOpponents(Opponents):
         return combined + self.head_coef * (natural_loss + impromptu_loss), metrics | self._quality(belief, rows)
 
     def _trained_character(self, trajectories: Tensor) -> Tensor:
-        """Characters ``[N, G, H]`` made of these trajectories, with gradient."""
+        """Characters ``[N, G, H]`` computed from these trajectories, with gradient."""
         if len(trajectories) == 0:
             return self.character
         return self.networks.characters(*self.trajectories.steps(trajectories)).mean(0)
 
     def _cross_entropy(self, belief: TeamDistribution, rows: TensorDictBase, ranks: Ranks) -> Tensor:
-        """``-mean log q_i(a_j)`` over rows, i and j that is not i and is alive."""
+        """``-mean log q_i(a_j)`` over rows, i, and j != i that are alive."""
         own = -self._mean(belief.log_prob(self._executed(rows)), rows)
         return ranks.weigh(self._weight(rows), own)
 
     @torch.no_grad()
     def _quality(self, belief: TeamDistribution, rows: TensorDictBase) -> Metrics:
-        """How often the likeliest action was taken, and the divergence of the beliefs from the policy that the rows tell of."""
+        """How often the most likely action was executed, and the divergence of the beliefs from the true policies in the rows."""
         metrics = {}
         if self.spec.discrete:
             hit = belief.mode() == self._executed(rows)
@@ -309,7 +309,7 @@ class TheoryOfMindOpponents(Opponents):
         return metrics
 
     def _executed(self, rows: TensorDictBase) -> Tensor:
-        """``[R, G, N]`` or ``[R, G, N, D]``."""
+        """The executed actions, ``[R, G, N]`` or ``[R, G, N, D]``."""
         action = rows[keys.ACTION].unsqueeze(1)
         return action.expand(-1, len(self.pairs), *action.shape[2:])
 

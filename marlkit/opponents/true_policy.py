@@ -1,4 +1,4 @@
-"""Opponents known exactly: during training agents exchange their current policies (PERLA, Mguni et al.)."""
+"""Opponents known exactly: during training agents exchange their current policies (PERLA, Jafferjee et al. 2022)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SOURCES: dict[Key, Key] = {
     keys.OPPONENT_LOC: keys.LOC,
     keys.OPPONENT_SCALE: keys.SCALE,
 }
-"""What each belief is a copy of."""
+"""The key that each belief is a copy of."""
 
 
 class TruePolicyOpponents(Opponents):
-    """Every agent believes what is true: the others' policies as the actor just wrote them.
+    """Every agent's beliefs are the others' true policies, as the actor wrote them.
 
     The beliefs are common to all agents (view axis of size 1). A seed per row fixes the samples that a critic draws from them, so
-    that every pass over a row within an iteration sees the same samples without anybody storing them.
+    that every pass over a row within an iteration uses the same samples without storing them.
 
     Args:
         spec: the team.
@@ -48,7 +48,7 @@ class TruePolicyOpponents(Opponents):
         self.spec = spec
 
     def forward(self, batch: TensorDictBase, played: bool = True) -> TensorDictBase:
-        """Copy the actor's choices and parameters to the beliefs, and draw the seeds of the samples."""
+        """On a batch ``[*]``, copy the actor's actions and parameters to the beliefs, and draw the seeds of the samples."""
         wanted = self.writes if self.wanted is None else self.wanted
         for belief in wanted:
             if belief in SOURCES:
@@ -59,6 +59,6 @@ class TruePolicyOpponents(Opponents):
         return batch
 
     def reads_for(self, beliefs: Sequence[Key]) -> tuple[Key, ...]:
-        """What the beliefs are copied from, and the action."""
+        """The keys that ``beliefs`` are copied from, and the action."""
         sources = [SOURCES[belief] for belief in beliefs if belief in SOURCES]
         return tuple(dict.fromkeys([keys.ACTION, *sources])) if beliefs else ()

@@ -1,9 +1,9 @@
 """The components that a recipe can name, read from their source without importing them.
 
-A component of marlkit is a public class ``<Name><Suffix>`` in a public module of its kind's package; in a recipe it is called
-by the snake case of ``<Name>``. Anybody else's is called by a dotted path, ``my_package.my_critic.MyCritic``. Reading source
-instead of importing makes ``marlkit check`` fast, and lets a stranger's recipe be checked without running its code;
-:func:`load_class` is the only function here that imports.
+A component of marlkit is a public class ``<Name><Suffix>`` in a public module of its kind's package; its name in a recipe is the
+snake case of ``<Name>``. Other components are named by a dotted path, ``my_package.my_critic.MyCritic``. Reading source instead
+of importing makes ``marlkit check`` fast and checks an untrusted recipe without running its code; :func:`load_class` is the only
+function here that imports.
 """
 
 from __future__ import annotations
@@ -41,29 +41,29 @@ class Option:
 
     @property
     def required(self) -> bool:
-        """Whether a recipe must give it."""
+        """Whether a recipe must set it."""
         return self.default is REQUIRED
 
     @property
     def part(self) -> Kind | None:
-        """The kind of component that it holds, for an option such as ``step: Update``."""
+        """The kind of component that is its value, for an option such as ``step: Update``."""
         candidates = (self.annotation, *typing.get_args(self.annotation))
         return next((c.kind for c in candidates if isinstance(c, type) and issubclass(c, KindStub)), None)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a component without importing it.
+    """A component, as described by its source.
 
     Attributes:
         kind: the section that it fills.
-        name: what a recipe calls it.
+        name: its name in a recipe.
         module, class_name: where to import it from.
-        file, line: where it is written.
-        docstring: of the class, or of the nearest class above it that has one.
-        summary: the first sentence about it: of its file, or of the class where the file holds several.
+        file, line: where it is defined.
+        docstring: of the class, or of the nearest base class that has one.
+        summary: the first paragraph of its module's docstring, or of the class's where the module holds several.
         options: its options by name, in the order of the constructor.
-        contract: what it reads, writes, needs and has.
+        contract: the keys that it reads and writes, its needs and traits.
         trusted: whether its contract is marlkit's own, so that the contract's ``check`` may be called.
     """
 
@@ -86,7 +86,7 @@ class Entry:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The options as they are where a recipe gives none; :data:`REQUIRED` for those that it must give."""
+        """The default of each option; :data:`REQUIRED` for an option that a recipe must set."""
         return {name: option.default for name, option in self.options.items()}
 
 
@@ -102,7 +102,7 @@ def names(kind: Kind) -> dict[str, tuple[str, str]]:
 
 
 def _recipe_name(word: str, stem: str) -> str:
-    # The file decides where words begin in a name such as TorchRL, which snake case would split as torch_rl.
+    # The file name determines the word boundaries of a name such as TorchRL, which snake case would split as torch_rl.
     if word.lower() == stem.replace("_", ""):
         return stem
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", word).lower()
@@ -115,18 +115,18 @@ def components(kind: Kind | str) -> dict[str, Entry]:
 
 @functools.lru_cache
 def _components(section: str) -> dict[str, Entry]:
-    # marlkit's own source does not change while it runs, so that it is evaluated once.
+    # Cached: marlkit's own source does not change while it runs.
     kind, sources = KINDS[section], Sources()
     found = {name: _class(f"{module}.{class_name}", sources) for name, (module, class_name) in names(kind).items()}
     return {name: _entry(kind, name, cls) for name, cls in found.items() if not cls.abstract}
 
 
 def find(kind: Kind | str, name: str, folders: Sequence[Path] = ()) -> Entry:
-    """The component that a recipe calls ``name`` in a section.
+    """The component ``name`` of a section.
 
     Args:
         kind: the section.
-        name: a name of marlkit's own, or a dotted path.
+        name: the name of one of marlkit's components, or a dotted path.
         folders: where to look for a dotted path after Python's own search path.
 
     Raises:
@@ -196,7 +196,7 @@ def _entry(kind: Kind, name: str, cls: Class) -> Entry:
 
 
 def _summary(kind: Kind, cls: Class, docstring: str) -> str:
-    # An imported base, such as `JointLossUpdate`, is not what the file is about.
+    # An imported base, such as `JointLossUpdate`, does not count.
     alike = [n for n, found in cls.module.bindings.items() if type(found).__name__ == "ClassDef" and n.endswith(kind.suffix)]
     of_file = docstrings.of(cls.module.tree) if len(alike) == 1 else ""
     return docstrings.first_paragraph(of_file or docstring)
@@ -215,7 +215,7 @@ def _contract(owner: Class) -> Contract:
 
 
 def _options(lineage: Sequence[Class]) -> dict[str, Option]:
-    """Options of the nearest constructor; where it ends in ``**options``, those of the constructor above it too."""
+    """Options of the nearest constructor; if it takes ``**options``, also those of the base class's constructor."""
     position = next((i for i, member in enumerate(lineage) if member.constructor is not None), None)
     if position is None:
         return {}
@@ -242,7 +242,7 @@ def load_class(entry: Entry, folders: Sequence[Path] = ()) -> type:
         ComponentError: the import fails, or Python finds another file than the one that was checked.
     """
     for folder in (str(Path(folder).resolve()) for folder in folders):
-        # At the end, so that a file beside a recipe can never stand in for a library.
+        # At the end, so that a file beside a recipe can never shadow a library.
         if folder not in sys.path:
             sys.path.append(folder)
     try:

@@ -1,8 +1,8 @@
-"""Which components fit together: every combination of marlkit's own, settled by contract alone. Imports no torch.
+"""Which components fit together: every combination of marlkit's own, decided by contracts alone. Imports no torch.
 
 A combination names an actor, a critic, an opponent model, an estimator, an update and data. Where its defaults do not fit, the
-options that would help are read from the conditions of the contracts (``share: none`` for separate parameters, for instance);
-what fits then is *accepted*, with those options, and what still does not is *refused*.
+options that would help are read from the conditions of the contracts (``share: none`` for separate parameters, for instance).
+Combinations that fit then are *accepted*, with those options; the others are *refused*.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ CHOSEN = ("actor", "critic", "opponents", "estimator", "update", "data")
 """The sections that a combination chooses; the others do not decide what fits."""
 
 ENVIRONMENTS = {"discrete": {"discrete", "team_reward"}, "continuous": {"continuous", "team_reward"}}
-"""Traits of the environment by kind of actions: the kindest, with one reward for the team."""
+"""Traits of the environment by kind of actions: the most permissive ones, with one reward for the team."""
 
 
 @dataclass(frozen=True)
 class Combination:
-    """Components by path (``"update"``, ``"update.step"``) for one kind of actions; options that differ from the defaults.
+    """Components by path (``"update"``, ``"update.step"``) for one kind of actions, and options that differ from the defaults.
 
-    It answers what :func:`marlkit.recipe.fit.check_fit` asks of a recipe.
+    A :class:`marlkit.recipe.fit.Selection`, as recipes are.
     """
 
     actions: str
@@ -44,7 +44,7 @@ class Combination:
         return self.entries[path].defaults | dict(self.settings.get(path, {}))
 
     def place(self, path: str) -> Place:
-        """Where ``path`` stands: in no file."""
+        """The place of ``path``, which is in no file."""
         return Place(self.name)
 
     def name_of(self, section: str) -> str:
@@ -54,7 +54,7 @@ class Combination:
 
     @property
     def name(self) -> str:
-        """All of it in one word."""
+        """The kind of actions and all components, joined by hyphens."""
         return "-".join([self.actions, *(self.name_of(section) for section in CHOSEN)])
 
     def with_settings(self, found: Iterable[tuple[str, str, Any]]) -> Combination:
@@ -106,7 +106,7 @@ def _choices(section: str, path: str = "") -> Iterator[dict[str, Entry]]:
 
 
 def settled(combination: Combination) -> Combination:
-    """The combination with the options, if any, under which it fits; as it is where none help."""
+    """The combination with options under which it fits; unchanged where there are none."""
     tried = combination
     for _ in range(len(CHOSEN)):
         if fits(tried):
@@ -119,7 +119,7 @@ def settled(combination: Combination) -> Combination:
 
 
 def _changes(combination: Combination) -> Iterator[tuple[str, str, Any]]:
-    """The options that would give an unmet trait, write a missing key, or do without it."""
+    """The options that would give an unmet trait, write a missing key, or avoid reading it."""
     environment = environments(combination)[0]
     team = members(combination, environment)
     by_path = {member.path: member for member in team}

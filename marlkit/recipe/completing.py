@@ -1,4 +1,4 @@
-"""Checking a recipe's names and values, and filling in what it leaves to the defaults. Imports no torch."""
+"""Checking a recipe's names and values, and filling in defaults. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from marlkit.recipe.merging import as_section
 
 Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
 TOP_LEVEL = ("name", "seed", "extends")
-MISSING = "???"  # OmegaConf's mark for a value that somebody else must give
+MISSING = "???"  # OmegaConf's mark for a mandatory value that is not set
 
 
 @dataclass
 class Completion:
-    """A recipe on its way to being complete.
+    """A recipe that is being completed.
 
     Attributes:
         root: the merged recipe.
         folders: where dotted paths are looked up.
-        config: what is complete so far.
+        config: the sections completed so far.
         entries: the component at each path, such as ``"update"`` and ``"update.step"``.
         places: where each path is written; defaults have none.
-        problems: everything that is wrong.
+        problems: the problems found so far.
     """
 
     root: Located
@@ -46,7 +46,7 @@ class Completion:
     problems: list[Problem] = field(default_factory=list)
 
     def place(self, path: str) -> Place:
-        """Where ``path`` is written, or else the nearest thing around it."""
+        """Where ``path`` is written, or the nearest enclosing entry that is."""
         while path and path not in self.places:
             path = path.rpartition(".")[0]
         return self.places.get(path, self.root.place)
@@ -56,7 +56,7 @@ class Completion:
         self.problems.append((at or self.place(path)).problem(path, message, remedy))
 
     def run(self, name: str) -> DictConfig:
-        """Complete and check everything; what is wrong is in :attr:`problems`."""
+        """Complete and check everything; problems are added to :attr:`problems`."""
         given = self.root.mapping or {}
         misspelt = {key: value for key, value in given.items() if key not in KINDS and key not in TOP_LEVEL}
         for key, value in misspelt.items():
@@ -174,7 +174,7 @@ class Completion:
         value = _get(plain, f"{path}.{name}")
         factors = [_get(plain, limit) for limit in limits]
         if not all(type(number) is int and number >= 1 for number in (value, *factors)):
-            return  # absent, or wrong by itself and reported as that
+            return  # absent, or invalid and reported as that
         product = math.prod(factors)
         if value > product:
             shown = " * ".join(f"{limit} ({factor})" for limit, factor in zip(limits, factors, strict=True))

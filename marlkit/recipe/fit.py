@@ -1,8 +1,8 @@
-"""Whether the components of a recipe fit together: every key read has been written, every needed trait is had.
+"""Whether the components of a recipe fit together: every key read has been written, every needed trait is present.
 
-The components are walked in the order in which they run. Every iteration collects (env, data, actor), annotates the batch and
-its ``next`` (opponents, critic), estimates, and updates; so that what those first five write also stands under ``next``.
-Imports no torch.
+The components are checked in the order in which they run. Every iteration collects (env, data, actor), annotates the batch and
+its ``next`` (opponents, critic), estimates, and updates; the keys of the sections :data:`ON_NEXT` therefore also exist under
+``next``. Imports no torch.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ ORDER = ("env", "data", "actor", "opponents", "critic", "targets", "estimator", 
 """Sections in the order in which they run; `targets`, `optimizer` and `trainer` touch no keys."""
 
 ON_NEXT = ("env", "critic")
-"""Sections whose keys also exist at the next step, for those who run once a whole rollout is there."""
+"""Sections whose keys also exist at the next step, for components that run on a whole rollout."""
 
 ON_ONE_STEP = ("env", "actor", "opponents", "critic")
-"""Sections that run on single steps, current ones and next ones alike, and therefore see no further step."""
+"""Sections that run on single steps, current and next ones alike, and therefore have no access to the following step."""
 
 
 class Selection(Protocol):
-    """What the checks ask of a recipe."""
+    """The part of a recipe that the checks use."""
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -47,13 +47,13 @@ class Selection(Protocol):
 
 @dataclass(frozen=True)
 class Member:
-    """A component in its place, the conditions of its contract decided.
+    """A component of a recipe, with the conditions of its contract resolved.
 
     Attributes:
-        path: where it stands in the recipe, such as ``"update.step"``.
-        entry: what is known of it.
+        path: its path in the recipe, such as ``"update.step"``.
+        entry: its catalogue entry.
         options: its completed options.
-        reads, writes, traits: what it reads, writes and has in this recipe.
+        reads, writes, traits: the keys that it reads and writes, and its traits, in this recipe.
     """
 
     path: str
@@ -65,18 +65,18 @@ class Member:
 
     @property
     def section(self) -> str:
-        """The section that it stands in, also where it is part of another component."""
+        """Its section, also where it is part of another component."""
         return self.path.partition(".")[0]
 
 
 def environments(recipe: Selection) -> list[frozenset[str]]:
-    """The traits that the environment may turn out to have; more than one set where its source does not tell."""
+    """The possible sets of traits of the environment; more than one where its source does not determine them."""
     entry = recipe.entries["env"]
-    had = frozenset(entry.contract.resolve("traits", recipe.options("env"), ()))
-    actions = [()] if had & {"discrete", "continuous"} else [("discrete",), ("continuous",)]
-    told = any("team_reward" in (trait.then if isinstance(trait, When) else (trait,)) for trait in entry.contract.traits)
-    rewards = [()] if told else [(), ("team_reward",)]
-    return [had | set(action) | set(reward) for action, reward in itertools.product(actions, rewards)]
+    traits = frozenset(entry.contract.resolve("traits", recipe.options("env"), ()))
+    actions = [()] if traits & {"discrete", "continuous"} else [("discrete",), ("continuous",)]
+    declared = any("team_reward" in (trait.then if isinstance(trait, When) else (trait,)) for trait in entry.contract.traits)
+    rewards = [()] if declared else [(), ("team_reward",)]
+    return [traits | set(action) | set(reward) for action, reward in itertools.product(actions, rewards)]
 
 
 def members(recipe: Selection, environment: Collection[str]) -> list[Member]:
@@ -91,8 +91,8 @@ def members(recipe: Selection, environment: Collection[str]) -> list[Member]:
     return found
 
 
-def idle(team: Iterable[Member]) -> set[str]:
-    """Sections that do not run because nobody reads their keys: the opponent model, where no other component asks for it."""
+def skipped_sections(team: Iterable[Member]) -> set[str]:
+    """Sections that do not run, because no component reads their keys: the opponent model, where none of its keys is read."""
     team = list(team)
     written = {key for member in team if member.section == "opponents" for key in _both(member)}
     read = {key for member in team if member.section != "opponents" for key in member.reads}
@@ -107,13 +107,13 @@ def _both(member: Member) -> Iterator[Key]:
 
 
 def writers(team: Iterable[Member]) -> Iterator[tuple[Member, dict[Key, str]]]:
-    """Each component that runs, with the keys that it finds and the path of the component that wrote each."""
+    """Each component that runs, with the keys available to it and the path of the component that wrote each."""
     team = list(team)
-    asleep = idle(team)
+    skipped = skipped_sections(team)
     written: dict[Key, str] = {}
     for section in ORDER:
-        present = [member for member in team if member.section == section and section not in asleep]
-        # A recurrent actor reads what it wrote a step before.
+        present = [member for member in team if member.section == section and section not in skipped]
+        # A recurrent actor reads the keys that it wrote at the previous step.
         own = {key: member.path for member in present for key in _both(member)}
         for member in present:
             found = own | written if section == "actor" else dict(written)
@@ -122,11 +122,11 @@ def writers(team: Iterable[Member]) -> Iterator[tuple[Member, dict[Key, str]]]:
 
 
 def fits(recipe: Selection) -> bool:
-    """Whether :func:`check_fit` finds nothing; without putting into words what it finds."""
-    return any(_is_whole(members(recipe, environment), environment) for environment in environments(recipe))
+    """Whether :func:`check_fit` finds no problem; faster, because it writes no messages."""
+    return any(_is_satisfied(members(recipe, environment), environment) for environment in environments(recipe))
 
 
-def _is_whole(team: list[Member], environment: frozenset[str]) -> bool:
+def _is_satisfied(team: list[Member], environment: frozenset[str]) -> bool:
     by_path = {member.path: member for member in team}
     for member, found in writers(team):
         if not found.keys() >= set(member.reads) or any(missing for _, missing in unmet(member, by_path, environment)):
@@ -135,7 +135,7 @@ def _is_whole(team: list[Member], environment: frozenset[str]) -> bool:
 
 
 def unmet(member: Member, team: Mapping[str, Member], environment: Collection[str]) -> Iterator[tuple[str, list[str]]]:
-    """The paths of which `member` needs traits that are not had, with these traits."""
+    """The paths of components that lack traits that `member` needs, with these traits."""
     for target, wanted in member.entry.contract.needed(member.options, environment).items():
         path = f"{member.path}.{target}" if target in member.entry.options else target
         if path in team:
@@ -143,10 +143,10 @@ def unmet(member: Member, team: Mapping[str, Member], environment: Collection[st
 
 
 def check_fit(recipe: Selection) -> list[Problem]:
-    """Everything that does not fit; empty where the recipe can run.
+    """All misfits; empty where the recipe can run.
 
-    Where the source of the environment does not tell whether actions are discrete or rewards pooled, only what is wrong in
-    every case counts; the environment itself tells the rest when the components are built.
+    Where the source of the environment does not determine whether actions are discrete or rewards pooled, the problems of the
+    most favourable case are reported; the rest is checked against the environment itself when the components are built.
     """
     return min((_problems(recipe, environment) for environment in environments(recipe)), key=len)
 
@@ -168,17 +168,17 @@ def _problems(recipe: Selection, environment: frozenset[str]) -> list[Problem]:
 
 @dataclass(frozen=True)
 class _Check:
-    """Words the problems of one recipe in one environment."""
+    """Writes the messages for the problems of one recipe in one environment."""
 
     recipe: Selection
     environment: frozenset[str]
     team: Mapping[str, Member]
 
     def unwritten(self, reader: Member, key: Key) -> Problem:
-        """`reader` reads `key`, but nobody before it writes it."""
+        """`reader` reads `key`, but no component before it writes it."""
         current = keys.current(key)
         if key != current and reader.section in ON_ONE_STEP:
-            message = f"`{reader.entry.name}` reads {keys.name(key)}, but runs on single steps and sees none after its own."
+            message = f"`{reader.entry.name}` reads {keys.name(key)}, but runs on single steps and has no access to the next."
             return self._problem(reader, message, [f"Read {keys.name(current)}; an estimator combines a step with the next."])
         message = f"`{reader.entry.name}` reads {keys.name(key)}{_meaning(key)}, which nothing before it writes"
         remedies = []
@@ -192,7 +192,7 @@ class _Check:
         return self._problem(reader, f"{message}.", remedies or ["No component of marlkit writes this key."])
 
     def awaited(self, reader: Member, key: Key) -> bool:
-        """Whether a part before `reader` that the recipe has yet to give, a problem by itself, may write `key`."""
+        """Whether a missing part of a component before `reader`, a problem by itself, may write `key`."""
         before = [member for member in self.team.values() if member.section in ORDER[: ORDER.index(reader.section)]]
         absent = [
             option.part
@@ -203,10 +203,10 @@ class _Check:
         return any(key in _possible(entry, "writes", self.environment) for kind in absent for entry in components(kind).values())
 
     def unmet(self, member: Member) -> Iterator[Problem]:
-        """The traits that `member` needs of others and that they are without."""
+        """The traits that `member` needs of other components and that they lack."""
         for path, missing in unmet(member, self.team, self.environment):
             for trait in missing:
-                message = f"`{member.entry.name}` needs the trait `{trait}`, which {path} {self._named(path)} is without."
+                message = f"`{member.entry.name}` needs the trait `{trait}`, which {path} {self._named(path)} lacks."
                 remedy = self._remedy(path, "traits", trait, "have it")
                 yield self._problem(member, message, [remedy or f"No {path} of marlkit has it."])
 
@@ -220,12 +220,12 @@ class _Check:
         return ", ".join(keys.name(key) for key in self.team[section].writes) or "nothing"
 
     def _remedy(self, path: str, field: str, wanted: Any, verb: str) -> str:
-        """What to set or swap so that the component at `path` writes the key or has the trait `wanted`."""
+        """The option to set, or the components to use, so that `path` writes the key or has the trait `wanted`."""
         member = self.team[path]
         settings = self._settings(member, field, wanted)
         if settings:
             return f"Set {' and '.join(settings)}."
-        others = [name for name in self._that_can(member.entry, field, wanted) if name != member.entry.name]
+        others = [name for name in self._candidates(member.entry, field, wanted) if name != member.entry.name]
         return f"For {path}, these {verb}: {', '.join(others)} (`{path}={others[0]}`)." if others else ""
 
     def _settings(self, member: Member, field: str, wanted: Any) -> list[str]:
@@ -242,23 +242,25 @@ class _Check:
         inside = self._settings(self.team["env"], "traits", part) if member.path != "env" else []
         return inside or [f"an environment with the trait `{part}`"]
 
-    def _that_can(self, entry: Entry, field: str, wanted: Any) -> list[str]:
-        """Components of the kind that may write, read or have `wanted`; first those that a bare word is enough for."""
-        able = [other for other in self._at_home(entry) if wanted in _possible(other, field, self.environment)]
+    def _candidates(self, entry: Entry, field: str, wanted: Any) -> list[str]:
+        """Components of the kind that may write, read or have `wanted`; first those without required options."""
+        able = [other for other in self._supported(entry) if wanted in _possible(other, field, self.environment)]
         return [e.name for e in sorted(able, key=lambda e: any(option.required for option in e.options.values()))]
 
-    def _at_home(self, entry: Entry) -> list[Entry]:
-        """The components of the kind that work in this environment."""
-        kin = components(entry.kind).values()
-        return [e for e in kin if set(e.contract.needed(e.defaults, self.environment).get("env", ())) <= self.environment]
+    def _supported(self, entry: Entry) -> list[Entry]:
+        """The components of the same kind that work in this environment."""
+        alternatives = components(entry.kind).values()
+        return [
+            e for e in alternatives if self.environment.issuperset(e.contract.needed(e.defaults, self.environment).get("env", ()))
+        ]
 
     def _others(self, reader: Member, key: Key) -> str:
-        """Components of the reader's own kind that do without the key, where nothing else helps."""
-        if any(self._that_can(self.team[s].entry, "writes", key) for s in ORDER[: ORDER.index(reader.section)]):
+        """Components of the reader's kind that do not read the key, where no component before it can write the key."""
+        if any(self._candidates(self.team[s].entry, "writes", key) for s in ORDER[: ORDER.index(reader.section)]):
             return ""
-        kin = self._at_home(reader.entry)
-        without = [e.name for e in kin if key not in map(keys.current, _possible(e, "reads", self.environment))]
-        return f"For {reader.path}, these do without it: {', '.join(without)}." if without else ""
+        alternatives = self._supported(reader.entry)
+        without = [e.name for e in alternatives if key not in map(keys.current, _possible(e, "reads", self.environment))]
+        return f"For {reader.path}, these do not read it: {', '.join(without)}." if without else ""
 
 
 def _meaning(key: Key) -> str:
@@ -269,7 +271,7 @@ def _meaning(key: Key) -> str:
 
 
 def _possible(entry: Entry, field: str, environment: Collection[str]) -> set[Any]:
-    """What a component may write, read or have in this environment, whatever its options."""
+    """The keys or traits of a component's contract that some choice of options gives in this environment."""
     found: set[Any] = set()
     for item in getattr(entry.contract, field):
         if not isinstance(item, When):

@@ -29,7 +29,7 @@ class Place:
         return self.source if self.line is None else f"{self.source}:{self.line}"
 
     def problem(self, where: str, message: str, remedy: str = "") -> Problem:
-        """A problem that stands here."""
+        """A problem at this place."""
         return Problem(self.source, self.line, where, message, remedy)
 
 
@@ -37,7 +37,7 @@ class Place:
 class Located:
     """A value and its place; the values of a mapping are themselves located.
 
-    ``partial`` marks a mapping that names only what changes, as the override ``env.options.speed=2`` does.
+    ``partial`` marks a mapping that holds only changes, as the override ``env.options.speed=2`` does.
     """
 
     value: Any
@@ -57,7 +57,7 @@ class Located:
 
 
 def locate(value: Any, place: Place) -> Located:
-    """A plain value, all of it at one place."""
+    """A plain value with one place for all its parts."""
     if isinstance(value, Mapping):
         return Located({str(key): locate(entry, place) for key, entry in value.items()}, place)
     return Located(value, place)
@@ -67,10 +67,10 @@ def read_file(path: Path) -> tuple[Located, list[Problem]]:
     """Read a YAML mapping.
 
     Returns:
-        The mapping, and a problem for every duplicate key (of which the first counts).
+        The mapping, and a problem for every duplicate key, of which the first is used.
 
     Raises:
-        RecipeError: the file is missing, empty, no text, not YAML, or holds no mapping.
+        RecipeError: the file is missing, empty, not text, not YAML, or holds no mapping.
     """
     place = Place(str(path))
     try:
@@ -111,14 +111,14 @@ def _values(text: str, root: yaml.MappingNode, place: Place) -> tuple[Any, list[
             raise
     problems = list(_insert_blanks(root, place))
     if config is None or problems:
-        # OmegaConf stops at the first duplicate; without them the rest of the recipe is checked too.
+        # OmegaConf stops at the first duplicate; they are removed so that the rest of the recipe is checked too.
         problems += _remove_duplicates(root, place)
         config = OmegaConf.create(yaml.serialize(root, Dumper=yaml.SafeDumper))
     return OmegaConf.to_container(config, resolve=False), problems
 
 
 def _insert_blanks(node: yaml.Node, place: Place) -> Iterator[Problem]:
-    """Read `{lr:0.1}`, to YAML a key `lr:0.1` without a value, as it was meant, so that the rest is checked too."""
+    """Read `{lr:0.1}`, in YAML a key `lr:0.1` without a value, as `{lr: 0.1}`, so that the rest is checked too."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             yield from _insert_blanks(item, place)
@@ -146,7 +146,7 @@ def _missing_blank(found: re.Match[str], place: Place) -> Problem:
 
 
 def _refuse_missing_blank(text: str, lines: Sequence[int], place: Place) -> None:
-    """Put into words what YAML has another name for.
+    """Report a missing blank after a colon, for which YAML's own message is unclear.
 
     Raises:
         RecipeError: one of ``lines`` has no blank after the colon of its key.
@@ -159,7 +159,7 @@ def _refuse_missing_blank(text: str, lines: Sequence[int], place: Place) -> None
 
 
 def _suspects(error: yaml.YAMLError, text: str) -> list[int]:
-    """The lines at which an error was noticed, each after the line with content before it, which may go on there."""
+    """The lines at which an error was noticed, each after the last line with content before it, which may continue there."""
     marks = [getattr(error, name, None) for name in ("context_mark", "problem_mark")]
     lines = text.splitlines()
     content = [number for number, line in enumerate(lines, 1) if not re.match(r"\s*(#|$)", line)]
@@ -203,7 +203,7 @@ def _line_of_bad_interpolation(text: str) -> int | None:
 
 
 def _located(value: Any, node: yaml.Node | None, place: Place) -> Located:
-    """Join a value with the node that it was read from; what a merge key brought in stands where the merge does."""
+    """Combine a value with the node that it was read from; values from a merge key have the place of the merge."""
     if not isinstance(value, dict):
         return Located(value, place)
     pairs = node.value if isinstance(node, yaml.MappingNode) else []

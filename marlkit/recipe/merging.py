@@ -1,4 +1,4 @@
-"""Building one recipe on another: what `extends` and command-line overrides change, and what they keep.
+"""Building one recipe on another: the rules of `extends` and of command-line overrides.
 
 The rule: sections are merged option by option; where the `type` changes, the options that the new component also takes are
 kept and the others are dropped, with a note. The same rule holds for a component inside another, such as ``update.step``.
@@ -23,7 +23,7 @@ from marlkit.recipe.located_yaml import Located, Place, locate
 
 
 def as_section(value: Located) -> Mapping[str, Located] | None:
-    """The entries of a section; a bare word is its ``type``. ``None`` for what is neither."""
+    """The entries of a section; a bare word is its ``type``. ``None`` for any other value."""
     if isinstance(value.value, str):
         return {"type": value}
     return value.mapping
@@ -31,11 +31,11 @@ def as_section(value: Located) -> Mapping[str, Located] | None:
 
 @dataclass
 class Merge:
-    """Merges recipes and keeps notes of the options that a change of `type` dropped.
+    """Merges recipes and records which options a change of `type` dropped.
 
     Attributes:
         folders: where dotted paths are looked up.
-        notes: sentences for people.
+        notes: one sentence per dropped set of options, for the user.
     """
 
     folders: Sequence[Path] = ()
@@ -106,7 +106,7 @@ def read_override(text: str) -> Located:
     """Read ``critic.samples=100`` as the recipe ``{critic: {samples: 100}}``; values as in OmegaConf's dot lists.
 
     Raises:
-        RecipeError: the text has another form.
+        RecipeError: the text does not have this form.
     """
     place = Place(f"override `{text}`")
     name, equals, value = text.partition("=")

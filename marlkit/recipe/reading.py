@@ -1,7 +1,7 @@
 """Reading a recipe: one YAML file that names every component of an algorithm, its options, the environment and the trainer.
 
-Everything that can be known without running a component is checked here, all problems at once, each with its file and line.
-This module imports no torch and answers in well under a second.
+Everything that can be checked without running a component is checked here; all problems are reported together, each with its file
+and line. This module imports no torch, and a check takes well under a second.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ SUFFIXES = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class Recipe:
-    """A complete recipe: every section is there, with its `type` and every option.
+    """A complete recipe: it has every section, with its `type` and every option.
 
     Attributes:
-        name: what runs of it are called.
+        name: the name of its runs.
         source: the file that it was read from.
         config: the completed recipe.
         entries: the component at each path, such as ``"update"`` and ``"update.step"``.
         places: where each path is written; defaults have none.
         folders: where components named by a dotted path are looked up, after Python's own search path.
-        overrides: the changes that were made on top of the file.
-        notes: what a change of `type` dropped.
+        overrides: the changes applied to the file.
+        notes: the options that a change of `type` dropped.
     """
 
     name: str
@@ -53,17 +53,17 @@ class Recipe:
 
     @property
     def seed(self) -> int:
-        """Seed of everything random in a run."""
+        """Seed of all random numbers of a run."""
         return int(self.config.seed)
 
     def place(self, path: str) -> Place:
-        """Where ``path`` (``"update.clip_epsilon"``) is written, or else the nearest thing around it."""
+        """Where ``path`` (``"update.clip_epsilon"``) is written, or the nearest enclosing entry that is."""
         while path and path not in self.places:
             path = path.rpartition(".")[0]
         return self.places.get(path, Place(str(self.source)))
 
     def line(self, path: str) -> int | None:
-        """Line of ``path`` in its file, or of the nearest thing around it; ``None`` for a default or an override."""
+        """Line of ``path`` in its file, or of the nearest enclosing entry; ``None`` for a default or an override."""
         return self.place(path).line
 
     def options(self, path: str) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Recipe:
         return {str(name): value for name, value in found.items() if name != "type"}
 
     def to_yaml(self) -> str:
-        """The completed recipe as text that :func:`load_recipe` reads back to an equal one."""
+        """The completed recipe as text, from which :func:`load_recipe` reads an equal recipe."""
         plain = OmegaConf.to_container(self.config)
         return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
@@ -93,7 +93,7 @@ def load_recipe(
         overrides: changes such as ``"critic=marginalised"``, ``"critic.samples=100"`` and ``"seed=3"``.
         folders: where to look for components named by a dotted path, beside Python's own search path, the current folder and
             the recipe's.
-        fit: whether components that do not fit together are problems; the names and values always are.
+        fit: whether to check that the components fit together; names and values are always checked.
 
     Raises:
         RecipeError: the recipe cannot be run; it carries all problems that were found.
@@ -117,7 +117,7 @@ def load_recipe(
     if fit and all(section in recipe.entries for section in KINDS):
         problems.extend(check_fit(recipe))
     if problems:
-        # Sorted as the file is read; what stands in no line, such as overrides, comes last.
+        # In the order of the file; problems without a line, such as those of overrides, come last.
         raise RecipeError(sorted(dict.fromkeys(problems), key=lambda p: (p.line is None, p.source, p.line or 0)))
     return recipe
 
@@ -136,12 +136,12 @@ def _read_extended(path: Path, merge: Merge, below: tuple[Path, ...]) -> tuple[L
         base_path = _find(extends.value, path.parent, extends.place)
         if base_path.resolve() in chain:
             circle = " -> ".join(file.name for file in (*chain, base_path.resolve()))
-            raise RecipeError([extends.place.problem("extends", f"recipes extend one another in a circle: {circle}.")])
+            raise RecipeError([extends.place.problem("extends", f"recipes extend each other in a circle: {circle}.")])
         merge.folders = [*merge.folders, *_folders(base_path)]
         base, found = _read_extended(base_path, merge, chain)
     except RecipeError as error:
         raise RecipeError([*problems, *error.problems]) from error
-    base.value.pop("name", None)  # a variant is not called what it varies
+    base.value.pop("name", None)  # a variant does not inherit the name
     return merge.recipes(base, root), [*found, *problems]
 
 
@@ -176,10 +176,10 @@ def _files_in(folder: Path, wanted: str = "") -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Sections as blocks, lists on one line; strings quoted wherever OmegaConf would read them as something else."""
+    """Sections as blocks, lists on one line; strings quoted wherever OmegaConf would read another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write equal lists out each time: nobody should have to look up what ``*id001`` was."""
+        """Write equal lists out each time instead of as an alias such as ``*id001``."""
         return True
 
 
@@ -188,7 +188,7 @@ def _represent_list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
 
 
 def _represent_str(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-    # "3e-4" is a word to PyYAML, which writes it bare, and a number to OmegaConf, which reads it back.
+    # PyYAML writes the string "3e-4" without quotes, and OmegaConf would read it back as a number.
     style = '"' if value[:1] in "+-.0123456789" else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 

@@ -1,9 +1,9 @@
-"""Reading Python source without running it: names, literals, annotations, and the lineage of a class.
+"""Reading Python source without running it: names, literals, annotations, and the base classes of a class.
 
-``marlkit check`` must answer in well under a second and must not execute a stranger's code, so that it cannot import the
-components it checks. This module parses files and evaluates the little that a component says of itself: literals, tuples,
-lists, dictionaries, type annotations, names imported from :mod:`marlkit.keys`, :mod:`marlkit.options` and
-:mod:`marlkit.contract`, and calls of ``Contract``, ``When``, ``Range`` and ``following``. Everything else is refused.
+``marlkit check`` must take well under a second and must not execute untrusted code, so that it cannot import the components that
+it checks. This module parses files and evaluates the expressions that describe a component: literals, tuples, lists,
+dictionaries, type annotations, names imported from :mod:`marlkit.keys`, :mod:`marlkit.options` and :mod:`marlkit.contract`, and
+calls of ``Contract``, ``When``, ``Range`` and ``following``. Everything else is refused.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from marlkit.errors import ComponentError
 READABLE: dict[str, types.ModuleType] = {
     module.__name__: module for module in (marlkit.contract, marlkit.keys, marlkit.options, typing, collections.abc)
 }
-"""Modules whose objects are used as they are: importing them runs no code but marlkit's and Python's own."""
+"""Modules whose objects are used directly: importing them runs only code of marlkit and of Python."""
 
 OPAQUE = frozenset(sys.stdlib_module_names) | {
     "gymnasium", "lightning", "matplotlib", "numpy", "omegaconf", "pytorch_lightning", "scipy", "tensordict", "torch", "torchrl",
     "vmas",
 }  # fmt: skip
-"""Libraries that know nothing of marlkit: no component descends from a class of theirs alone, and parsing them takes long."""
+"""Libraries that do not use marlkit: none of their classes is a component, and parsing them is slow."""
 
 CALLABLE = (marlkit.contract.Contract, marlkit.contract.When, marlkit.options.Range, marlkit.keys.following)
 GENERIC = (
@@ -47,7 +47,7 @@ BUILTINS: dict[str, Any] = {kind.__name__: kind for kind in (int, float, bool, s
 
 
 class KindStub:
-    """Stands for a component in an annotation such as ``step: Update``; ``kind`` says of which kind."""
+    """Stands for a component of a ``kind`` in an annotation such as ``step: Update``."""
 
     kind: Kind
 
@@ -55,7 +55,7 @@ class KindStub:
 KIND_STUBS: dict[str, type[KindStub]] = {
     kind.base: type(kind.base.rpartition(".")[2], (KindStub,), {"kind": kind, "__module__": __name__}) for kind in KINDS.values()
 }
-"""The base class of every kind, by dotted path, as it is seen from here."""
+"""The stub of the base class of every kind, by the base class's dotted path."""
 
 
 @functools.lru_cache(maxsize=512)
@@ -102,7 +102,7 @@ class Sources:
         return self._spec(name) is not None
 
     def _spec(self, name: str) -> importlib.machinery.ModuleSpec | None:
-        # importlib.util.find_spec would import the parent packages, so that each part is looked up in the folders of the last.
+        # importlib.util.find_spec would import the parent packages, so that each part is looked up in the folders of its parent.
         parts = name.split(".")
         spec = self._top(parts[0])
         for end in range(2, len(parts) + 1):
@@ -118,13 +118,13 @@ class Sources:
         beside = None if name == "marlkit" else importlib.machinery.PathFinder.find_spec(name, self.folders)
         if found is None or beside is None or beside.origin in (None, found.origin):
             return found or beside
-        # Python would silently take the first: the library, or what an earlier recipe of this process brought in.
+        # Python would silently use the first: the library, or a module of an earlier recipe in this process.
         raise ComponentError(f"`{name}` is both {found.origin} and {beside.origin}: rename your own")
 
 
 @dataclass(eq=False)
 class Module:
-    """A parsed module; names are resolved when they are asked for."""
+    """A parsed module; names are resolved on demand."""
 
     name: str
     package: str
@@ -135,7 +135,7 @@ class Module:
 
     @functools.cached_property
     def bindings(self) -> dict[str, ast.stmt]:
-        """The statement that binds each top-level name; what an ``if`` or ``try`` binds counts where nothing else does."""
+        """The statement that binds each top-level name; one inside ``if`` or ``try`` only where no other binds the name."""
         found: dict[str, ast.stmt] = {}
         for statement in self.tree.body:
             for name in _bound(statement):
@@ -146,10 +146,10 @@ class Module:
         return found
 
     def value(self, name: str) -> Any:
-        """What ``name`` stands for at the top level of this module.
+        """The value of ``name`` at the top level of this module.
 
         Raises:
-            ComponentError: it cannot be known without running the module.
+            ComponentError: it cannot be determined without running the module.
         """
         if name not in self.bindings:
             if name in BUILTINS:
@@ -297,7 +297,7 @@ def _binary(node: ast.BinOp, module: Module) -> Any:
 def _subscript(node: ast.Subscript, module: Module) -> Any:
     head = evaluate(node.value, module)
     if not any(head is generic for generic in GENERIC):
-        raise TypeError(f"`{ast.unparse(node)}` is no annotation that marlkit knows")
+        raise TypeError(f"`{ast.unparse(node)}` is no annotation that marlkit supports")
     return head[evaluate(node.slice, module)]
 
 
@@ -321,7 +321,7 @@ _HANDLERS: dict[type[ast.expr], Callable[[Any, Module], Any]] = {
 
 
 def annotation(node: ast.expr | None, module: Module) -> Any:
-    """The type that an annotation names; ``Any`` where it cannot be known without running code."""
+    """The type that an annotation names; ``Any`` where it cannot be determined without running code."""
     if node is None:
         return Any
     try:
@@ -334,7 +334,7 @@ def annotation(node: ast.expr | None, module: Module) -> Any:
 
 
 def _is_type(found: Any) -> bool:
-    """Whether an object is a type that values can be checked against: a class or a generic, no name in quotes inside."""
+    """Whether values can be checked against an object as a type: a class, or a generic without quoted names inside."""
     origin = typing.get_origin(found)
     if origin is typing.Annotated:
         return _is_type(typing.get_args(found)[0])
@@ -363,7 +363,7 @@ class Class:
 
     @functools.cached_property
     def lineage(self) -> tuple[Class, ...]:
-        """This class and the readable classes that it descends from, nearest first."""
+        """This class and its readable base classes, nearest first."""
         return self._ancestry[0]
 
     @functools.cached_property
@@ -379,13 +379,13 @@ class Class:
             try:
                 found = evaluate(base, self.module)
             except ComponentError:
-                continue  # a class of a library, such as nn.Module: it adds no options and no contract
+                continue  # a library's class, such as nn.Module, which adds no options and no contract
             if isinstance(found, Class):
                 classes.extend(found.lineage)
                 kinds.extend(found.kinds)
             elif isinstance(found, type) and issubclass(found, KindStub):
                 kinds.append(found.kind)
-        # Of a class that is reached twice the last place counts, as in Python's own order for a diamond.
+        # A class that is reached twice keeps its last position, as in Python's method resolution order for a diamond.
         last = {member.dotted: position for position, member in enumerate(classes)}
         kept = [member for position, member in enumerate(classes) if last[member.dotted] == position]
         return tuple(kept), tuple(dict.fromkeys(kinds))

@@ -1,4 +1,4 @@
-"""Which component writes which key and who reads it: the picture behind ``marlkit show``. Imports no torch."""
+"""Which component writes and reads which key: the tables and flowcharts of ``marlkit show``. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from marlkit import keys
 from marlkit.keys import Key
-from marlkit.recipe.fit import ORDER, Member, environments, idle, members, writers
+from marlkit.recipe.fit import ORDER, Member, environments, members, skipped_sections, writers
 
 if TYPE_CHECKING:
     from marlkit.recipe import Recipe
@@ -19,12 +19,12 @@ class WiringRow:
     """One component in the wiring.
 
     Attributes:
-        path: where it stands in the recipe.
+        path: its path in the recipe.
         component: its name.
-        reads: the keys that it reads, each with the path of the component that wrote it (``None``: nobody).
+        reads: the keys that it reads, each with the path of the component that wrote it (``None``: no component writes it).
         writes: the keys that it writes.
-        runs: false for an opponent model that nobody asks for, and for targets that are the online networks.
-        follows: paths of components that it has without a key: its parts, or what it is a copy of.
+        runs: false for an opponent model whose keys no component reads, and for targets that are the online networks.
+        follows: paths of components that it uses without a key: its parts, or the component that it is a copy of.
     """
 
     path: str
@@ -35,21 +35,25 @@ class WiringRow:
     follows: tuple[str, ...] = ()
 
 
+MISSING = "missing"
+"""Shown as the writer of a key that no component writes."""
+
 ON_DEMAND = ("data",)
-"""Sections that leave out the keys that nobody reads."""
+"""Sections that do not write the keys that no component reads."""
 
 
 def wiring(recipe: Recipe) -> list[WiringRow]:
     """The components in the order in which they run."""
     team = members(recipe, environments(recipe)[0])
     found = {member.path: written for member, written in writers(team)}
-    asleep = idle(team)
-    read = {key for member in team if member.section not in asleep for key in member.reads}
+    skipped = skipped_sections(team)
+    read = {key for member in team if member.section not in skipped for key in member.reads}
     lagging = any("lagging" in member.traits for member in team)
-    valued = {keys.following(key) for member in team if member.section == "critic" for key in member.writes} if lagging else set()
+    following = {keys.following(key) for member in team if member.section == "critic" for key in member.writes}
+    target_values = following if lagging else set()
 
     def writer(member: Member, key: Key) -> str | None:
-        return "targets" if key in valued else found.get(member.path, {}).get(key)
+        return "targets" if key in target_values else found.get(member.path, {}).get(key)
 
     def row(member: Member) -> WiringRow:
         copies = lagging and member.section == "targets"
@@ -57,8 +61,8 @@ def wiring(recipe: Recipe) -> list[WiringRow]:
             member.path,
             member.entry.name,
             {key: writer(member, key) for key in dict.fromkeys(member.reads)},
-            tuple(valued & read) if copies else _written(member, read),
-            member.section not in asleep and (lagging or member.section != "targets"),
+            tuple(target_values & read) if copies else _written(member, read),
+            member.section not in skipped and (lagging or member.section != "targets"),
             ("critic",) if copies else tuple(other.path for other in team if other.path.rpartition(".")[0] == member.path),
         )
 
@@ -78,9 +82,9 @@ DIMENSIONS = {
     "H": "hidden",
     "E": "features of an encoded agent",
     "M": "steps of the recent past",
-    "V": "believing agents (1 where all believe the same)",
+    "V": "modelling agents (1 where all have equal beliefs)",
 }
-"""The named dimensions of :mod:`marlkit.keys` for people."""
+"""Descriptions of the named dimensions of :mod:`marlkit.keys`."""
 
 
 def dimensions(recipe: Recipe) -> list[str]:
@@ -100,7 +104,7 @@ def _known(key: Key) -> bool:
 
 
 def shape(key: Key, discrete: bool, sizes: Mapping[str, int] | None = None) -> str:
-    """Shape of a key behind the batch dimensions: ``[N, O]``, or ``[4, 18]`` where sizes are known."""
+    """Shape of a key after the batch dimensions: ``[N, O]``, or ``[4, 18]`` where sizes are known."""
     if not _known(key):
         return "[?]"
     named = keys.describe(key).dimensions(discrete=discrete)
@@ -108,7 +112,7 @@ def shape(key: Key, discrete: bool, sizes: Mapping[str, int] | None = None) -> s
 
 
 def is_discrete(recipe: Recipe) -> bool:
-    """Whether actions are discrete, as far as the recipe tells."""
+    """Whether actions are discrete, as far as the recipe determines it."""
     return "discrete" in environments(recipe)[0]
 
 
@@ -120,8 +124,8 @@ def mermaid(recipe: Recipe) -> str:
     for row in rows:
         by_writer: dict[str, list[str]] = {}
         for key, writer in row.reads.items():
-            by_writer.setdefault(writer or "nobody", []).append(keys.name(key))
-        for writer in sorted(by_writer, key=lambda path: (ORDER.index(path.partition(".")[0]) if path != "nobody" else -1, path)):
+            by_writer.setdefault(writer or MISSING, []).append(keys.name(key))
+        for writer in sorted(by_writer, key=lambda path: (ORDER.index(path.partition(".")[0]) if path != MISSING else -1, path)):
             if writer != row.path:
                 lines.append(f'    {_node(writer)} -->|"{"<br/>".join(by_writer[writer])}"| {_node(row.path)}')
         lines += [f"    {_node(other)} -.- {_node(row.path)}" for other in row.follows]

@@ -1,4 +1,4 @@
-"""A run: one training of one recipe, its folder and what goes into it."""
+"""A run: one training of one recipe, and its folder."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Checkpoints that a kill cannot damage and that cannot run code.
 
-A checkpoint is written under another name, forced to the disk and then renamed, which the file system does at once or not at
-all: under the checkpoint's own name stands the old one or the new one, never a part. It holds plain data and tensors only,
-checked on saving and again on loading, so that opening somebody's run executes nothing.
+A checkpoint is written under another name, flushed to the disk and then renamed, which is atomic: the file of the checkpoint's
+name is the old one or the new one, never a part of one. It holds plain data and tensors only, checked on saving and on loading,
+so that opening an untrusted run executes no code.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from marlkit.errors import CheckpointError
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
 ZIP_START = b"PK\x03\x04"
-OTHER_CHECKPOINT = "Use another checkpoint of the run, or train anew."
+OTHER_CHECKPOINT = "Use another checkpoint of the run, or train again."
 
 
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning plugin that saves with :func:`save_checkpoint` and loads with :func:`load_checkpoint`.
 
     Args:
-        required: keys that a checkpoint must hold to be one of ours.
+        required: keys that a checkpoint of marlkit must hold.
     """
 
     def __init__(self, required: Collection[str] = ()) -> None:
@@ -42,7 +42,7 @@ class AtomicCheckpointIO(CheckpointIO):
         save_checkpoint(checkpoint, path)
 
     def load_checkpoint(self, path: _PATH, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """See :func:`load_checkpoint`; plain data is all that is ever loaded, whatever ``weights_only`` says."""
+        """See :func:`load_checkpoint`; only plain data is loaded, whatever the value of ``weights_only``."""
         return load_checkpoint(path, map_location=map_location, required=self.required)
 
     def remove_checkpoint(self, path: _PATH) -> None:
@@ -55,7 +55,7 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str])
 
     Raises:
         CheckpointError: it holds something that :func:`load_checkpoint` would refuse, or it cannot be written; a checkpoint
-            that already stood at ``path`` is untouched.
+            that is already at ``path`` is unchanged.
     """
     target = Path(path)
     for where, value in _not_plain(checkpoint, "checkpoint"):
@@ -74,7 +74,7 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str])
     except (OSError, RuntimeError) as error:
         # torch reports a full disk as RuntimeError.
         partial.unlink(missing_ok=True)
-        raise CheckpointError(f"{target}: cannot be written ({error}). What stood there before is unchanged.") from error
+        raise CheckpointError(f"{target}: cannot be written ({error}). The file that was there before is unchanged.") from error
 
 
 def load_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu", required: Collection[str] = ()) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu", 
 
 
 def _check_archive(source: Path) -> None:
-    """Tell apart what is no checkpoint, what is a part of one, and what may be opened."""
+    """Refuse a file that is no checkpoint, or only a part of one."""
     if not source.is_file():
         what = "is a folder, not a checkpoint file" if source.is_dir() else "there is no such checkpoint"
         raise CheckpointError(f"{source}: {what}. Checkpoints of a run end in .ckpt.")
@@ -122,7 +122,7 @@ def _check_archive(source: Path) -> None:
 
 
 def _not_plain(value: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """Every part of ``value`` that a weights-only load would refuse, with the path that leads to it."""
+    """Every part of ``value`` that a weights-only load would refuse, with its path."""
     if type(value) in (dict, OrderedDict):
         for key, entry in value.items():
             yield from _not_plain(key, f"{where} key {key!r}")
@@ -135,7 +135,7 @@ def _not_plain(value: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Force the rename itself to the disk."""
+    """Flush the rename to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""When a run is saved: the last state about once a minute and at the end, the best state when an evaluation says so."""
+"""When a run is saved: the last state about once a minute and at the end, the best state after the best evaluation so far."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ BEST = "best.ckpt"
 
 
 class Checkpoints(Checkpoint):
-    """Saves between iterations only, where the state is whole, after all other callbacks of the iteration.
+    """Saves between iterations only, where the state is consistent, after all other callbacks of the iteration.
 
     Args:
-        folder: where to.
+        folder: folder of the checkpoints.
         seconds: time between checkpoints of the last state.
         clock: seconds since any fixed moment.
     """
@@ -35,7 +35,7 @@ class Checkpoints(Checkpoint):
         self._saved = clock()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
-        """Save if it is time to, or if the team has never been better."""
+        """Save if the interval has passed, or if the evaluation is the best so far."""
         assert isinstance(pl_module, Learner)
         last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         best = max(self.best, float(trainer.callback_metrics.get(EVALUATION_RETURN, self.best)))

@@ -1,4 +1,4 @@
-"""Learning curves as pictures: one run with its losses, or several algorithms compared over seeds."""
+"""Plots of learning curves: one run with its losses, or several algorithms compared over seeds."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def draw_comparison(
 
 
 def align(series: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """Put the curves of several seeds on the frames of the first, as far as all of them reach.
+    """Interpolate the curves of several seeds at the frames of the first, within the range that all of them cover.
 
     Args:
         series: per seed, frames and values, in order of frames.
@@ -102,7 +102,7 @@ def _series(file: FilePath, column: str) -> tuple[Array, Array]:
 
 
 def _finite(x: Array, y: Array) -> tuple[Array, Array]:
-    """The points that are numbers; rows of iterations without an evaluation are not."""
+    """The finite points; rows of iterations without an evaluation hold NaN."""
     keep = np.isfinite(x) & np.isfinite(y)
     return x[keep], y[keep]
 

@@ -1,4 +1,4 @@
-"""How Lightning starts the ranks of a training on one machine or several; averaging is left to :mod:`marlkit.ranks`."""
+"""The strategy by which Lightning starts the ranks of a training; averages are computed in :mod:`marlkit.ranks`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from datetime import timedelta
 from lightning.pytorch.strategies import DDPStrategy
 
 PATIENCE = timedelta(minutes=30)
-"""How long a rank waits for another that neither answers nor is known to be dead: longer than any evaluation."""
+"""How long a rank waits for another that does not answer and is not known to have failed: longer than any evaluation."""
 
 
 class RanksStrategy(DDPStrategy):
     """Lightning's DDP without the wrapper around the model.
 
     ``DistributedDataParallel`` averages in hooks of one backward pass that reaches every parameter. An iteration here has many
-    passes, each of which reaches some parameters, and gradients that are never accumulated (trust regions).
+    backward passes, each of which reaches some parameters, and gradients that are never accumulated (trust regions).
     """
 
     strategy_name = "marlkit_ranks"
@@ -23,4 +23,4 @@ class RanksStrategy(DDPStrategy):
         super().__init__(timeout=PATIENCE)
 
     def configure_ddp(self) -> None:
-        """Leave the model as it is."""
+        """Do not wrap the model."""

@@ -1,4 +1,4 @@
-"""The folder of a run: the names of what lies in it, and how it is made and opened.
+"""The folder of a run: the names of its files, and how it is created and opened.
 
 ``runs/<recipe>/<time>-seed<k>/`` holds ``recipe.yaml`` (completed), ``versions.json``, ``metrics.csv``, ``tensorboard/``,
 ``checkpoints/last.ckpt`` and ``best.ckpt``, and at the end ``curve.png`` and ``team.gif``.
@@ -30,7 +30,7 @@ ANIMATION = "team.gif"
 
 
 def new_run_folder(recipe: Recipe, root: Path) -> Path:
-    """A new run folder with the recipe and the versions that it is trained with."""
+    """Create a run folder with the recipe and the versions of the software."""
     folder = _new_folder(root / recipe.name, recipe.seed)
     (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
     made_with = versions() | {COMPONENT_FOLDERS: [str(path) for path in recipe.folders]}
@@ -66,7 +66,7 @@ def run_recipe(folder: Path) -> Recipe:
 
 
 def _component_folders(folder: Path) -> list[Path]:
-    """Where the run found components named by dotted paths; nowhere if its note of it is gone."""
+    """The folders in which the run found components named by dotted paths; none where its ``versions.json`` is unreadable."""
     try:
         noted = json.loads((folder / VERSIONS).read_text(encoding="utf-8"))[COMPONENT_FOLDERS]
     except (OSError, ValueError, KeyError):
@@ -75,10 +75,10 @@ def _component_folders(folder: Path) -> list[Path]:
 
 
 def checkpoint_path(folder: Path, checkpoint: str) -> Path:
-    """Where the checkpoint ``"best"`` or ``"last"`` of a run stands.
+    """The path of the checkpoint ``"best"`` or ``"last"`` of a run.
 
     Raises:
-        RunError: there is none of this name, or none yet.
+        RunError: there is no checkpoint of this name, or not yet.
     """
     names = {"best": BEST, "last": LAST}
     if checkpoint not in names:
@@ -93,7 +93,7 @@ def own_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
     """A checkpoint of this very recipe.
 
     Raises:
-        CheckpointError: it is damaged, holds more than data, or was made by another recipe.
+        CheckpointError: it is damaged, holds more than plain data, or was made by another recipe.
     """
     saved = load_checkpoint(path, required=REQUIRED)
     here, there = (_decisive(text) for text in (recipe.to_yaml(), saved["marlkit"]["recipe"]))
@@ -102,15 +102,15 @@ def own_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
         ours, theirs = next(((a, b) for a, b in lines if a != b), ("", ""))
         raise CheckpointError(
             f"{path}: was made by another recipe than the {RECIPE} of the run. First difference: `{ours.strip()}` in the run, "
-            f"`{theirs.strip()}` in the checkpoint. Restore the recipe, or train it anew."
+            f"`{theirs.strip()}` in the checkpoint. Restore the recipe, or train it again."
         )
     return saved
 
 
 def _decisive(text: str) -> DictConfig:
-    """A recipe less what may change between stop and resume: how long and where it trains, all of `trainer` but `precision`."""
+    """A recipe without the options that may change between stop and resume: all of `trainer` except `precision`."""
     config = OmegaConf.create(text)
     assert isinstance(config, DictConfig)
-    # A recipe from before there was a choice does not name it.
+    # Older recipes do not have this option.
     config.trainer = {"precision": config.trainer.get("precision", "float32")}
     return config

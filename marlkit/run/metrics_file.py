@@ -1,4 +1,4 @@
-"""The metrics of a run as one CSV file: one row per iteration, readable at any moment, also after a kill."""
+"""The metrics of a run as one CSV file: one row per iteration, readable at any time, also after a kill."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class MetricsFile(Logger):
 
     Args:
         path: the file; an existing one is continued.
-        first_iteration: where training goes on. Rows of this and of later iterations are what was lost with the process that
-            wrote them, and are dropped.
+        first_iteration: the iteration at which training continues. Rows of this and of later iterations are dropped: they come
+            from a process that ended before its next checkpoint.
 
     Raises:
         RunError: on the first write, if the file at ``path`` is not a metrics file.
@@ -51,12 +51,12 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """Empty: the file stands directly in the run folder."""
+        """Empty: the file is directly in the run folder."""
         return ""
 
     @property
     def version(self) -> str:
-        """Empty: the file stands directly in the run folder."""
+        """Empty: the file is directly in the run folder."""
         return ""
 
     @property
@@ -66,11 +66,11 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Write nothing: the completed recipe stands beside the metrics in the run folder."""
+        """Write nothing: the run folder holds the completed recipe."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add ``metrics`` to the row of iteration ``step`` and hand it to the operating system.
+        """Add ``metrics`` to the row of iteration ``step`` and flush it.
 
         Raises:
             ValueError: ``step`` is missing: a row belongs to an iteration.
@@ -92,19 +92,19 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Close the file; a later :meth:`log_metrics` goes on with it."""
+        """Close the file; a later :meth:`log_metrics` continues it."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def _continue(self) -> None:
-        """Take over the rows of an earlier process that still hold."""
+        """Keep the rows of an earlier process that are still valid."""
         if not self._rows and self.path.exists():
             self._columns, rows = _read_rows(self.path)
             self._rows = {int(row[ITERATION]): row for row in rows if int(row[ITERATION]) < self.first_iteration}
 
     def _rewrite(self) -> None:
-        """Replace the whole file at once: whoever reads it, or kills the process, finds the old or the new one."""
+        """Replace the whole file atomically: a reader, also after a kill, finds the old file or the new one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{self.path.name}.partial")
         partial.write_text("".join(self._lines([dict(zip(self._columns, self._columns, strict=True)), *self._rows.values()])))
@@ -139,7 +139,7 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, list[float]]:
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[MetricsRow]]:
-    """Columns and rows; a last line without its end is what a killed process left, and is passed over."""
+    """Columns and rows; a last line without a line break, left by a killed process, is skipped."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:

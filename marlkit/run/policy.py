@@ -1,6 +1,6 @@
 """A trained policy outside training: observations in, actions out.
 
-Each agent's action follows from its own observation only, unless the policy is centralised (:attr:`Policy.centralised`).
+Each agent's action depends on its own observation only, unless the policy is centralised (:attr:`Policy.centralised`).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Observations = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 
 class Policy:
-    """Acts for a team.
+    """Chooses the actions of a team.
 
-    Where the policy is centralised, an agent's action also depends on what the others see and choose, so the whole team must be
-    asked at one place, with the observations of the same moment. Otherwise agent i may be asked wherever it is: only its own row
-    of the observations counts for its row of the actions (for a sample, beside the random numbers that are drawn).
+    Where the policy is centralised, an agent's action also depends on the observations and actions of the others, so that one
+    call needs the observations of the whole team at the same step. Otherwise agent i's row of the actions depends only on its row
+    of the observations (for samples, also on the random numbers drawn), so that each agent can run a copy of its own.
 
     Args:
         actor: the trained actor.
@@ -39,11 +39,11 @@ class Policy:
 
     @property
     def centralised(self) -> bool:
-        """Whether acting takes the observations of all agents at one place (trait ``centralised_execution`` of the actor)."""
+        """Whether acting needs the observations of all agents (trait ``centralised_execution`` of the actor)."""
         return "centralised_execution" in self.actor.traits
 
     def reset(self) -> None:
-        """Forget the episode; a policy without memory has nothing to forget."""
+        """Clear the hidden state at the start of an episode; no effect on a policy without memory."""
         self._hidden, self._is_first = None, True
 
     @torch.no_grad()
@@ -52,7 +52,7 @@ class Policy:
 
         Args:
             observations: ``[*, N, O]``; or one tensor ``[*, o_i]`` per agent in order, or by agent name.
-            deterministic: the most likely action rather than a sample.
+            deterministic: whether to choose the most likely action instead of a sample.
             action_mask: ``[*, N, A]`` bool, discrete actions that are available; ``None``: all that each agent has.
 
         Returns:
@@ -60,7 +60,7 @@ class Policy:
 
         Raises:
             MarlkitError: the observations or the mask do not fit the team, or a policy with memory is given another number of
-                rows than it remembers.
+                rows than in the step before.
         """
         stacked = self._stacked(observations)
         leading = stacked.shape[:-2]
@@ -82,14 +82,15 @@ class Policy:
         if self._hidden is None:
             return self.actor.initial_hidden(rows)
         if len(self._hidden) != rows:
-            raise MarlkitError(f"the policy remembers {len(self._hidden)} rows of observations, got {rows}; call reset() first")
+            raise MarlkitError(f"the hidden state is of {len(self._hidden)} rows of observations, got {rows}; call reset() first")
         return self._hidden
 
     def _stacked(self, observations: Observations) -> Tensor:
         if isinstance(observations, Mapping):
             missing = set(self.spec.agent_names) ^ set(observations)
             if missing:
-                raise MarlkitError(f"observations are needed for {', '.join(self.spec.agent_names)}; at odds: {sorted(missing)}")
+                names = ", ".join(self.spec.agent_names)
+                raise MarlkitError(f"observations are needed for {names}; missing or unknown: {sorted(missing)}")
             observations = [observations[name] for name in self.spec.agent_names]
         if not isinstance(observations, Tensor):
             observations = self._padded(observations)

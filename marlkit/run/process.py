@@ -1,4 +1,4 @@
-"""Memory that is freed and wanted again at once, as in every step of gradient descent."""
+"""Settings of the process for memory that every gradient step frees and allocates again."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep large blocks that it frees, instead of giving them back to the system; whether that was possible.
+    """Let this process keep large blocks that it frees, instead of returning them to the system; whether that was possible.
 
-    By default the GNU C library returns every block of some megabytes to the system, which has to clear its pages before it hands
-    them out again: for the intermediate results of a large minibatch that takes a sixth of the update. In return the process
-    holds what it once needed until it ends.
+    By default the GNU C library returns every block of several megabytes to the system, which clears its pages before it
+    allocates them again: for the intermediate results of a large minibatch that takes a sixth of the update. The cost is that the
+    process holds its peak memory until it ends.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -27,9 +27,9 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def spared_from_collection() -> Iterator[None]:
-    """Meanwhile Python's garbage collector leaves alone what is there now.
+    """Exclude the objects that exist now from Python's garbage collection within the block.
 
-    It would walk over all modules and components again and again, which for small steps takes a tenth of an iteration.
+    The collector would traverse all modules and components repeatedly, which for small steps takes a tenth of an iteration.
     """
     gc.collect()
     gc.freeze()

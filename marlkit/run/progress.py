@@ -1,4 +1,4 @@
-"""One progress bar over the iterations of the whole training: return, frames per second, time gone and time left."""
+"""One progress bar over the iterations of the whole training: return, frames per second, time elapsed and time left."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from marlkit.run.step_times import shares
 
 
 class IterationProgress(ProgressBar):
-    """A bar on a terminal; elsewhere, such as in a log file, a line now and then.
+    """A bar on a terminal; elsewhere, such as in a log file, a line at intervals.
 
     It reads ``evaluation/return``, ``episode/return`` and ``time/frames_per_second`` from Lightning's ``callback_metrics``.
 
     Args:
         console: where to show it; ``None`` means standard output.
-        profile: whether to show the shares of the steps too.
-        seconds_between_lines: how often to write a line where there is no terminal.
-        clock: seconds since any fixed moment.
+        profile: whether to show the steps' shares of the time too.
+        seconds_between_lines: interval between lines where there is no terminal.
+        clock: seconds since some fixed time.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class IterationProgress(ProgressBar):
         self._console.print(*args, **kwargs)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock and the bar, at the iteration where training goes on."""
+        """Start the clock and the bar, at the iteration at which training continues."""
         self._start = self._last_line = self._clock()
         self._first_iteration = trainer.current_epoch
         if self._enabled and self._console.is_terminal:
@@ -82,7 +82,7 @@ class IterationProgress(ProgressBar):
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the terminal back before the error is shown."""
+        """Stop the bar before the error is shown."""
         self._stop()
 
     def _stop(self) -> None:
@@ -109,7 +109,7 @@ def _bar(console: Console) -> Progress:
         TextColumn("{task.fields[text]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
-        # The pace of an iteration is measured over minutes: evaluations and checkpoints come only now and then.
+        # The speed is averaged over minutes, because evaluations and checkpoints do not occur in every iteration.
         TimeRemainingColumn(),
         console=console,
         speed_estimate_period=300.0,

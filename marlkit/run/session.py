@@ -1,4 +1,4 @@
-"""A run: one training of one recipe, from its start or from its last checkpoint, in a folder of its own."""
+"""Training a recipe in a new run folder, and resuming a run from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from marlkit.training.evaluation import play_episodes
 from marlkit.training.learner import Learner
 
 COMPILE_WORDS = {"none": "operation by operation", "record": "as recorded operations", "graph": "as a CUDA graph"}
-"""What the choices of `trainer.compile` do, for the user."""
+"""Descriptions of the choices of `trainer.compile` for the user."""
 
 
 def train(
@@ -43,10 +43,10 @@ def train(
 
     Args:
         recipe: what to train.
-        root: where run folders go.
+        root: the folder in which run folders are created.
         progress: whether to show a progress bar.
-        profile: whether to show where the time goes, in the progress bar and as a table at the end.
-        callbacks: of your own, for Lightning's Trainer; an iteration is one batch and one epoch, the module a
+        profile: whether to show the time of each step, in the progress bar and as a table at the end.
+        callbacks: additional callbacks for Lightning's Trainer; an iteration is one batch and one epoch, the module is a
             :class:`marlkit.training.learner.Learner`.
 
     Returns:
@@ -68,9 +68,9 @@ def train(
 def resume(
     folder: str | Path, *, progress: bool = True, profile: bool = False, callbacks: Sequence[lightning.Callback] = ()
 ) -> Path:
-    """Go on with a run that was stopped, exactly as if it had not been; the options are those of :func:`train`.
+    """Continue a run that was stopped, exactly as if it had not been; the options are those of :func:`train`.
 
-    What your own callbacks remember is theirs to save: checkpoints hold what their ``state_dict`` gives.
+    Checkpoints hold what the ``state_dict`` of each callback returns.
 
     Raises:
         RunError: the folder is not a run, or has no checkpoint yet.
@@ -94,7 +94,7 @@ def resume(
 
 
 def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint: Path | None, first_iteration: int = 0) -> Path:
-    """Train, and draw what is left at the end; returns the run folder, on every rank."""
+    """Train, and draw curve and animation at the end; returns the run folder, on every rank."""
     options = recipe.config.trainer
     device = trainer.strategy.root_device
     if options.threads is not None:
@@ -103,7 +103,7 @@ def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint
         keep_freed_memory()
     modes = choose_compile(recipe, device)
     if trainer.world_size > 1:
-        modes = modes._replace(learning="none")  # what ranks tell one another cannot be replayed
+        modes = modes._replace(learning="none")  # exchanges between ranks cannot be replayed
     if isinstance(bar := trainer.progress_bar_callback, IterationProgress) and trainer.is_global_zero:
         playing, learning = (COMPILE_WORDS[mode] for mode in modes)
         words = f"Steps of the environment run {playing}, those of the components {learning}"
@@ -120,7 +120,7 @@ def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint
     )
     trainer.loggers = new_loggers(recipe, folder, first_iteration) if trainer.is_global_zero else []
     checkpoints = Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds)
-    # After all others: what they remember is saved as they left it, and one of them may have ended the training.
+    # Last, so that the state of the other callbacks is saved after they ran, and because one of them may end the training.
     trainer.callbacks.append(checkpoints)  # type: ignore[attr-defined]
     with spared_from_collection():
         _fit_until_interrupted(trainer, learner, checkpoint)
@@ -133,7 +133,7 @@ def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint
 
 
 def _evaluation(recipe: Recipe, env: Environment | None) -> Callable[[Actor], dict[str, float]] | None:
-    """What plays the episodes of an evaluation on ``env``."""
+    """A function that evaluates an actor on ``env``; ``None`` without an environment."""
     if env is None:
         return None
     seed, steps = recipe.seed + EVALUATION_SEED, recipe.config.trainer.evaluation_steps
@@ -141,9 +141,9 @@ def _evaluation(recipe: Recipe, env: Environment | None) -> Callable[[Actor], di
 
 
 def _fit_until_interrupted(trainer: lightning.Trainer, learner: Learner, checkpoint: Path | None) -> None:
-    """Fit; an interrupt stays an interrupt, where Lightning would end the process and leave Ctrl-C switched off.
+    """Fit; an interrupt raises ``KeyboardInterrupt``, where Lightning would end the process and leave Ctrl-C disabled.
 
-    Where this process has started other ranks, none of them outlives a failure of it.
+    If this process fails, the ranks that it has started are killed.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:

@@ -1,4 +1,4 @@
-"""What a training starts with: Lightning's Trainer, the loggers, and what is refused before anything is written."""
+"""The start of a training: Lightning's Trainer, the loggers, and checks before any file is written."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ LOGGERS = {
 def new_trainer(
     recipe: Recipe, folder: Path, device: torch.device, *, progress: bool, profile: bool, callbacks: Sequence[lightning.Callback]
 ) -> lightning.Trainer:
-    """A Lightning Trainer, which knows its rank among the processes that train together; it writes nothing yet."""
+    """A Lightning Trainer, with its rank among the processes that train together; it writes no file yet."""
     options = recipe.config.trainer
     several = options.devices * options.nodes > 1
     _refuse_unfit_launch(recipe)
-    # Lightning 2.6 calls a function of torch that torch has since deprecated; nobody who trains can do anything about it.
+    # Lightning 2.6 calls a function that torch has since deprecated; the user cannot act on the warning.
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints are about other modes of using it
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints do not apply here
     plugins: list[Any] = [AtomicCheckpointIO(REQUIRED)]
     if several and SLURMEnvironment.detect():
-        # Lightning would submit the job again with the same command, which begins another run.
+        # Lightning would resubmit the job with the same command, which starts another run.
         plugins.append(SLURMEnvironment(auto_requeue=False))
     trainer = lightning.Trainer(
         accelerator=device.type if device.type != "cuda" else "gpu",
@@ -81,7 +81,7 @@ def _refuse_unfit_launch(recipe: Recipe) -> None:
 
 
 def refuse_other_ranks(recipe: Recipe, saved: dict[str, Any], folder: Path) -> None:
-    """Make sure that a run goes on with as many ranks as it was trained by.
+    """Check that a run is resumed with as many ranks as it was trained with.
 
     Raises:
         CheckpointError: the recipe asks for another number.
@@ -91,8 +91,8 @@ def refuse_other_ranks(recipe: Recipe, saved: dict[str, Any], folder: Path) -> N
     if trained != wanted:
         raise CheckpointError(
             f"{folder}: was trained by {trained} ranks (trainer.devices x trainer.nodes), its {RECIPE} now asks for {wanted}. "
-            f"Every rank has environments and data of its own, so that only as many can go on. Restore the {RECIPE}, or train it "
-            "anew."
+            f"Every rank has environments and data of its own, so that only as many can continue. Restore the {RECIPE}, or train "
+            "it again."
         )
 
 
@@ -109,7 +109,7 @@ def new_loggers(recipe: Recipe, folder: Path, first_iteration: int) -> list[Logg
 
 
 def refuse_missing_logger(recipe: Recipe) -> None:
-    """Make sure that the package of the logger that the recipe names is there.
+    """Check that the package of the logger that the recipe names is installed.
 
     Raises:
         RecipeError: it is not installed.

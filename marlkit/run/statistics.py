@@ -1,4 +1,4 @@
-"""Statistics over seeds that hold with few of them: interquartile mean and its bootstrap interval.
+"""Statistics over few seeds: interquartile mean and its bootstrap interval.
 
 Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
 """

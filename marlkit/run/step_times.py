@@ -1,4 +1,4 @@
-"""Where the time of a training goes: seconds of each step of an iteration, live as shares and at the end as a table."""
+"""Time of each step of an iteration: as shares during the training and as a table at the end."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from marlkit.run.metrics_file import FRAMES_PER_SECOND
 
 STEPS = ("collect", "annotate", "estimate", "update")
 BETWEEN = "between"
-"""What is spent around the steps: logging, evaluations, checkpoints, Lightning."""
+"""Time outside the steps: logging, evaluations, checkpoints, Lightning."""
 
 
 def seconds_of(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Seconds of each step of the latest iteration, as far as it had them."""
+    """Seconds of each step that the latest iteration had, from scalar metrics ``[]``."""
     return {step: float(metrics[f"time/{step}"]) for step in STEPS if f"time/{step}" in metrics}
 
 
 def shares(metrics: Mapping[str, Tensor]) -> str:
-    """The steps' shares of the latest iteration, such as ``collect 24%  annotate 1%  estimate 0%  update 75%``."""
+    """The steps' shares, such as ``collect 24%  annotate 1%  estimate 0%  update 75%``, from scalar metrics ``[]``."""
     seconds = seconds_of(metrics)
     whole = sum(seconds.values())
     return "  ".join(f"{step} {value / whole:.0%}" for step, value in seconds.items()) if whole > 0 else ""
 
 
 class StepTimes(Callback):
-    """Adds up where time goes and prints a table when the training ends, also where it is interrupted.
+    """Sums the time of each step and prints a table when the training ends, also if it is interrupted.
 
-    The first iteration, which warms up, does not count where others follow. It reads ``time/*`` from Lightning's
+    The first iteration, which warms up, is left out if there are others. It reads ``time/*`` from Lightning's
     ``callback_metrics``.
 
     Args:
         console: where to print; ``None`` means standard output.
-        clock: seconds since any fixed moment.
+        clock: seconds since some fixed time.
     """
 
     def __init__(self, *, console: Console | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -54,7 +54,7 @@ class StepTimes(Callback):
         self._moment = self._clock()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take one more iteration in."""
+        """Record the times of an iteration."""
         now, metrics = self._clock(), trainer.callback_metrics
         seconds = seconds_of(metrics)
         within = sum(seconds.values())
@@ -67,11 +67,11 @@ class StepTimes(Callback):
         self._print(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Print what there is."""
+        """Print the table of the iterations so far."""
         self._print(trainer)
 
     def averages(self) -> dict[str, float]:
-        """Seconds per iteration of each step and of what is between them; empty before the first iteration."""
+        """Seconds per iteration of each step and between the steps; empty before the first iteration."""
         counted = self._iterations[1:] or self._iterations
         names = [name for name in (*STEPS, BETWEEN) if any(name in each for each in counted)]
         return {name: fmean(each.get(name, 0.0) for each in counted) for name in names}

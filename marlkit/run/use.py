@@ -1,4 +1,4 @@
-"""What is done with a trained run: evaluating, drawing and loading its policy."""
+"""Uses of a trained run: evaluating, drawing and loading its policy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from marlkit.training.evaluation import Episodes, play_episodes
 
 FRAMES_PER_SECOND = 15.0
 EVALUATION_SEED = 1_000_000
-"""Added to a recipe's seed for evaluations, so that they never replay the episodes of training."""
+"""Added to a recipe's seed for evaluations, so that they differ from the episodes of training."""
 
 
 def evaluate(
@@ -30,8 +30,8 @@ def evaluate(
 
     Args:
         folder: a run.
-        episodes: how many; ``None``: as many as an evaluation during training.
-        seed: of the episodes; ``None``: as in training.
+        episodes: number of episodes; ``None``: as in evaluations during training.
+        seed: of the episodes; ``None``: as in evaluations during training.
         checkpoint: ``"best"`` or ``"last"``.
     """
     return _episodes(Path(folder), checkpoint=checkpoint, count=episodes, seed=seed).summary()
@@ -53,14 +53,14 @@ def play(
     folder = Path(folder)
     frames = frames_of_episode(folder, seed=seed, checkpoint=checkpoint)
     if not frames:
-        raise RunError(f"{folder}: this environment has no picture to draw.")
+        raise RunError(f"{folder}: this environment cannot be drawn.")
     path = folder / ANIMATION if path is None else Path(path)
     write_gif(frames, path, fps)
     return path
 
 
 def load_policy(folder: str | Path, checkpoint: str = "best") -> Policy:
-    """The trained policy of a run; needs neither its environment nor its critic, and acts in float32.
+    """The trained policy of a run, in float32; neither the environment nor the critic is built.
 
     Raises:
         RunError: the folder is not a run, or holds no such checkpoint.
@@ -73,7 +73,7 @@ def load_policy(folder: str | Path, checkpoint: str = "best") -> Policy:
 
 
 def frames_of_episode(folder: Path, *, seed: int | None = None, checkpoint: str = "best") -> list[Any]:
-    """Pictures of one episode; none where the environment draws none."""
+    """Pictures of one episode; empty where the environment draws none."""
     frames: list[Any] = []
 
     def watch(env: Environment) -> None:
@@ -86,7 +86,7 @@ def frames_of_episode(folder: Path, *, seed: int | None = None, checkpoint: str 
 
 
 def evaluation_environment(recipe: Recipe, device: torch.device, episodes: int | None = None) -> Environment:
-    """The environments of an evaluation: ``episodes`` of them, or as many as the recipe says, with seeds of their own."""
+    """The environments of an evaluation: ``episodes`` of them, or as many as the recipe sets, with seeds of their own."""
     count = recipe.config.trainer.evaluation_episodes if episodes is None else episodes
     return build_environment(recipe, device, recipe.seed + EVALUATION_SEED, num_envs=count)
 
@@ -112,7 +112,7 @@ def _episodes(
     seed: int | None,
     watch: Callable[[Environment], None] | None = None,
 ) -> Episodes:
-    """Episodes of a trained team; ``None`` counts and seeds as evaluations during training do."""
+    """Episodes of a trained team; ``count`` and ``seed`` default to those of evaluations during training."""
     recipe = run_recipe(folder)
     saved = own_checkpoint(checkpoint_path(folder, checkpoint), recipe)
     device = choose_device(recipe)

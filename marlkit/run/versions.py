@@ -1,4 +1,4 @@
-"""What a run was made with: versions, machine and commit. Nothing that is not installed is imported."""
+"""The environment of a run: versions, machine and commit, without importing the packages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGES = ("marlkit", "torch", "tensordict", "torchrl", "vmas", "lightning", "o
 
 
 def versions() -> dict[str, str | int]:
-    """Plain data: versions of Python and of what is installed, processors, threads and, in a checkout, the commit."""
+    """Versions of Python and of the installed packages, processors, threads and, in a checkout, the commit, as plain data."""
     installed = {name: version for name in PACKAGES if (version := _installed(name))}
     machine: dict[str, str | int] = {
         "python": platform.python_version(),
@@ -44,7 +44,7 @@ def _cpu_name() -> str:
 def commit_of(folder: Path) -> str | None:
     """The commit of the checkout that tracks ``folder``, with ``-dirty`` where files differ from it; ``None`` elsewhere.
 
-    An installed copy inside somebody else's checkout is not tracked by it, and must not be given its commit.
+    An installed copy inside the checkout of another project is not tracked by it and does not have its commit.
     """
     try:
         tracked = _git(folder, "ls-files", "--error-unmatch", ".")

@@ -1,4 +1,4 @@
-"""Pictures of a trained team as a small animated GIF."""
+"""Animated GIFs of a trained team."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ COLOURS = 64
 
 
 def write_gif(frames: Sequence[Frame], path: str | os.PathLike[str], fps: float, *, longest_side: int = 400) -> None:
-    """Write ``frames`` as a GIF that repeats for ever.
+    """Write ``frames`` as a GIF that repeats endlessly.
 
-    All frames share one palette of 64 colours without dithering, so that what does not move costs next to nothing.
+    All frames share one palette of 64 colours without dithering, so that regions that do not change take almost no space.
 
     Args:
         frames: RGB pictures of one size, each ``[height, width, 3]`` uint8.
-        path: the file to write; its folder is made if need be.
+        path: the file to write; its folder is created if needed.
         fps: frames per second; a GIF counts in hundredths of a second, so the nearest of 100, 50, 33.3, 25, 20, … is kept.
         longest_side: larger pictures are shrunk to this many pixels.
 

@@ -1,4 +1,4 @@
-"""Copies of networks that lag behind them, for values that do not chase themselves (Mnih et al. 2015; Lillicrap et al. 2016)."""
+"""Lagging copies of networks, for bootstrap targets that change slowly (Mnih et al. 2015; Lillicrap et al. 2016)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from marlkit.spec import TeamSpec
 
 
 class LaggingTargets(Targets):
-    """Base of targets that are copies; a subclass says how they follow.
+    """Base of targets that are copies; a subclass defines how they follow.
 
-    Buffers (the value normaliser's averages among them) follow like parameters: a copy whose weights are from one time and whose
-    units are from another would predict in neither.
+    Buffers, such as the value normaliser's averages, follow like parameters: a copy with weights of one iteration and units of
+    another would predict wrong values.
 
     Args:
         spec: the team.
@@ -52,30 +52,30 @@ class LaggingTargets(Targets):
         return found
 
     def _copy(self, name: str) -> nn.Module:
-        # Not once and for all: Lightning warns of a training that starts with modules in evaluation mode.
+        # Set at each call: Lightning warns if a training starts with modules in evaluation mode.
         return self.copies[name].eval()
 
     @torch.no_grad()
     def follow(self, changed: Sequence[str], afterwards: Afterwards = at_once) -> None:
-        """Let the copies of what changed follow."""
+        """Let the copies of the networks that ``changed`` follow."""
         for name in changed:
             if self._places.get(name):
                 self.approach(name, afterwards)
 
     @abstractmethod
     def approach(self, name: str, afterwards: Afterwards) -> None:
-        """Move the copy of network ``name`` towards what :meth:`tensors` says that it follows."""
+        """Move the copy of network ``name`` towards the network (:meth:`tensors`)."""
 
     def tensors(self, name: str) -> tuple[list[Tensor], list[Tensor]]:
-        """The tensors of the copy of network ``name``, and those that they follow."""
+        """The tensors of the copy of network ``name``, and the network's own, in the same order and of equal shapes ``[*]``."""
         places = self._places[name]
         return [getattr(copied, own) for copied, _, own in places], [getattr(online, own) for _, online, own in places]
 
 
 def _places(copied: nn.Module, online: nn.Module) -> list[tuple[nn.Module, nn.Module, str]]:
-    """The modules that hold each tensor, and its name there; walking them takes longer than moving the tensors.
+    """The modules that hold each tensor, and its name there, found once because the search takes longer than moving the tensors.
 
-    Places and not tensors, because a move to another device replaces buffers.
+    Modules and names instead of tensors, because a move to another device replaces buffers.
     """
     names = [name for name, _ in (*online.named_parameters(), *online.named_buffers())]
     paths = [(path, own) for path, _, own in (name.rpartition(".") for name in names)]

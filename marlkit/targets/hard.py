@@ -1,4 +1,4 @@
-"""Targets that are replaced every so many steps (Mnih et al. 2015)."""
+"""Targets that are replaced at regular intervals (Mnih et al. 2015)."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class HardTargets(LaggingTargets):
     def __init__(self, spec: TeamSpec, *, interval: PositiveInt = 200, actor: bool = True) -> None:
         super().__init__(spec, actor)
         self.interval = interval
-        # Counted on the host: a counter on the device would be waited for at every step.
+        # Counted on the host: reading a counter on the device would synchronise at every step.
         self.steps: dict[str, int] = {}
 
     def track(self, actor: Actor, critic: Critic) -> None:
-        """Copy the networks as they are, and count from here."""
+        """Copy the networks as they are, and start counting."""
         super().track(actor, critic)
         self.steps = dict.fromkeys(self.copies, 0)
 

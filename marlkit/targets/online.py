@@ -21,7 +21,7 @@ class OnlineTargets(Targets):
         self.spec = spec
 
     def track(self, actor: Actor, critic: Critic) -> None:
-        """Note the networks; they belong to the learner."""
+        """Keep references to the networks; they belong to the learner."""
         self._online = (actor, critic)
 
     def actor(self) -> Actor:

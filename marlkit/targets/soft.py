@@ -16,7 +16,7 @@ class SoftTargets(LaggingTargets):
 
     Args:
         spec: the team.
-        tau: share of the way that a copy goes at each step; 0.001 to 0.01.
+        tau: weight of the online network at each step; 0.001 to 0.01.
         actor: whether the policy has a lagging copy too.
     """
 
@@ -27,7 +27,7 @@ class SoftTargets(LaggingTargets):
         self.tau = tau
 
     def approach(self, name: str, afterwards: Afterwards) -> None:
-        """One step of the exponential average; what is no fraction is copied."""
+        """One step of the exponential average; integer tensors are copied."""
         pairs = list(zip(*self.tensors(name), strict=True))
         fractions = [pair for pair in pairs if pair[0].is_floating_point()]
         if fractions:

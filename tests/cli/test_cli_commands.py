@@ -105,7 +105,7 @@ def test_show(team: str, capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "clip_epsilon: 0.3" in out
     assert "agents.observation [N, O]" in out
-    assert "idle" in out
+    assert "does not run" in out
     assert "parameters" not in out
 
 
@@ -121,7 +121,7 @@ def test_show_with_sizes(team: str, library: SimpleNamespace, capsys: pytest.Cap
 def test_show_of_a_misfit_prints_the_gap_and_fails(team: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", team, "critic=example_team.ActionValueCritic"]) == 2
     out, err = capsys.readouterr()
-    assert "NOBODY" in out
+    assert "missing" in out
     assert "`gae` reads agents.state_value" in err
 
 

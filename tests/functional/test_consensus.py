@@ -1,4 +1,4 @@
-"""The pure functions of consensus: graphs and weights, averages, duals, intervals, messages; and where they lead (PD-1, PD-2)."""
+"""The pure functions of consensus: graphs, weights, averages, duals, intervals, messages; and their fixed points (PD-1, PD-2)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def edges_of(graph: Tensor) -> set[tuple[int, int]]:
 
 
 def is_connected(graph: Tensor) -> bool:
-    """Whether a walk from agent 0 comes to everybody."""
+    """Whether a walk from agent 0 reaches every agent."""
     seen, waiting = {0}, [0]
     while waiting:
         here = waiting.pop()
@@ -79,7 +79,7 @@ def test_random_edges_are_as_many_as_asked_distinct_and_new(n: int, share: float
         assert found == set(itertools.combinations(range(n), 2))
 
 
-def test_random_edges_are_drawn_anew_and_evenly() -> None:
+def test_random_edges_are_drawn_again_and_evenly() -> None:
     torch.manual_seed(0)
     ring = consensus.ring_graph(torch.randperm(N))
     draws = [frozenset(edges_of(consensus.with_random_edges(ring, 0.25)) - edges_of(ring)) for _ in range(400)]
@@ -133,7 +133,7 @@ def test_both_weights_are_equal_on_regular_graphs_and_differ_on_a_star() -> None
 
 
 def weight_matrices() -> list[Any]:
-    """Weights that take each of the ways through a product: all equal, few not zero, neither; square and not."""
+    """Weights for each branch of the product: all equal, mostly zero, neither; square and not."""
     ring = consensus.metropolis_weights(consensus.ring_graph(torch.arange(40)))
     full = consensus.metropolis_weights(consensus.full_graph(40))
     dense = torch.rand(40, 40, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
@@ -158,7 +158,7 @@ def test_combine_is_the_weighted_sum(weights: Tensor, dtype: torch.dtype) -> Non
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the largest tensor that any operation makes."""
+    """Records the size of the largest tensor that any operation creates."""
 
     largest = 0
 
@@ -354,7 +354,7 @@ def test_uniform_weights_on_a_star_count_agents_by_their_neighbours() -> None:
     assert np.abs(copies.numpy() - problem.optimum(np.ones(N))).max() < 1e-8
 
 
-def test_without_penalty_everybody_finds_the_own_optimum() -> None:
+def test_without_penalty_every_agent_finds_its_own_optimum() -> None:
     """PD-1."""
     problem = quadratics()
     for by_edge in (False, True):
@@ -367,7 +367,7 @@ def test_without_penalty_everybody_finds_the_own_optimum() -> None:
     ("interval", "steps", "graph"), [((8.0, 4.0), 1000, "full"), ((8.0, 4.0), 1800, "ring"), ((200.0, 100.0), 12000, "ring")]
 )
 def test_exchanges_at_different_times(interval: tuple[float, float], steps: int, graph: str) -> None:
-    """PD-2: by edge the optimum is reached all the same; by node there is agreement, but on something else."""
+    """PD-2: edge duals still reach the optimum; node duals reach agreement on another value."""
     torch.manual_seed(0)
     problem = quadratics()
     optimum = problem.optimum(np.ones(N))

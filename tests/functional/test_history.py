@@ -1,4 +1,4 @@
-"""Windows, episodes and rings against numbers written down by hand."""
+"""Windows, episodes and ring buffers against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_windows_by_hand() -> None:
     assert windows(steps, 2).tolist() == expected
 
 
-def test_windows_keep_what_stands_behind_time_and_environment() -> None:
+def test_windows_keep_the_dimensions_after_time_and_environment() -> None:
     steps = torch.arange(4 * 2 * 3).view(4, 2, 3)
     found = windows(steps, 1)
     assert found.shape == (3, 2, 2, 3)
@@ -59,8 +59,8 @@ def test_each_environment_may_lack_another_number_of_steps() -> None:
     assert shown(valid, 1) == ["...x", "..xx"]
 
 
-def test_an_episode_that_seems_to_begin_where_nothing_is_changes_nothing() -> None:
-    """Slots that were never written may hold anything."""
+def test_an_episode_start_in_a_step_that_does_not_exist_is_ignored() -> None:
+    """Slots that were never written may hold any value."""
     missing = torch.tensor([2])
     assert torch.equal(
         in_episode_of_last(marks("xx..."), missing, 2),
@@ -86,6 +86,6 @@ def test_ring_by_hand(position: int, filled: int, slots: list[int]) -> None:
     assert ring_slot(order, position=position, filled=filled, capacity=5).tolist() == slots
 
 
-def test_ring_gives_some_slot_for_steps_that_are_gone() -> None:
+def test_a_ring_gives_some_slot_for_overwritten_steps() -> None:
     found = ring_slot(torch.arange(-9, 0), position=1, filled=1, capacity=4)
     assert ((found >= 0) & (found < 4)).all()

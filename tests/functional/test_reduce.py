@@ -45,10 +45,10 @@ def test_weight_is_counted_broadcast(x: Tensor) -> None:
     np.testing.assert_allclose(masked_mean(x, valid), np.mean(x.numpy()[1, 2:4]), rtol=0, atol=1e-12)
 
 
-def test_nothing_that_counts_is_zero(x: Tensor) -> None:
-    nobody = torch.zeros_like(x, dtype=torch.bool)
-    assert masked_mean(x, nobody).item() == 0.0
-    assert torch.equal(standardise(x, nobody), torch.zeros_like(x))
+def test_the_mean_of_no_entries_is_zero(x: Tensor) -> None:
+    no_entry = torch.zeros_like(x, dtype=torch.bool)
+    assert masked_mean(x, no_entry).item() == 0.0
+    assert torch.equal(standardise(x, no_entry), torch.zeros_like(x))
 
 
 @pytest.mark.parametrize("absurd", [1e30, float("inf"), float("nan")])

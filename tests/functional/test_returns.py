@@ -198,7 +198,7 @@ def test_state_after_the_reset_does_not_leak_into_the_episode_before(end: str) -
         assert torch.equal(after[:, :2], before[name][:, :2]), name
 
 
-def test_team_reward_and_flags_are_everybodys() -> None:
+def test_team_reward_and_flags_hold_for_every_agent() -> None:
     rollout = random_rollout(seed=11)
     team_reward = rollout["reward"][:, :, 0]
     spread = {**rollout, "reward": rollout["reward"][:, :, :1].expand_as(rollout["value"])}

@@ -111,7 +111,7 @@ def test_mixture_and_its_gradient_are_exact(share: float) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
 
 
-def test_a_share_of_nothing_is_the_plain_softmax() -> None:
+def test_a_share_of_zero_is_the_plain_softmax() -> None:
     logits, mask = torch.randn(2, 3, dtype=torch.float64), torch.tensor([[True, False, True]] * 2)
     plain = CategoricalTeam(logits, mask).log_probs
     assert torch.equal(mixture(0.0, logits, mask).log_probs[mask], plain[mask])
@@ -119,7 +119,7 @@ def test_a_share_of_nothing_is_the_plain_softmax() -> None:
 
 @pytest.mark.parametrize("size", [50.0, 1e4])
 def test_gradients_of_a_saturated_mixture_stay_exact(size: float) -> None:
-    """Where the softmax of an action is below the smallest number, the floor is all that is left, and no gradient."""
+    """Where the softmax of an action underflows, only the floor is left, and its gradient is zero."""
     logits = torch.tensor([[size, 0.0, -size]], requires_grad=True)
     team = CategoricalTeam(logits, None, torch.tensor(0.3))
     torch.testing.assert_close(team.log_probs.exp(), torch.tensor([[0.8, 0.1, 0.1]]))

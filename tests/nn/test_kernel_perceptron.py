@@ -1,4 +1,4 @@
-"""The perceptron that works through a few rows at a time against a loop over agents and rows in plain autograd."""
+"""The perceptron in chunks of rows against a loop over agents and rows in plain autograd."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_first_and_second_derivatives_agree_with_finite_differences(name: str, s
     assert torch.autograd.gradgradcheck(function, chosen)
 
 
-def test_what_is_held_fixed_receives_no_gradient_and_lets_it_pass() -> None:
+def test_fixed_arguments_receive_no_gradient_and_pass_it_on() -> None:
     given, expected = leaves("shared", (4, 6, 2)), leaves("shared", (4, 6, 2))
     for tensor in given[1:]:
         tensor.requires_grad_(False)
@@ -141,7 +141,7 @@ def test_no_rows_give_no_values() -> None:
 @pytest.mark.parametrize("agents", [None, [2], [0, 2]], ids=str)
 @pytest.mark.parametrize("hidden", [[8], [8, 6], []], ids=str)
 def test_a_network_is_the_same_either_way(activation: str, groups: Any, agents: Any, hidden: Any) -> None:
-    """A hook that waits for a layer makes the network evaluate layer by layer."""
+    """A hook on a layer makes the network evaluate layer by layer."""
     results = []
     for hooked in (False, True):
         torch.manual_seed(0)
@@ -167,7 +167,7 @@ HOOKS = ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backwar
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_no_hook_is_passed_over(hook: str) -> None:
+def test_no_hook_is_skipped(hook: str) -> None:
     options = {"hidden": [8, 6], "activation": "tanh", "output_gain": 1.0, "agent_id": False, "layer_norm": False}
     network = TeamNetwork(4, 2, groups=(0, 0), **options)  # type: ignore[arg-type]
     calls: list[int] = []

@@ -1,4 +1,4 @@
-"""Gated recurrent units over whole sequences: values, derivatives, and that the short way is the long one."""
+"""Gated recurrent units over whole sequences: values and derivatives, and agreement with the step-by-step form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from marlkit.nn.networks import TeamGRU
 def arguments(
     networks: int, steps: int, sequences: int, size: int, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gates, hidden state, where sequences go on, weight and bias; all that can be learnt wants gradients."""
+    """Gates, hidden state, where sequences continue, weight and bias; all but the flags require gradients."""
     torch.manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
@@ -51,7 +51,7 @@ def test_two_steps_by_hand() -> None:
     torch.testing.assert_close(found.flatten(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-14)
 
 
-def test_a_sequence_that_starts_anew_forgets() -> None:
+def test_a_sequence_that_starts_again_has_no_memory() -> None:
     gates, hidden, keep, weight, bias = (tensor.detach() for tensor in arguments(2, 4, 3, 5))
     states = recurrence(gates, hidden, keep, weight, bias)
     fresh = recurrence(gates[:, 2:, :1], torch.zeros_like(hidden[:, :1]), keep[2:, :1], weight, bias)
@@ -78,7 +78,7 @@ def test_an_argument_may_be_made_of_another() -> None:
 
 
 @pytest.mark.parametrize("learning", [False, True])
-def test_it_is_what_ordinary_operations_give(learning: bool) -> None:
+def test_it_equals_ordinary_operations(learning: bool) -> None:
     given = arguments(2, 6, 7, 4, torch.float32)
     with torch.set_grad_enabled(learning):
         found, expected = recurrence(*given), step_by_step(*given)
@@ -120,7 +120,7 @@ def test_a_teams_sequences_are_those_of_each_agent(groups: tuple[int, ...], agen
             torch.testing.assert_close(states[:, step, place], state, rtol=0, atol=1e-12)
 
 
-def test_a_layer_that_somebody_waits_for_is_called_at_every_step() -> None:
+def test_a_layer_with_a_hook_is_called_at_every_step() -> None:
     torch.manual_seed(0)
     gru = TeamGRU(4, (0, 1))
     given = torch.randn(3, 5, 2, 4), torch.randn(3, 2, 4), torch.zeros(3, 5, 1, dtype=torch.bool)

@@ -145,8 +145,8 @@ def critic_and_batch(**options: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("share", ["all", "none", [[0, 2], [1]]], ids=["all", "none", "groups"])
 @pytest.mark.parametrize("options", [{}, {"layer_norm": True}, {"hidden": [8]}, {"view": "own"}], ids=str)
-def test_the_critic_takes_the_same_values_and_gradients_from_either_way(activation: str, share: Any, options: Any) -> None:
-    """A hook that sees each layer's call makes the critic evaluate layer by layer, in plain autograd."""
+def test_the_critic_has_the_same_values_and_gradients_either_way(activation: str, share: Any, options: Any) -> None:
+    """A hook on a layer makes the critic evaluate layer by layer, in plain autograd."""
     results = []
     for hooked in (False, True):
         net, batch = critic_and_batch(activation=activation, share=share, chunk=13, **options)

@@ -1,4 +1,4 @@
-"""Networks of a team: batched products equal separate networks, and gradients stay where they belong (PS-1, B13)."""
+"""Networks of a team: batched products equal separate networks, and gradients reach no other agent's parameters (PS-1, B13)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mistakes that only a run can notice get a clear answer too: exit code 2, what is wrong and where, and nothing half done."""
+"""Mistakes that only a run detects give a clear error too: exit code 2, what is wrong and where, and no files left behind."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def line_of(text: str, part: str) -> int:
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What the command line says; one message, no traceback."""
+    """The error output of the command line: one message, no traceback."""
     capsys.readouterr()
     assert main(arguments) == 2
     out, err = capsys.readouterr()
@@ -52,7 +52,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def refused_recipe(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
-    """The same of a recipe that is trained, and that no run folder is left behind."""
+    """The same for training a recipe; no run folder is left behind."""
     file = tmp_path / "team.yaml"
     file.write_text(text)
     said = refused(["train", str(file), *overrides, "--root", str(tmp_path / "runs"), "--no-progress"], capsys)
@@ -90,13 +90,13 @@ def test_options_that_do_not_fit_the_team_or_the_machine(
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has one")
-def test_a_device_of_another_make(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_device_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused_recipe(MAPPO, tmp_path, capsys, "trainer.accelerator=mps")
     assert "no MPS device" in said
     assert "trainer.accelerator=cpu" in said
 
 
-def test_critics_are_told_of_wrong_groups_too(tmp_path: Path) -> None:
+def test_wrong_groups_of_a_critic_are_refused_too(tmp_path: Path) -> None:
     file = tmp_path / "team.yaml"
     text = MAPPO.replace("type: centralised", "type: centralised\n  share: [[0], [1]]")
     file.write_text(text)
@@ -173,7 +173,7 @@ def test_a_truncated_checkpoint(command: list[str], share: float, folder: Path, 
 
 
 class Payload:
-    """Runs code where it is unpickled."""
+    """Runs code when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace

@@ -1,4 +1,4 @@
-"""Components read from their source: the same as they are when imported, and without importing them."""
+"""Components read from their source without importing them equal the imported ones."""
 
 from __future__ import annotations
 

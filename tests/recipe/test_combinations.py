@@ -17,7 +17,7 @@ from marlkit.contract import KINDS
 from marlkit.recipe import combinations
 from marlkit.recipe.catalogue import Entry, load_class
 from marlkit.recipe.combinations import Combination
-from marlkit.recipe.fit import check_fit, environments, fits, idle, members
+from marlkit.recipe.fit import check_fit, environments, fits, members, skipped_sections
 from marlkit.spec import Continuous, Discrete, TeamSpec
 from marlkit.training.learner import Learner
 
@@ -33,15 +33,15 @@ TINY: dict[str, Any] = {
 """Options that keep a component small, where it has them."""
 
 
-def is_idle(found: Combination) -> bool:
+def has_no_reader(found: Combination) -> bool:
     """Whether the opponent model does not run."""
-    return bool(idle(members(found, environments(found)[0])))
+    return bool(skipped_sections(members(found, environments(found)[0])))
 
 
 EVERY = [combinations.settled(found) for found in combinations.combinations()]
 ACCEPTED = [found for found in EVERY if fits(found)]
-TRIED = [found for found in ACCEPTED if found.entries["opponents"].name == KINDS["opponents"].default or not is_idle(found)]
-"""An opponent model that nobody asks does not run; trying each of them there would try the same thing again."""
+TRIED = [found for found in ACCEPTED if found.entries["opponents"].name == KINDS["opponents"].default or not has_no_reader(found)]
+"""An opponent model whose keys no component reads does not run, so that trying each of them would repeat one case."""
 REFUSED = [found for found in EVERY if not fits(found)]
 
 

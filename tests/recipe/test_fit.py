@@ -1,4 +1,4 @@
-"""Whether components fit together: known misfits are found, and the message names both sides and a way out."""
+"""Whether components fit together: known misfits are found, and the message names both sides and a remedy."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_estimator_that_does_not_fit_the_update(tmp_path: Path) -> None:
     assert "gae, n_step" in found.remedy
 
 
-def test_what_a_part_that_is_missing_may_write_is_not_missed_too(tmp_path: Path) -> None:
+def test_keys_that_a_missing_part_may_write_are_not_reported_too(tmp_path: Path) -> None:
     critic = _swap("critic: centralised", "critic: joint")
     for estimator in ("estimator: counterfactual", "estimator: {type: counterfactual, target: nonsense}"):
         text = critic.replace("estimator: {type: gae, gamma: 0.9}", estimator)
@@ -77,7 +77,7 @@ def test_sequential_with_shared_parameters(tmp_path: Path) -> None:
     overrides = [text for text in HAPPO if not text.startswith("actor")]
     found = problem(tmp_path, overrides=overrides)
     assert (found.where, found.source) == ("update", "override `update=sequential`")
-    assert f"`separate_parameters`, which actor `stochastic` ({tmp_path / 'team.yaml'}:2) is without" in found.message
+    assert f"`separate_parameters`, which actor `stochastic` ({tmp_path / 'team.yaml'}:2) lacks" in found.message
     assert found.remedy == "Set actor.share=none."
     assert check_fit(read(tmp_path, overrides=HAPPO)) == []
 
@@ -127,7 +127,7 @@ def test_key_that_nothing_writes(tmp_path: Path) -> None:
     )
     found = problem(tmp_path, _swap("critic: centralised", "critic: strange.StrangeCritic"))
     assert "reads weather, which nothing before it writes" in found.message
-    assert "these do without it: centralised, " in found.remedy
+    assert "these do not read it: centralised, " in found.remedy
 
 
 def test_keys_written_later_do_not_count(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_own_keys_do_not_count_but_for_an_actor(tmp_path: Path) -> None:
     assert _rows(wiring(recipe))["actor"].reads[keys.HIDDEN] == "actor"
     assert "| actor\n" in mermaid(recipe)
     assert "actor -->|" in mermaid(recipe)
-    assert "agents.hidden" not in mermaid(recipe), "an arrow from the actor to itself tells nobody anything"
+    assert "agents.hidden" not in mermaid(recipe), "an arrow from the actor to itself carries no information"
 
 
 def test_what_the_estimator_writes_does_not_exist_at_the_next_step(tmp_path: Path) -> None:
@@ -181,10 +181,10 @@ def test_a_critic_runs_on_the_next_step_too_and_cannot_look_beyond_it(tmp_path: 
     if fits:
         assert check_fit(read(tmp_path, text)) == []
     else:
-        assert "sees none after its own" in problem(tmp_path, text).message
+        assert "has no access to the next" in problem(tmp_path, text).message
 
 
-def test_environment_that_does_not_tell_is_given_the_benefit_of_the_doubt(tmp_path: Path) -> None:
+def test_undeclared_traits_of_an_environment_are_assumed_favourable(tmp_path: Path) -> None:
     text = _swap("example_team.TinyEnvironment", "example_team.UntoldEnvironment")
     assert check_fit(read(tmp_path, text, [text for text in HAPPO if not text.startswith("env")])) == []
     assert check_fit(read(tmp_path, text, ["critic=example_team.DiscreteCritic"])) == []
@@ -215,7 +215,7 @@ def test_wiring(tmp_path: Path) -> None:
     assert keys.LOGITS not in rows["actor"].writes
 
 
-def test_opponent_model_that_nobody_asks_is_idle(tmp_path: Path) -> None:
+def test_opponent_model_whose_keys_are_not_read_does_not_run(tmp_path: Path) -> None:
     assert not _rows(wiring(read(tmp_path)))["opponents"].runs
     assert _rows(wiring(read(tmp_path, overrides=["critic=marginalised"])))["opponents"].runs
 
@@ -223,7 +223,7 @@ def test_opponent_model_that_nobody_asks_is_idle(tmp_path: Path) -> None:
 def test_wiring_of_a_misfit_shows_the_gap(tmp_path: Path) -> None:
     recipe = read(tmp_path, _swap("critic: centralised", "critic: example_team.ActionValueCritic"), fit=False)
     assert _rows(wiring(recipe))["estimator"].reads[keys.STATE_VALUE] is None
-    assert 'nobody -->|"agents.state_value<br/>next.agents.state_value"| estimator' in mermaid(recipe)
+    assert 'missing -->|"agents.state_value<br/>next.agents.state_value"| estimator' in mermaid(recipe)
 
 
 def test_mermaid(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reading a stranger's recipe runs none of the stranger's code."""
+"""Reading an untrusted recipe runs none of its code."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_annotations_are_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert _nothing_ran(tmp_path)
 
 
-def test_check_of_a_strangers_contract_is_not_called(tmp_path: Path) -> None:
+def test_check_of_an_untrusted_contract_is_not_called(tmp_path: Path) -> None:
     body = (
         "class Evil(Critic):\n    contract = Contract(writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE, "
         "check='evil.module:Evil')\n"
@@ -84,7 +84,7 @@ def test_check_of_a_strangers_contract_is_not_called(tmp_path: Path) -> None:
     assert _nothing_ran(tmp_path)
 
 
-def test_file_beside_a_recipe_never_stands_in_for_a_library(tmp_path: Path) -> None:
+def test_file_beside_a_recipe_never_shadows_a_library(tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text(HEAD + "class Evil(Critic): ...\n")
     found = problem(tmp_path, TEAM.replace("critic: centralised", "critic: json.Evil"))
     assert f"`json` is both {json.__file__} and {tmp_path / 'json.py'}: rename your own" in found.message

@@ -167,7 +167,7 @@ def test_what_would_train_nothing_or_something_else_is_refused_before_it_starts(
         dry_run(load_recipe(name, overrides))
 
 
-def test_an_opponent_model_that_nobody_asks_is_no_hindrance() -> None:
+def test_an_opponent_model_whose_keys_are_not_read_fits() -> None:
     dry_run(load_recipe("mappo", ["opponents=theory_of_mind"]))
 
 

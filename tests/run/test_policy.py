@@ -1,4 +1,4 @@
-"""A trained policy in somebody else's hands: what goes in, what comes out, and that it is the policy that was evaluated."""
+"""A trained policy outside training: its inputs and outputs, and that it is the policy that was evaluated."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_memory_of_other_rows_is_refused(policy: Policy) -> None:
     if policy.actor.sequence_length is None:
         pytest.skip("nothing is remembered")
     policy(observations(policy, 5))
-    with pytest.raises(MarlkitError, match=r"remembers 5 rows of observations, got 3; call reset\(\)"):
+    with pytest.raises(MarlkitError, match=r"hidden state is of 5 rows of observations, got 3; call reset\(\)"):
         policy(observations(policy, 3))
     policy.reset()
     policy(observations(policy, 3))
@@ -166,7 +166,7 @@ def test_observations_that_do_not_fit_are_refused(policy: Policy) -> None:
         [*own[:-1], own[-1][:3]],
         [torch.zeros(()) for _ in own],
         {name: each for name, each in named.items() if name != first},
-        {**named, "stranger": own[0]},
+        {**named, "unknown": own[0]},
     ]
     for given in wrong:
         with pytest.raises(MarlkitError, match=r"observation"):

@@ -1,1 +1,1 @@
-"""Networks evaluated and differentiated by hand where autograd costs too much."""
+"""Networks with hand-written evaluation and derivatives, where autograd is too slow."""

@@ -31,9 +31,9 @@ class _Tanh(torch.autograd.Function):
 
 
 def tanh_(x: Tensor) -> Tensor:
-    """``tanh(x)`` to within 3e-7, written over ``x`` as what a layer has just computed; differentiable twice.
+    """``tanh(x)``, ``[*]`` to ``[*]``, to within 3e-7; overwrites ``x``, the result of a layer; differentiable twice.
 
-    Other devices and other precisions use torch's own.
+    Other devices and precisions use ``torch.tanh_``.
     """
     if x.device.type == "cpu" and x.dtype == torch.float32:
         return _Tanh.apply(x) if torch.is_grad_enabled() and x.requires_grad else _written_over(x)
@@ -47,11 +47,11 @@ def _written_over(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class InPlace:
-    """``f(x) = scale * core(before * x) + shift``, whose ``core`` is cheap; a linear layer on either side takes the rest in.
+    """``f(x) = scale * core(before * x) + shift`` with a cheap ``core``; the linear layers around it absorb the rest.
 
     Attributes:
-        core: writes over its argument.
-        derivative: ``derivative(g, core(x), out)`` writes ``g core'(x)`` to ``out``, which may be one of the others.
+        core: overwrites its argument.
+        derivative: ``derivative(g, core(x), out)`` writes ``g core'(x)`` to ``out``, which may be one of its other arguments.
         before: factor of the argument.
         scale: factor of the value.
         shift: added to the value.
@@ -65,17 +65,17 @@ class InPlace:
 
 
 def folded(weight: Tensor, bias: Tensor, *, outer: float, scale: float, shift: float) -> tuple[Tensor, Tensor]:
-    """``outer * (W (scale h + shift) + b)`` as an affine map of ``h``, so that factors cost nothing where it is evaluated.
+    """``outer * (W (scale h + shift) + b)`` as an affine map of ``h``, so that its evaluation needs no factors.
 
     Args:
         weight: ``W``, ``[*, H, F]``.
         bias: ``b``, ``[*, H]``.
         outer: ``before`` of the activation that follows.
         scale: of the activation whose core is ``h``.
-        shift: likewise.
+        shift: of the same activation.
 
     Returns:
-        its weight and its bias; what stays as it is is not copied.
+        Its weight ``[*, H, F]`` and its bias ``[*, H]``; an unchanged one is not copied.
     """
     offset = bias if shift == 0 else torch.add(bias, weight.sum(-1), alpha=shift)
     return weight if outer * scale == 1 else weight * (outer * scale), offset if outer == 1 else offset * outer
@@ -94,4 +94,4 @@ IN_PLACE = {
         partial(F.elu, inplace=True), lambda g, y, out: _ATEN.elu_backward.grad_input(g, 1, 1, 1, True, y, grad_input=out)
     ),
 }
-"""The activations whose derivative is known from their value alone."""
+"""The activations whose derivative is a function of their value."""

@@ -1,8 +1,8 @@
 """A team's perceptron on a CPU, evaluated and differentiated a few rows at a time.
 
 Layer by layer, every result of a large batch is written to main memory and read back several times: bias, product,
-non-linearity, and the same again on the way back. That takes as long as half of the matrix products. Here a few rows, whose
-intermediate results fit a processor's cache, pass through all layers before the next ones do.
+non-linearity, and the same again on the way back. That takes as long as half of the matrix products. Here a few rows at a time
+pass through all layers, so that their intermediate results stay in the processor's cache.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from marlkit.nn.kernels.activation import InPlace, folded
 from marlkit.nn.kernels.rows import product_over_rows, sum_over_rows
 
 CHUNK = 2**20
-"""Numbers in the widest layer's result for the rows that are evaluated at a time."""
+"""Elements of the widest layer's result in one chunk of rows."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Layers:
     Attributes:
         weights: ``W_l``, ``[G, H_l, H_(l-1)]``, of one hidden layer or more and the output.
         biases: ``b_l``, ``[G, H_l]``.
-        identity: ``e_i``, ``[n, H_0]``: what is added to the first layer of each agent where ``G = 1``; ``None``: nothing.
+        identity: ``e_i``, ``[n, H_0]``: added to the first layer of each agent where ``G = 1``; ``None``: no identity.
     """
 
     weights: Sequence[Tensor]
@@ -37,10 +37,10 @@ class Layers:
 
 
 def perceptron(features: Tensor, layers: Layers, activation: InPlace) -> Tensor:
-    """``W_L f(… f(W_0 x + b_0 + e_i) …) + b_L``; differentiable as often as wanted, though only once in little memory.
+    """``W_L f(… f(W_0 x + b_0 + e_i) …) + b_L``; differentiable any number of times; only the first derivative is fused.
 
     Args:
-        features: ``x``, ``[R, V, F]``, where ``V = n``, or ``V = 1`` if all agents of one group see the same.
+        features: ``x``, ``[R, V, F]``, where ``V = n``, or ``V = 1`` if all agents of the one group have the same input.
         layers: the parameters.
         activation: ``f``.
 
@@ -59,7 +59,7 @@ def perceptron(features: Tensor, layers: Layers, activation: InPlace) -> Tensor:
 
 
 def layer_by_layer(features: Tensor, layers: Layers, activation: InPlace) -> Tensor:
-    """The same by ordinary operations, as ``[G, R n / G, H_L]``."""
+    """The same by ordinary operations: ``[R, V, F]`` to ``[G, R n / G, H_L]``."""
     groups = len(layers.weights[0])
     hidden = features.transpose(0, 1) if groups > 1 else features.flatten(0, 1).unsqueeze(0)
     for i, (weight, bias) in enumerate(zip(layers.weights, layers.biases, strict=True)):
@@ -72,14 +72,14 @@ def layer_by_layer(features: Tensor, layers: Layers, activation: InPlace) -> Ten
 
 
 class _Evaluation:
-    """Parameters that have taken in what the activation is more than its core, and the rows cut into chunks."""
+    """Parameters with the factors and the shift of the activation folded in, and the rows split into chunks."""
 
     def __init__(self, activation: InPlace, features: Tensor, identity: Tensor | None, parameters: Sequence[Tensor]) -> None:
         half = len(parameters) // 2
         weights, biases = parameters[:half], parameters[half:]
         self.activation = f = activation
         self.groups = len(weights[0])
-        # Outer factor of each layer (the argument of its activation), and of what it reads (the value of the one before).
+        # Outer factor of each layer (of its activation's argument), scale and shift of its input (of the activation before it).
         self.outer = [f.before] * (half - 1) + [1.0]
         self.scale, self.shift = [1.0] + [f.scale] * (half - 1), [0.0] + [f.shift] * (half - 1)
         self.weights, self.biases = [], []
@@ -99,7 +99,7 @@ class _Evaluation:
         yield from (slice(start, min(start + size, self.rows)) for start in range(0, max(1, self.rows), size))
 
     def entering(self, rows: slice) -> Tensor:
-        """What the first layer reads, ``[G, r V, F]`` (``V = 1`` in several groups)."""
+        """The input of the first layer, ``[G, r V, F]`` (``V = 1`` with several groups)."""
         few = self.features[:, rows]
         return few if self.groups > 1 else few.flatten(1, 2)
 
@@ -116,7 +116,7 @@ class _Evaluation:
         return found
 
     def run(self, kept: list[Tensor] | None = None) -> Tensor:
-        """``[G, R n / G, H_L]``; the hidden layers go to ``kept``, chunk after chunk."""
+        """``[G, R n / G, H_L]``; the hidden layers of each chunk are appended to ``kept``."""
         results = []
         for rows in self.chunks():
             found = self.hidden(self.entering(rows))
@@ -147,7 +147,7 @@ class _Perceptron(torch.autograd.Function):
 
 
 class _Gradients(_Evaluation):
-    """The gradients of features, identity and parameters, as far as they are wanted."""
+    """The gradients of features, identity and parameters, where ``wanted``."""
 
     def __init__(self, activation: InPlace, arguments: Sequence[Any], wanted: Sequence[bool]) -> None:
         features, identity, *parameters = arguments
@@ -160,7 +160,7 @@ class _Gradients(_Evaluation):
         self.of_features = torch.empty_like(features, memory_format=torch.contiguous_format) if wanted[0] else None
 
     def differentiate(self, gradient: Tensor, kept: Sequence[Tensor]) -> list[Tensor | None]:
-        """In the order of the arguments."""
+        """The gradients in the order of the arguments; ``None`` where not wanted."""
         depth = len(self.weights) - 1
         for number, rows in enumerate(self.chunks()):
             few = gradient[:, rows.start * self.together : rows.stop * self.together]
@@ -189,7 +189,7 @@ class _Gradients(_Evaluation):
             self.of_biases[layer] = _plus(self.of_biases[layer], sum_over_rows(gradient))
 
     def _arranged(self) -> list[Tensor | None]:
-        """Gradients of the parameters themselves from those of what was made of them."""
+        """Gradients of the parameters from those of the folded parameters."""
         weights, biases = self.of_weights.copy(), self.of_biases.copy()
         for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             outer, scale, shift = self.outer[layer], self.scale[layer], self.shift[layer]
@@ -203,7 +203,7 @@ class _Gradients(_Evaluation):
 
 
 def _plus(total: Tensor | None, part: Tensor) -> Tensor:
-    """The sum, written over ``total`` where there is one."""
+    """The sum; overwrites ``total`` where it is given."""
     return part if total is None else total.add_(part)
 
 

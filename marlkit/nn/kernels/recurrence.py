@@ -1,7 +1,7 @@
 """Gated recurrent units of several networks over whole sequences (Cho et al. 2014), with their derivatives.
 
-Autograd would keep and differentiate some ten operations of every step, and add to the gradient of the same weights as often.
-Here the weights' gradient is one product over all steps, and a step is some six operations forwards and ten backwards.
+Autograd would store and differentiate about ten operations per step, and accumulate the gradient of the same weights at each.
+Here the weights' gradient is one product over all steps, and a step takes about six operations forwards and ten backwards.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _ATEN = torch.ops.aten
 
 
 def recurrence(gates: Tensor, hidden: Tensor, keep: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Hidden states after each step; differentiable as often as wanted, though only once with few operations.
+    """Hidden states after each step; differentiable any number of times, the first derivative with few operations.
 
-    With ``u = keep_l h_(l-1)``, and ``x``'s the shares of the input in the gates: ``r, z = sigmoid(x + U u + b)``,
+    With ``u = keep_l h_(l-1)`` and ``x`` the contributions of the input to the gates: ``r, z = sigmoid(x + U u + b)``,
     ``n = tanh(x_n + r * (U_n u + b_n))``, ``h_l = (1 - z) n + z u``.
 
     Args:
         gates: ``x`` of G networks, L steps and Q sequences, ``[G, L, Q, 3 H]``, in the order ``r, z, n``.
         hidden: ``h_0``, ``[G, Q, H]``.
-        keep: what the state before each step is multiplied by, ``[L, Q, 1]``: 0 where a sequence starts anew; without gradient.
+        keep: factor of the state before each step, ``[L, Q, 1]``: 0 where a sequence restarts; without gradient.
         weight: ``U``, ``[G, 3 H, H]``.
         bias: ``b``, ``[G, 3 H]``.
 
@@ -42,7 +42,7 @@ def recurrence(gates: Tensor, hidden: Tensor, keep: Tensor, weight: Tensor, bias
 
 
 def step_by_step(gates: Tensor, hidden: Tensor, keep: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The same by ordinary operations."""
+    """The same by ordinary operations, ``[G, L, Q, H]``; the arguments are those of :func:`recurrence`."""
     states = []
     for gate, kept in zip(gates.unbind(1), keep, strict=True):
         before = hidden * kept
@@ -52,7 +52,7 @@ def step_by_step(gates: Tensor, hidden: Tensor, keep: Tensor, weight: Tensor, bi
 
 
 def unit(gates: Tensor, from_hidden: Tensor, hidden: Tensor) -> Tensor:
-    """One step from the shares of the input and of the hidden state in the gates, both ``[*, 3 H]``."""
+    """One step ``[*, H]`` from the contributions of input and state to the gates, ``[*, 3 H]``, and the state ``[*, H]``."""
     reset_in, update_in, new_in = gates.chunk(3, -1)
     reset_hidden, update_hidden, new_hidden = from_hidden.chunk(3, -1)
     reset = torch.sigmoid(reset_in + reset_hidden)
@@ -62,7 +62,7 @@ def unit(gates: Tensor, from_hidden: Tensor, hidden: Tensor) -> Tensor:
 
 
 class _Step(NamedTuple):
-    """What the derivative of a step takes beside the states: ``U u + b``, ``r`` and ``z`` side by side, and ``n``."""
+    """Stored for the derivative of a step, in addition to the states: ``U u + b``, ``r`` and ``z`` concatenated, and ``n``."""
 
     from_hidden: Tensor
     reset_update: Tensor
@@ -70,7 +70,7 @@ class _Step(NamedTuple):
 
 
 def _run(gates: Tensor, hidden: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, kept: list[Tensor] | None) -> Tensor:
-    """The states; what their derivatives take goes to ``kept``, step after step."""
+    """The states; a :class:`_Step` for each step is appended to ``kept``."""
     size = hidden.shape[-1]
     states = torch.empty_like(gates[..., :size], memory_format=torch.contiguous_format)
     offset, matrix = bias.unsqueeze(1), weight.mT
@@ -122,7 +122,7 @@ def _differentiated(
 
 
 def _through(step: _Step, before: Tensor, of_state: Tensor, of_gates: Tensor, of_products: Tensor) -> Tensor:
-    """Write the gradients of ``x`` and of ``U u + b``; that of ``u`` by the way that leads past the product."""
+    """Write the gradients of ``x`` and ``U u + b``; return the part of that of ``u`` that does not pass through the product."""
     size = of_state.shape[-1]
     reset, update = step.reset_update[..., :size], step.reset_update[..., size:]
     past = of_state * update
@@ -138,7 +138,7 @@ def _through(step: _Step, before: Tensor, of_state: Tensor, of_gates: Tensor, of
 
 
 def _twice_differentiable(arguments: Sequence[Tensor], wanted: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
-    # Nodes of their own: where one argument is made of another, the way between them is not to be gone here.
+    # Views are separate nodes: where one argument depends on another, their connection must not be differentiated here.
     arguments = [argument.view_as(argument) for argument in arguments]
     chosen = [argument for argument, is_wanted in zip(arguments, wanted, strict=True) if is_wanted]
     found = iter(torch.autograd.grad(step_by_step(*arguments), chosen, gradient, create_graph=True))

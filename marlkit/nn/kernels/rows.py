@@ -1,7 +1,7 @@
-"""Sums over the rows of a batch in which each processor core reads the rows that it has computed itself.
+"""Sums over the rows of a batch in which each thread reads the rows that it computed itself.
 
-A plain product over rows shares out columns, so that every core fetches what another has just written. Where cores have no cache
-in common, that and its consequences take up to a fifth of a network's gradient.
+A plain product over rows distributes columns over threads, so that every core reads what another has just written. Where cores
+share no cache, this takes up to a fifth of the time of a network's gradient.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def sum_over_rows(rows: Tensor) -> Tensor:
 
 
 def _by_thread(rows: Tensor) -> Tensor:
-    """``[1, M, A]`` as ``[T, M / T, A]``; several groups are shared out among threads as they are."""
+    """``[1, M, A]`` as ``[T, M / T, A]``; several groups are left as they are."""
     threads = torch.get_num_threads() if rows.device.type == "cpu" else 1
     fit = len(rows) == 1 and rows.shape[1] % threads == 0
     return rows.reshape(threads, -1, rows.shape[-1]) if fit else rows

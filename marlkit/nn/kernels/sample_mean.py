@@ -1,9 +1,9 @@
 """The mean of a perceptron's last hidden layer over samples of a part of its input, in the memory of one chunk of samples.
 
-PERLA's critic (Mguni et al.) is ``(1/K) sum_k w . h_L(x, a_k) + b``. The last layer is linear, so that it need only read the
-mean of ``h_L``, and ``h_0 = f(W_x x + W_a a_k)`` needs ``W_x x`` once per row. Autograd would keep every ``h_l``, or, recomputing
-a chunk at a time, ask the system for fresh memory for each intermediate result, which on a CPU costs as much as a third of a
-product. Here all chunks write into the same few buffers, and the backward pass writes gradients over what it has read.
+PERLA's critic (Jafferjee et al. 2022) is ``(1/K) sum_k w . h_L(x, a_k) + b``. The last layer is linear, so that it reads only
+the mean of ``h_L``, and ``h_0 = f(W_x x + W_a a_k)`` needs ``W_x x`` once per row. Autograd would store every ``h_l``, or, with
+recomputation by chunks, allocate new memory for each intermediate result, which on a CPU takes up to a third of the time of a
+product. Here all chunks use the same buffers, and the backward pass overwrites activations with their gradients.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from marlkit.nn.kernels.activation import InPlace, folded
 from marlkit.nn.kernels.rows import product_over_rows, sum_over_rows
 
 Draw = Callable[[slice, slice], Tensor]
-"""``draw(rows, samples)``: some samples of some rows, ``[R, K, N, F]``, the same each time."""
+"""``draw(rows, samples)``: samples ``[R, K, N, F]`` of rows; equal arguments give equal samples."""
 
 _DRAWN = 8
-"""Chunks whose samples are drawn at once, because samples are small beside what is computed from them."""
+"""Chunks whose samples are drawn at once: samples are small compared with the results computed from them."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What is averaged, and how.
+    """The samples to average over, and the activation.
 
     Attributes:
         draw: the samples.
         samples: K.
-        chunk: evaluations of the perceptron at a time, but at least one sample of one row of all agents.
+        chunk: evaluations of the perceptron at a time; at least one sample of one row for all agents.
         activation: ``f``.
     """
 
@@ -52,7 +52,7 @@ class Sampling:
 
 
 def boxes(rows: int, columns: int, size: int) -> Iterator[tuple[slice, slice]]:
-    """Cut a table into boxes of at most ``size`` cells: whole rows, or parts of one row where a whole one is too much."""
+    """Split a table into boxes of at most ``size`` cells: whole rows, or parts of one row where a row is larger."""
     height, width = max(1, size // columns), min(size, columns)
     for top in range(0, rows, height):
         for left in range(0, columns, width):
@@ -68,16 +68,16 @@ def mean_hidden(
 
     Args:
         sampling: the samples, which carry no gradient, and the non-linearity.
-        entered: ``[G, R, n, H_0]``, what the first layer makes of the rest of its input.
+        entered: ``[G, R, n, H_0]``, the first layer's result for the rest of its input.
         from_sample: ``W_a``, ``[G, H_0, F]``.
-        weights: ``W_l`` of the following hidden layers, ``[G, H_l, H_(l-1)]``; may be none.
+        weights: ``W_l`` of the following hidden layers, ``[G, H_l, H_(l-1)]``; may be empty.
         biases: ``b_l``, ``[G, H_l]``.
 
     Returns:
         ``[G, R, n, H_L]``.
     """
     f = sampling.activation
-    # What f is more than its core is done once to the parameters instead of to every evaluation.
+    # The factors and the shift of f are applied once to the parameters instead of at every evaluation.
     pairs = zip(weights, biases, strict=True)
     layers = [folded(weight, bias, outer=f.before, scale=f.scale, shift=f.shift) for weight, bias in pairs]
     parameters = (*(weight for weight, _ in layers), *(bias for _, bias in layers))
@@ -86,7 +86,7 @@ def mean_hidden(
 
 
 class _Chunk:
-    """A chunk of evaluations at a time, in memory that the next chunk writes over."""
+    """One chunk of evaluations at a time, in memory that the next chunk reuses."""
 
     def __init__(self, sampling: Sampling, entered: Tensor, from_sample: Tensor, layers: Sequence[Tensor]) -> None:
         self.sampling, self.from_sample = sampling, from_sample
@@ -115,11 +115,11 @@ class _Chunk:
         return self.hidden[layer].view(*self.shape, self.widths[layer]).sum(2)
 
     def differentiate(self, gradient: Tensor, parameters: Sequence[Tensor]) -> None:
-        """Write the gradients of each layer before its non-linearity over ``hidden``, and add those of the parameters.
+        """Overwrite ``hidden`` with the gradients of each layer before its non-linearity, and add those of the parameters.
 
         Args:
             gradient: of the sum of the last layer, ``[G, R, n, H_L]``.
-            parameters: to add to: ``W_a`` transposed, each ``W_l``, each ``b_l``.
+            parameters: the gradients to add to: of ``W_a`` transposed, of each ``W_l``, of each ``b_l``.
         """
         derivative, hidden = self.sampling.activation.derivative, self.hidden
         last = hidden[-1].view(*self.shape, self.widths[-1])
