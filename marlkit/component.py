@@ -11,11 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 from marlkit import keys
@@ -121,6 +120,13 @@ class Component:
     def _resolved(self, field_name: str) -> tuple[Any, ...]:
         own = self.contract.resolve(field_name, self.options, self.spec.traits)
         return tuple(dict.fromkeys([*own, *(entry for part in self._parts().values() for entry in getattr(part, field_name))]))
+
+
+if TYPE_CHECKING:
+    # tensordict has no types: a base class of type Any would switch off the checks of every component.
+    TensorDictModuleBase = nn.Module
+else:
+    from tensordict.nn import TensorDictModuleBase
 
 
 class ModuleComponent(Component, TensorDictModuleBase):
@@ -268,11 +274,11 @@ class Actor(ModuleComponent, ABC):
         """
 
     def initial_state(self, batch_size: int) -> dict[Key, Tensor]:
-        """What the carried keys hold before the first step, each ``[B, ...]``: a zero ``HIDDEN`` ``[B, N, H]`` for recurrent actors."""
+        """What the carried keys hold before the first step: for recurrent actors a ``HIDDEN`` of zeros, ``[B, N, H]``."""
         return {}
 
     def available(self, batch: TensorDictBase, agents: Sequence[int] | None = None) -> Tensor:
-        """Actions, or action dimensions, that the agents have here: ``[*, n, A]`` or ``[*, n, D]`` bool, for all or for ``agents``."""
+        """Actions or action dimensions that all agents, or ``agents``, have: ``[*, n, A]`` or ``[*, n, D]`` bool."""
         found = batch.get(keys.ACTION_MASK if self.spec.discrete else keys.ACTION_DIMS, None)
         if found is None:
             sizes = torch.tensor(self.spec.own_action_sizes, device=batch[keys.OBSERVATION].device).unsqueeze(-1)
@@ -281,7 +287,7 @@ class Actor(ModuleComponent, ABC):
         return found if agents is None else found[..., list(agents), :]
 
     def get_dist(self, batch: TensorDictBase) -> AgentDistribution:
-        """The distribution of the actions as one of torch, for TorchRL's losses; log-probabilities and entropies are ``[*, N, 1]``."""
+        """The distribution of the actions as one of torch, for TorchRL's losses; its log-probabilities are ``[*, N, 1]``."""
         return AgentDistribution(self.distribution(batch))
 
     def make_tensordict_primer(self) -> Any:
@@ -294,7 +300,6 @@ class Actor(ModuleComponent, ABC):
 
         initial = self.initial_state(1)
         return TensorDictPrimer({key: Unbounded(shape=value.shape[1:]) for key, value in initial.items()}, expand_specs=True)
-
 
 
 class Opponents(ModuleComponent, ABC):

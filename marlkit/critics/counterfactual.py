@@ -45,7 +45,10 @@ class CounterfactualCritic(VectorCritic):
             When("discrete", (keys.LOGITS,)),
         ),
         writes=(keys.ACTION_VALUES, keys.ACTION_VALUE, keys.STATE_VALUE),
-        traits=("action_values", When("share=none", ("separate_parameters",)),),
+        traits=(
+            "action_values",
+            When("share=none", ("separate_parameters",)),
+        ),
         needs={"env": ("discrete",), "actor": ("independent_agents",)},
         predicts=keys.ACTION_VALUE,
     )

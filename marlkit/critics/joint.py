@@ -102,7 +102,7 @@ class JointCritic(Critic):
         return self.action_value(batch, own, joint)
 
     def action_value(self, batch: TensorDictBase, own: Tensor, joint: Tensor) -> Tensor:
-        """``Q_i`` with ``own`` ``[*, N, F]`` in place of agent i's entry in its view of ``joint`` ``[*, V, N, F]``: ``[1, *, N, 1]``."""
+        """``Q_i`` ``[1, *, N, 1]`` with ``own`` ``[*, N, F]`` for agent i's entry in its view of ``joint`` ``[*, V, N, F]``."""
         joint, own = self._executed(joint), self._executed(own)
         one_view = joint.shape[-3] == 1
         before = joint.squeeze(-3) if one_view else joint.diagonal(dim1=-3, dim2=-2).movedim(-1, -2)

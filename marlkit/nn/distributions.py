@@ -77,7 +77,7 @@ class CategoricalTeam(TeamDistribution):
         return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(-1)
 
     def rsample(self, temperature: float = 1.0) -> Tensor:
-        """Straight-through Gumbel-softmax, ``[*, N, A]``: one-hot forward, the gradient of ``softmax((log p + g) / temperature)``."""
+        """Straight-through Gumbel-softmax ``[*, N, A]``: one-hot, with the gradient of ``softmax((log p + g) / temperature)``."""
         noise = gumbel_from_uniform(torch.rand_like(self.log_probs))
         return straight_through(self.log_probs, noise, temperature)
 
@@ -216,4 +216,4 @@ class AgentDistribution(Distribution):
     @staticmethod
     def _refuse_several(sample_shape: torch.Size | Sequence[int]) -> None:
         if tuple(sample_shape):
-            raise ValueError(f"draws one action per agent at a time, so that sample_shape must be empty, got {tuple(sample_shape)}")
+            raise ValueError(f"draws one action per agent at a time: sample_shape must be empty, got {tuple(sample_shape)}")

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from marlkit import keys
 from marlkit.batches import minibatches, units
-from marlkit.component import Update
+from marlkit.component import Update, least
 from marlkit.functional import losses
-from marlkit.functional.reduce import masked_mean, standardise
+from marlkit.functional.reduce import masked_mean, standardise, sum_of
 from marlkit.functional.schedule import linear
 from marlkit.keys import Key
 from marlkit.learning import Learning, Metrics, mean_metrics
@@ -86,9 +86,8 @@ class ActorCriticUpdate(Update):
     def prepare(self, batch: TensorDictBase, learning: Learning) -> TensorDictBase:
         """Keep what the losses read; normalise the advantages; note the critic's old predictions."""
         actor, critic = learning.actor, learning.critic
-        memory = (keys.HIDDEN,) if actor.sequence_length is not None else ()
         predicted = critic.contract.predicts
-        wanted = dict.fromkeys([*self.reads, *actor.reads, *critic.reads, *memory])
+        wanted = dict.fromkeys([*self.reads, *actor.reads, *critic.reads])
         prepared = batch.select(*wanted)
         prepared.set(OLD_PREDICTION, critic.normaliser.normalise(batch[predicted]))
         if self.normalise_advantage:
@@ -131,17 +130,18 @@ class ActorCriticUpdate(Update):
         return mean_metrics(history)
 
     def value_loss(self, rows: TensorDictBase, learning: Learning) -> tuple[Tensor, Metrics]:
-        """The critic's loss without its weight; updates the running statistics of its targets."""
+        """The loss of the critic's networks, summed, without its weight; updates the running statistics of its targets."""
         critic, target = learning.critic, rows[keys.VALUE_TARGET]
         critic.normaliser.update(target, learning.ranks)
-        prediction, goal = critic.predict(rows), critic.normaliser.normalise(target)
+        predictions, goal = critic.predictions(rows), critic.normaliser.normalise(target)
         weight = torch.ones_like(goal, dtype=torch.bool)
-        loss = losses.value_loss(
-            prediction, rows[OLD_PREDICTION], goal, weight, clip=self.value_clip, huber_delta=self.huber_delta
+        loss = sum_of(
+            losses.value_loss(prediction, rows[OLD_PREDICTION], goal, weight, clip=self.value_clip, huber_delta=self.huber_delta)
+            for prediction in predictions
         )
         return loss, {
             "critic/loss": loss.detach(),
-            "critic/explained_variance": losses.explained_variance(prediction.detach(), goal, weight),
+            "critic/explained_variance": losses.explained_variance(least(predictions.detach()), goal, weight),
         }
 
 

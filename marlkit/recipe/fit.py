@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from marlkit import keys
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ORDER = ("env", "data", "actor", "opponents", "critic", "targets", "estimator", "update", "optimizer", "trainer")
 """Sections in the order in which they run; `targets`, `optimizer` and `trainer` touch no keys."""
 
-ON_NEXT = ("env", "critic")
+ON_NEXT = ("env", "actor", "critic")
 """Sections whose keys also exist at the next step, for components that run on a whole rollout."""
 
 ON_ONE_STEP = ("env", "actor", "opponents", "critic")
@@ -88,7 +88,15 @@ def members(recipe: Selection, environment: Collection[str]) -> list[Member]:
         if path == "env":
             traits = (*traits, *environment)
         found.append(Member(path, entry, options, reads, writes, frozenset(traits)))
-    return found
+    by_path = {member.path: member for member in found}
+    return [replace(member, traits=_all_traits(member, by_path)) for member in found]
+
+
+def _all_traits(member: Member, team: Mapping[str, Member]) -> frozenset[str]:
+    """The traits of a member and those that it inherits from its parts."""
+    parts = {name: f"{member.path}.{name}" for name in member.entry.contract.inherits}
+    inherited = {name: _all_traits(team[path], team) for name, path in parts.items() if path in team}
+    return member.entry.contract.all_traits(member.traits, inherited)
 
 
 def skipped_sections(team: Iterable[Member]) -> set[str]:
@@ -104,6 +112,8 @@ def _both(member: Member) -> Iterator[Key]:
         yield key
         if member.section in ON_NEXT and key[0] != "next":
             yield keys.following(key)
+        elif key[0] == "next" and keys.current(key) in member.reads:
+            yield keys.current(key)  # carried to the next step
 
 
 def writers(team: Iterable[Member]) -> Iterator[tuple[Member, dict[Key, str]]]:
@@ -113,7 +123,7 @@ def writers(team: Iterable[Member]) -> Iterator[tuple[Member, dict[Key, str]]]:
     written: dict[Key, str] = {}
     for section in ORDER:
         present = [member for member in team if member.section == section and section not in skipped]
-        # A recurrent actor reads the keys that it wrote at the previous step.
+        # An actor reads the keys that it wrote at the previous step.
         own = {key: member.path for member in present for key in _both(member)}
         for member in present:
             found = own | written if section == "actor" else dict(written)

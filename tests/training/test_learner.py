@@ -200,7 +200,7 @@ def test_samples_of_the_others_are_drawn_anew_for_every_rollout_and_kept_within_
 def collected_by_hand(learner: Learner, rollouts: int) -> list[TensorDict]:
     """What collecting should store, gathered step by step in the plainest way."""
     env, actor = learner.env, learner.actor
-    current, hidden = env.reset(), actor.initial_hidden(B)
+    current, hidden = env.reset(), actor.initial_state(B).get(keys.HIDDEN)
     found = []
     for _ in range(rollouts):
         steps = []
