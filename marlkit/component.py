@@ -130,8 +130,9 @@ else:
 
 
 class ModuleComponent(Component, TensorDictModuleBase):
-    """A component that is a module of tensordict: it reads ``in_keys`` of a TensorDict and writes ``out_keys``, as its contract
-    says. It composes with ``TensorDictSequential``, TorchRL's collectors and losses.
+    """A component that is a module of tensordict: it reads ``in_keys`` and writes ``out_keys``, the keys of its contract.
+
+    It composes with ``TensorDictSequential`` and with TorchRL's collectors and losses.
     """
 
     @property
