@@ -18,7 +18,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from marlkit import keys
-from marlkit.contract import Contract
+from marlkit.contract import Contract, carried
 from marlkit.errors import MarlkitError, OptionError
 from marlkit.keys import Key
 from marlkit.learning import Afterwards, Learning, Metrics, RunStep, at_once, run_directly
@@ -112,7 +112,7 @@ class Component:
     @cached_property
     def carried(self) -> tuple[Key, ...]:
         """Keys that it reads and writes anew for the next step, such as the hidden state of a recurrent actor."""
-        return tuple(key for key in self.reads if keys.following(key) in self.writes)
+        return carried(self.reads, self.writes)
 
     def _parts(self) -> dict[str, Component]:
         return {name: part for name, part in self.options.items() if isinstance(part, Component)}

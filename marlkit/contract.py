@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from marlkit.keys import Key
+from marlkit.keys import Key, following
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,11 @@ def _decided(entries: Iterable[Any], options: Mapping[str, Any], environment: Co
             yield entry
         elif entry.holds(options, environment):
             yield from entry.then
+
+
+def carried(reads: Iterable[Key], writes: Collection[Key]) -> tuple[Key, ...]:
+    """The keys that are read and written anew for the next step, such as the hidden state of a recurrent actor."""
+    return tuple(key for key in reads if following(key) in writes)
 
 
 @dataclass(frozen=True)

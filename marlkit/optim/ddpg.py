@@ -115,20 +115,21 @@ class DdpgUpdate(Update):
             "critic/explained_variance": explained_variance(least(predictions.detach()), goal, None),
         }
         if self.coupling:
+            if len(predictions) > 1:
+                message = f"must be 0 with a critic of {len(predictions)} networks: Proposition 4 couples one"
+                raise OptionError("coupling", f"{message}, got {self.coupling}")
             with torch.no_grad():
                 own = learning.actor.reparametrised(rows)
             ratio, inverse_ratio = self._ratios(rows, learning)
-            coupled = sum_of(
-                joint_gradients.critic_coupling(
-                    prediction,
-                    of_own,
-                    self._error(prediction, goal),
-                    ratio,
-                    inverse_ratio,
-                    rows[keys.ALIVE],
-                    **self.weights,
-                )
-                for prediction, of_own in zip(predictions, learning.critic.action_value(rows, own, rows[JOINT]), strict=True)
+            (prediction,), (resampled,) = predictions, learning.critic.action_value(rows, own, rows[JOINT])
+            coupled = joint_gradients.critic_coupling(
+                prediction,
+                resampled,
+                self._error(prediction, goal),
+                ratio,
+                inverse_ratio,
+                rows[keys.ALIVE],
+                **self.weights,
             )
             loss = loss + self.coupling * learning.ranks.weigh(rows[keys.ALIVE], coupled)
         return metrics | learning.minimise(loss, self.max_grad_norm)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from marlkit import keys
-from marlkit.contract import When
+from marlkit.contract import When, carried
 from marlkit.errors import Problem
 from marlkit.keys import Key
 from marlkit.recipe.catalogue import Entry, components
@@ -112,8 +112,6 @@ def _both(member: Member) -> Iterator[Key]:
         yield key
         if member.section in ON_NEXT and key[0] != "next":
             yield keys.following(key)
-        elif key[0] == "next" and keys.current(key) in member.reads:
-            yield keys.current(key)  # carried to the next step
 
 
 def writers(team: Iterable[Member]) -> Iterator[tuple[Member, dict[Key, str]]]:
@@ -123,12 +121,11 @@ def writers(team: Iterable[Member]) -> Iterator[tuple[Member, dict[Key, str]]]:
     written: dict[Key, str] = {}
     for section in ORDER:
         present = [member for member in team if member.section == section and section not in skipped]
-        # An actor reads the keys that it wrote at the previous step.
-        own = {key: member.path for member in present for key in _both(member)}
         for member in present:
-            found = own | written if section == "actor" else dict(written)
-            yield member, {key: path for key, path in found.items() if section not in ON_ONE_STEP or key[0] != "next"}
-        written.update(own)
+            written.update(dict.fromkeys(carried(member.reads, member.writes), member.path))
+        for member in present:
+            yield member, {key: path for key, path in written.items() if section not in ON_ONE_STEP or key[0] != "next"}
+        written.update({key: member.path for member in present for key in _both(member)})
 
 
 def fits(recipe: Selection) -> bool:

@@ -64,12 +64,12 @@ class UntoldEnvironment(TinyEnvironment):
 
 
 class RecurrentActor(StochasticActor):
-    """Reads what it wrote a step before."""
+    """Reads what it wrote at the step before."""
 
     contract = Contract(
         reads=(keys.OBSERVATION, keys.HIDDEN),
-        writes=(keys.ACTION, keys.LOG_PROB, keys.LOC, keys.SCALE, keys.HIDDEN),
-        traits=("stochastic", "recurrent"),
+        writes=(keys.ACTION, keys.LOG_PROB, keys.LOC, keys.SCALE, keys.following(keys.HIDDEN)),
+        traits=("stochastic",),
     )
 
 
