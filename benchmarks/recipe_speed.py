@@ -3,7 +3,7 @@
     python -m benchmarks.recipe_speed maddpg --agents 4
     python -m benchmarks.bare.maddpg --agents 4
 
-``update_s`` is all that follows collecting, and what is spent between the steps (logging, Lightning) is part of ``iteration_s``.
+``update_s`` is the time after collecting; the time between the steps (logging, Lightning) is part of ``iteration_s``.
 """
 
 from __future__ import annotations

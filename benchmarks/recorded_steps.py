@@ -3,8 +3,9 @@
     python -m benchmarks.recorded_steps --scenarios balance transport --envs 32 600 3000
     python -m benchmarks.recorded_steps --device cuda --out benchmarks/results/recorded-steps-cuda.json
 
-Resets are part of it: random actions, episodes of 100 steps. The ways of stepping take turns for several rounds, so that a
-machine's moods meet them alike, and the fastest round of each counts. A scenario that cannot be recorded says so.
+Times include resets: random actions, episodes of 100 steps. The modes take turns for several rounds, so that changes of the
+machine's speed affect all of them, and the fastest round of each counts. For a scenario that cannot be recorded the reason is
+given.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class _Program:
 
     def begin_a_turn(self) -> None:
         assert self._process.stdin is not None
-        # If it has died while it waited, reading its output reports it.
+        # If it has ended while it waited, reading its output reports it.
         with suppress(BrokenPipeError):
             print(file=self._process.stdin, flush=True)
 

@@ -135,7 +135,7 @@ class Maddpg:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Some steps, all environments starting anew when their time is over."""
+        """Play some steps; all environments are reset at their time limit."""
         for _ in range(self.work.steps):
             if self.replay.played % EPISODE == 0:
                 self.observation = self.simulator.reset()
