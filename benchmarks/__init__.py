@@ -1,1 +1,1 @@
-"""Where the time of an iteration goes, and how it compares with a bare loop, a peer and the floating-point limit."""
+"""Time per iteration, by step, and comparisons with a bare loop, another library and the floating-point limit."""

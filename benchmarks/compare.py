@@ -1,13 +1,13 @@
-"""Compare marlkit with measuring sticks in one run: bare loops of the same mathematics, and the nearest peer.
+"""Compare marlkit with reference programs in one run: bare loops of the same mathematics, and BenchMARL, the nearest peer.
 
     python -m benchmarks.compare --recipes happo perla_mappo maddpg f2a2_ddpg --rounds 3
     python -m benchmarks.compare --recipes happo --sizes envs=600 hidden=256 minibatch=6000
     python -m benchmarks.compare --sticks ../shared/bench --peer-python .venv-benchmarl/bin/python
 
-Every program does the same work. A recipe and its bare loop take turns of some iterations; the measuring sticks, which know
-nothing of turns, run one after the other. Prints their JSON lines and then the medians over the rounds of the ratios: how
-much longer than the bare loop, and how many times faster than the peer. With ``--out`` medians, ratios and the ratios of each
-round are kept, with versions, machine and the load that it was under when the run began.
+Every program does the same work. A recipe and its bare loop take turns of some iterations; the reference programs of MAPPO
+(``--sticks``), which cannot take turns, run one after the other. Prints their JSON lines and then the medians over the rounds of
+the ratios: how much longer than the bare loop, and how many times faster than the peer. With ``--out`` medians, ratios and the
+ratios of each round are saved, with versions, machine and the machine's load at the start.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ PEER_AGENTS = 4
 """The peer's own configuration of `balance`, which has no option for it."""
 
 Lines = dict[str, dict[str, Any]]
-"""What each program said at its end."""
+"""The last line of each program."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run all and print."""
+    """Run all programs and print the results."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if not options.recipes and options.sticks is None:
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "--sizes",
         nargs="+",
         default=[],
-        help="such as envs=600 or iterations=10: changes to a recipe's own work, where it has it",
+        help="such as envs=600 or iterations=10: changes of a recipe's own sizes, where it has them",
     )
     parser.add_argument("--sticks", type=Path, help="folder of limit_plain_loop.py and peer_benchmarl.py, to compare MAPPO with")
     parser.add_argument(
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _measured(jobs: Mapping[str, Mapping[str, list[str]]], rounds: int) -> dict[str, list[Lines]]:
-    """The lines of each job in each round; a round runs every program once, so that a machine's moods meet them all."""
+    """The lines of each job in each round; a round runs every program once, so that changes of the machine's speed affect all."""
     found: dict[str, list[Lines]] = {job: [] for job in jobs}
     for _ in range(rounds):
         for job, programs in jobs.items():
@@ -106,7 +106,7 @@ def recipe_commands(recipe: str, options: argparse.Namespace) -> dict[str, list[
 
 
 def commands(options: argparse.Namespace) -> dict[str, list[str]]:
-    """The command line of each program that does the work of MAPPO's measuring sticks."""
+    """The command line of each program that does the work of MAPPO's reference programs."""
     shared = [options.scenario]
     for name in ("envs", "steps", "epochs", "minibatch", "iterations", "device"):
         shared += [f"--{name}", str(getattr(options, name))]
@@ -127,7 +127,7 @@ def medians(rounds: Sequence[Lines]) -> dict[str, dict[str, float]]:
 
 
 def ratios(lines: Lines) -> dict[str, float]:
-    """Of a round: marlkit over the bare loop, and the peer over marlkit."""
+    """The ratios of a round: marlkit over the bare loop, and the peer over marlkit."""
     ours, plain, peer = lines["marlkit"], lines["plain"], lines.get("peer")
     found = {f"{entry[:-2]}_over_plain": ours[entry] / plain[entry] for entry in ENTRIES}
     if peer is not None:

@@ -4,8 +4,8 @@
     python -m benchmarks.learning --tasks corners --recipes coma hatrpo … --seeds 3 --iterations 0
     python -m benchmarks.learning --plot     # only draw the committed files again
 
-Nothing differs between the recipes but the recipes: each runs as shipped, with the task and the seed set from outside. What is
-there is not trained again: delete a file to have it made anew.
+Each recipe runs as shipped, with only the task and the seed set. Existing results are not trained again: delete a file to
+recreate it.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ TASKS: dict[str, list[str]] = {
     "main_job": [],
     "corners": [],
 }
-"""`main_job` is what `make train` does, `corners` are recipes on the task that they are shipped with. `balance` ends early when
-the package falls or arrives; `navigation` almost always by its time limit."""
+"""`main_job` is the training of `make train`, `corners` are recipes on the tasks that they are shipped with. `balance` ends early
+when the package falls or arrives; `navigation` almost always by its time limit."""
 COLUMNS = (ITERATION, "frames", EVALUATION_RETURN)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, keep the evaluations, draw, summarise."""
+    """Train, save the evaluations, draw, summarise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=sorted(shipped()))
     parser.add_argument("--tasks", nargs="+", default=["balance", "navigation"], choices=list(TASKS))
-    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--iterations", type=int, default=25, help="0: as many as each recipe says")
+    parser.add_argument("--iterations", type=int, default=25, help="0: as many as each recipe sets")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings side by side, one thread each")
-    parser.add_argument("--plot", action="store_true", help="draw and summarise what is there, without training")
+    parser.add_argument("--plot", action="store_true", help="draw and summarise the existing results, without training")
     options = parser.parse_args(arguments)
     if not options.plot:
         seeds = range(options.first_seed, options.first_seed + options.seeds)
@@ -62,14 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _note_versions(tasks: Collection[str], arguments: Sequence[str], iterations: int) -> None:
-    """Keep with each task what its figures were made with."""
+    """Save the versions and the command of the figures of each task."""
     made = versions() | {"iterations": iterations, "command": " ".join(["python -m benchmarks.learning", *arguments])}
     for task in tasks:
         (RESULTS / task / "versions.json").write_text(json.dumps(made, indent=2) + "\n")
 
 
 def _train(job: tuple[str, str, int, int]) -> bool:
-    """Train what is not there yet; whether it was not."""
+    """Train a job whose result does not exist; whether it was trained."""
     task, recipe, seed, iterations = job
     kept = RESULTS / task / f"{recipe}-seed{seed}.csv"
     if kept.exists():

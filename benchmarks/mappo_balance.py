@@ -1,7 +1,7 @@
-"""Speed of MAPPO on a VMAS scenario: one JSON line with the same options and entries as the measuring sticks.
+"""Speed of MAPPO on a VMAS scenario: one JSON line with the same options and entries as the reference programs.
 
-``update_s`` is all that follows collecting: annotate, estimate and update; ``iteration_s`` also holds what is spent between
-the steps. A frame is one joint step of one environment.
+``update_s`` is the time after collecting: annotate, estimate and update; ``iteration_s`` also includes the time between the
+steps. A frame is one joint step of one environment.
 
     python -m benchmarks.mappo_balance balance --agents 4
 """
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of the measuring sticks."""
+    """The options of the reference programs."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("scenario", nargs="?", default="balance")
     made.add_argument("--envs", type=int, default=600)
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def work(options: argparse.Namespace) -> list[str]:
-    """The overrides that make a recipe do the work of the measuring sticks."""
+    """The overrides that give a recipe the work of the reference programs."""
     agents = "null" if options.agents is None else f"{{n_agents: {options.agents}}}"
     return [
         f"env.scenario={options.scenario}",
@@ -54,7 +54,7 @@ def work(options: argparse.Namespace) -> list[str]:
 
 
 def entries(measured: Measured, frames: int, digits: int = 3) -> dict[str, float]:
-    """The entries of a measuring stick's line, and the split of ``update_s``."""
+    """The entries of a reference program's line, and the parts of ``update_s``."""
     seconds = measured.seconds
     following = seconds["annotate"] + seconds["estimate"] + seconds["update"]
     iteration = seconds["collect"] + following + seconds["overhead"]

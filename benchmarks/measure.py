@@ -18,9 +18,9 @@ from marlkit.spec import TeamSpec
 
 STEPS = ("collect", "annotate", "estimate", "update")
 THREADS = 2
-"""CPU threads, as many as the measuring sticks use."""
+"""CPU threads, as many as the reference programs use."""
 
-# What happens around the four steps and not in every iteration: saving, evaluating, drawing.
+# Without saving, evaluating and drawing, which do not belong to every iteration.
 QUIET = ("evaluation_interval=0", "evaluation_episodes=1", "checkpoint_seconds=1e9", "video=false")
 
 
@@ -29,7 +29,7 @@ class Measured:
     """Averages over the iterations of a run.
 
     Attributes:
-        seconds: per iteration, of each of :data:`STEPS`, and ``overhead`` for what is spent around them (logging, Lightning).
+        seconds: per iteration, of each of :data:`STEPS`, and ``overhead`` for the time outside them (logging, Lightning).
         spec: the team that was trained.
     """
 
@@ -38,10 +38,10 @@ class Measured:
 
 
 class Iterations(Callback):
-    """Seconds from the beginning of an iteration to that of the next, and so not of the last, which also evaluates.
+    """Seconds from the start of each iteration to that of the next, without the last, which also evaluates.
 
     Args:
-        turn: iterations after which another program works; 0: none does.
+        turn: iterations after which another program runs; 0: never.
     """
 
     def __init__(self, turn: int = 0) -> None:
@@ -50,7 +50,7 @@ class Iterations(Callback):
         self._begun: float | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        """One iteration is over, another begins."""
+        """Record the time since the start of the last iteration."""
         if self._begun is not None:
             self.seconds.append(time.perf_counter() - self._begun)
         if self._turn and trainer.current_epoch % self._turn == 0:
@@ -84,7 +84,7 @@ def measure(
     """
     if iterations < warm_up + 2:
         raise ValueError(
-            f"measuring takes at least {warm_up + 2} iterations: {warm_up} to warm up, one to count, and the last, which also "
+            f"measuring takes at least {warm_up + 2} iterations: {warm_up} to warm up, one to measure, and the last, which also "
             "evaluates"
         )
     torch.set_num_threads(threads)

@@ -1,13 +1,13 @@
 """How far PERLA's critic is from the floating-point limit of the machine.
 
-The marginalised critic values K samples of the others' actions per agent and step. Its matrix products are counted, and what
-they take at the rate of a plain product of the same shape is the floor; the measured annotate and update steps (which hold
-the actor's share too) are compared with it.
+The marginalised critic values K samples of the others' actions per agent and step. Its matrix products are counted, and the
+time that they take at the rate of a plain product of the same shape is the floor; the measured annotate and update steps (which
+include the actor's) are compared with it.
 
     python -m benchmarks.perla_floor --samples 100
 
 Each iteration evaluates every row once to annotate it, and in every epoch once forward, once more in the backward pass
-because only one chunk is kept in memory, and once backward (about two products for each one forward). ``ratio`` counts the
+because only one chunk is stored, and once backward (about two products for each one forward). ``ratio`` counts the
 repeated evaluation as work, ``ratio_without_repeat`` does not. The count holds for continuous actions, whose samples never
 coincide.
 """
@@ -34,7 +34,7 @@ class Work:
 
     Attributes:
         forward: one evaluation.
-        repeated: what of it is evaluated again in the backward pass, where one chunk at a time is kept.
+        repeated: the part of it that is evaluated again in the backward pass, where one chunk at a time is stored.
         backward: the gradient of one evaluation.
     """
 
@@ -43,7 +43,7 @@ class Work:
     backward: int
 
     def iteration(self, rows: int, following_rows: int, epochs: int, *, repeat: bool) -> int:
-        """Of a whole iteration of ``rows`` joint steps, where ``following_rows`` next states are valued beside them."""
+        """Operations of a whole iteration of ``rows`` joint steps, for which ``following_rows`` next states are valued too."""
         trained = self.forward + self.backward + (self.repeated if repeat else 0)
         return (rows + following_rows) * self.forward + rows * epochs * trained
 

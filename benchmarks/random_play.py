@@ -1,4 +1,4 @@
-"""What a team earns that acts at random: the line that learning has to leave behind.
+"""The return of a team that acts at random: the baseline of learning curves.
 
     python -m benchmarks.random_play maddpg --episodes 100
 
@@ -30,12 +30,12 @@ class RandomActor(Actor):
         self.spec = spec
 
     def distribution(self, batch: TensorDictBase, agents: Sequence[int] | None = None) -> TeamDistribution:
-        """Equal probabilities of the available actions."""
+        """Equal probabilities of the available actions, from a batch ``[*]`` with mask ``[*, N, A]``."""
         mask = batch[keys.ACTION_MASK]
         return CategoricalTeam(torch.zeros_like(mask, dtype=torch.float32), mask)
 
     def forward(self, batch: TensorDictBase, deterministic: bool = False) -> TensorDictBase:
-        """Write a random ``ACTION``."""
+        """Write a random ``ACTION``, ``[*, N]`` or ``[*, N, D]``."""
         space = self.spec.action
         if not isinstance(space, Continuous):
             return batch.set(keys.ACTION, self.distribution(batch).sample())

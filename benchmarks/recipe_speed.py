@@ -3,7 +3,7 @@
     python -m benchmarks.recipe_speed maddpg --agents 4
     python -m benchmarks.bare.maddpg --agents 4
 
-``update_s`` is all that follows collecting, and what is spent between the steps (logging, Lightning) is part of ``iteration_s``.
+``update_s`` is the time after collecting; the time between the steps (logging, Lightning) is part of ``iteration_s``.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ WORKS: dict[str, Any] = {
     "f2a2_ddpg": f2a2_ddpg.Work,
 }
 FROM_THE_START: dict[str, list[str]] = {recipe: ["data.warm_up=0"] for recipe in ("maddpg", "f2a2_ddpg")}
-"""Bare loops learn from the first iteration on."""
+"""Overrides without warm-up: bare loops learn from the first iteration on."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+    """Measure and print one JSON line."""
     chooser = argparse.ArgumentParser(description=__doc__, add_help=False)
     chooser.add_argument("recipe", choices=list(WORKS))
     arguments = sys.argv[1:] if arguments is None else list(arguments)

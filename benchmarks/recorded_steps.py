@@ -3,8 +3,9 @@
     python -m benchmarks.recorded_steps --scenarios balance transport --envs 32 600 3000
     python -m benchmarks.recorded_steps --device cuda --out benchmarks/results/recorded-steps-cuda.json
 
-Resets are part of it: random actions, episodes of 100 steps. The ways of stepping take turns for several rounds, so that a
-machine's moods meet them alike, and the fastest round of each counts. A scenario that cannot be recorded says so.
+Times include resets: random actions, episodes of 100 steps. The modes take turns for several rounds, so that changes of the
+machine's speed affect all of them, and the fastest round of each counts. For a scenario that cannot be recorded the reason is
+given.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ ROUNDS, STEPS, WARM_UP = 3, 50, 10
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS), choices=list(SCENARIOS))
     parser.add_argument("--envs", nargs="+", type=int, default=[32, 600, 3000])
@@ -62,9 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def milliseconds(scenario: str, envs: int, device: torch.device) -> dict[str, float | str]:
-    """Of a step in each mode, and why steps are not recorded where they are not."""
+    """Times of a step in each mode, and the reason where steps are not recorded."""
     modes: list[CompileMode] = ["none", "record"] if device.type == "cpu" else ["none", "record", "graph"]
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         takers = {mode: _Taker(scenario, envs, device, mode) for mode in modes}
     best = dict.fromkeys(modes, float("inf"))
@@ -72,7 +73,7 @@ def milliseconds(scenario: str, envs: int, device: torch.device) -> dict[str, fl
         for mode, taker in takers.items():
             best[mode] = min(best[mode], taker.seconds(STEPS) / STEPS)
     found: dict[str, float | str] = {mode: round(1e3 * seconds, 3) for mode, seconds in best.items()}
-    return found | ({"not recorded": str(told[0].message)} if told else {})
+    return found | ({"not recorded": str(caught[0].message)} if caught else {})
 
 
 class _Taker:
@@ -88,7 +89,7 @@ class _Taker:
         self.seconds(WARM_UP)
 
     def seconds(self, steps: int) -> float:
-        """Taken by so many steps."""
+        """Seconds that ``steps`` steps take."""
         actions = [self.action().uniform_(-1.0, 1.0) for _ in range(steps)]
         self._wait()
         start = time.perf_counter()

@@ -1,12 +1,12 @@
-"""How time and memory grow: with environments, with agents and kind of critic, and from recipe to recipe.
+"""Growth of time and memory with environments, with agents by critic, and the recipes as shipped.
 
     python -m benchmarks.sweep                                     # all series
     python -m benchmarks.sweep --series environments --device cuda
     python -m benchmarks.sweep --series agents --largest 32 --limit 60
-    python -m benchmarks.sweep --draw                              # only draw what is there again
+    python -m benchmarks.sweep --draw                              # only draw the existing results again
 
-Every point is a process of its own, so that its peak memory is its own. One that takes longer than ``--limit`` seconds or wants
-more than ``--memory`` GiB says so in its row, and larger points of its line are left out. Leaves ``sweep.csv``, ``sweep.md``,
+Every point is measured in its own process, for its own peak memory. A point that takes longer than ``--limit`` seconds or needs
+more than ``--memory`` GiB has a note in its row, and larger points of its line are left out. Leaves ``sweep.csv``, ``sweep.md``,
 ``sweep.png`` and ``versions.json``.
 """
 
@@ -45,11 +45,11 @@ CRITICS: dict[str, tuple[str, list[str]]] = {
     "attention": ("mappo", ["critic=attention", "env.continuous_actions=false"]),
     "joint, nothing shared": ("maddpg", ["data={type: replay, steps: 5, updates: 1, batch_size: 300, warm_up: 0}"]),
 }
-"""By the name of a line: the recipe, and what makes it of it."""
+"""By the name of a line: the recipe and its overrides."""
 FRAMES = 60_000
-"""Joint steps per iteration, as far as an environment plays between 5 and 100 of them."""
+"""Joint steps per iteration, where each environment plays between 5 and 100 of them."""
 WARM_UP = 2
-"""Iterations that do not count: a step that is taken once in each is recorded in the second."""
+"""Iterations that are not counted: a step that is taken once per iteration is recorded in the second."""
 TABLE = "sweep.csv"
 COLUMNS = (
     "series", "line", "envs", "agents", "frames_per_s", "iteration_s", "collect_s", "annotate_s", "estimate_s", "learn_s",
@@ -59,7 +59,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Point:
-    """Something to measure.
+    """One measurement.
 
     Attributes:
         series, line: where it is drawn.
@@ -120,7 +120,7 @@ def _as_shipped(recipe: str) -> Point:
     return Point("recipes", recipe, 0, recipe, at_once, config.env.num_envs, config.data.steps)
 
 
-# --- one point, in a process of its own ---------------------------------------------------------------------------------------
+# --- one point, in its own process -------------------------------------------------------------------------------------------
 
 
 def take(point: Point, options: argparse.Namespace) -> dict[str, Any]:
@@ -141,14 +141,14 @@ def take(point: Point, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _peak(device: str) -> int:
-    """The most memory that this process held, resident on a CPU and allocated on a GPU, in MiB."""
+    """Peak memory of this process, resident on a CPU and allocated on a GPU, in MiB."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() // 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def _elsewhere(series: str, number: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure a point in another process; the note says why there are no figures."""
+    """Measure a point in another process; where it fails, the row holds a note instead of figures."""
     command = [sys.executable, "-m", "benchmarks.sweep", "--take", series, str(number)]
     for name in ("device", "iterations", "threads", "memory", "largest"):
         value = getattr(options, name)
@@ -170,7 +170,7 @@ def _elsewhere(series: str, number: int, options: argparse.Namespace) -> dict[st
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, keep, draw."""
+    """Measure, save, draw."""
     options = _parser().parse_args(arguments)
     if options.take:
         series, number = options.take
@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _sweep(series: str, options: argparse.Namespace) -> None:
-    """Measure a series; every row is kept as soon as it is there, and what is there of other series stays."""
+    """Measure a series; every row is saved as soon as it is measured, and rows of other series are kept."""
     noted = options.out / "versions.json"
     made = json.loads(noted.read_text(encoding="utf-8")) if noted.exists() else {}
     made[series] = versions() | {"device": options.device, "threads": options.threads, "load": os.getloadavg()[0]}
@@ -209,14 +209,14 @@ def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     every = ["environments", "agents", "recipes"]
     made.add_argument("--series", nargs="+", default=every, choices=every)
-    made.add_argument("--largest", type=int, help="environments or agents beyond which nothing is measured")
+    made.add_argument("--largest", type=int, help="largest number of environments or agents")
     made.add_argument("--iterations", type=int, default=4, help=f"of each point; the first {WARM_UP} do not count")
     made.add_argument("--device", default="cpu")
     made.add_argument("--threads", type=int, default=THREADS)
     made.add_argument("--limit", type=float, default=300.0, help="seconds that a point may take")
     made.add_argument("--memory", type=float, default=round(0.75 * physical, 1), help="GiB that a point may take on a CPU")
     made.add_argument("--out", type=Path, default=RESULTS)
-    made.add_argument("--draw", action="store_true", help="only make table and plot again")
+    made.add_argument("--draw", action="store_true", help="only recreate table and plot")
     made.add_argument("--take", nargs=2, metavar=("SERIES", "NUMBER"), help=argparse.SUPPRESS)
     return made
 

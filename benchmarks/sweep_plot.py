@@ -1,4 +1,4 @@
-"""The picture of a sweep: frames per second over environments, seconds and memory over agents, and where recipes spend time."""
+"""The plot of a sweep: frames per second over environments, seconds and memory over agents, and the time of recipes by step."""
 
 from __future__ import annotations
 

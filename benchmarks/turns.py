@@ -1,7 +1,7 @@
-"""Two programs side by side on one machine, of which only one works at a time: each does some iterations, then the other.
+"""Programs that take turns on one machine: one runs some iterations while the others wait, then the next.
 
-A machine that others use too is fast in one minute and slow in the next. Programs that run one after the other meet different
-minutes; those that take turns meet the same ones.
+The speed of a shared machine changes from minute to minute. Programs that run one after the other are measured at different
+speeds; those that take turns are measured at the same ones.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ WORD = "your turn"
 
 
 def pass_on() -> None:
-    """In a program that takes turns: let the others work until it is its turn again.
+    """In a program that takes turns: wait until it is its turn again.
 
     Raises:
-        SystemExit: whoever hands out the turns is gone.
+        SystemExit: the process that schedules the turns has ended.
     """
     print(WORD, flush=True)
     if not sys.stdin.readline():
-        sys.exit("nobody hands out turns any more")
+        sys.exit("the process that schedules the turns has ended")
 
 
 def last_lines(commands: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
@@ -54,7 +54,7 @@ def last_lines(commands: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any
 
 
 class _Program:
-    """A command that runs in a folder of its own, because the peer leaves things where it runs."""
+    """A command that runs in a temporary folder, because the peer writes files where it runs."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command
@@ -82,12 +82,12 @@ class _Program:
 
     def begin_a_turn(self) -> None:
         assert self._process.stdin is not None
-        # Where it has died while it waited, the end of what it says will tell.
+        # If it has ended while it waited, reading its output reports it.
         with suppress(BrokenPipeError):
             print(file=self._process.stdin, flush=True)
 
     def until_it_passes_on(self) -> str | None:
-        """Nothing when it lets the others work, its last line when it is done."""
+        """``None`` when it passes its turn on, its last line when it has ended."""
         assert self._process.stdout is not None
         last = ""
         for line in self._process.stdout:

@@ -1,1 +1,1 @@
-"""Bare PyTorch loops of some recipes' mathematics, to measure marlkit by: plain tensors and the simulator, no framework."""
+"""Bare PyTorch loops of the mathematics of some recipes, for comparison: plain tensors and the simulator, no framework."""

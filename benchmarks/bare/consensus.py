@@ -10,7 +10,7 @@ INTERVAL_MEAN, INTERVAL_DEVIATION = 50.0, 25.0
 
 
 class Agreement:
-    """What is kept of copies ``[N, P]``.
+    """Duals and views of copies ``[N, P]``.
 
     Args:
         copies: all equal.
@@ -34,7 +34,7 @@ class Agreement:
         copies.grad.add_(self.dual).add_(copies.detach() - self.view, alpha=PENALTY)
 
     def after_step(self, copies: Tensor) -> None:
-        """Let those whose time has come exchange copies with their neighbours."""
+        """Let the agents whose interval has passed exchange copies with their neighbours."""
         self.wait -= 1
         due = self.wait <= 0
         if due.any():

@@ -1,4 +1,4 @@
-"""F2A2-DDPG (Li et al. 2023) as one bare loop: joint actor-critic gradients, copies that agree, a model of the others.
+"""F2A2-DDPG (Li et al. 2023) as one bare loop: joint actor-critic gradients, consensus of copies, a model of the others.
 
     python -m benchmarks.bare.f2a2_ddpg --agents 4
 
@@ -45,7 +45,7 @@ LATEST_PAIRS, FIT_ROWS, MINDS_GRAD_NORM = 1200, 512, 10.0
 
 @dataclass(frozen=True)
 class Work:
-    """How much there is to do."""
+    """Sizes of the work."""
 
     iterations: ClassVar[int] = 110
     warm_up: ClassVar[int] = 10
@@ -59,7 +59,7 @@ class Work:
 
 
 class Batch(NamedTuple):
-    """Joint steps of the past, agents in the second place, and the steps before each (``seen``) and before the next one."""
+    """Stored joint steps, agents on the second axis, and the steps before each (``seen``) and before the next one."""
 
     observation: Tensor
     action: Tensor
@@ -74,24 +74,24 @@ class Batch(NamedTuple):
 
 
 def imagined(belief: Normal, own: Tensor, noise: Tensor) -> Tensor:
-    """``[N, R, N, D]``: what each agent thinks that all do, its own action aside, which is ``own`` ``[R, N, D]``."""
+    """``[N, R, N, D]``: the joint action in each agent's belief, with its own action from ``own`` ``[R, N, D]``."""
     return with_own(torch.addcmul(belief.loc, belief.scale, noise), own)
 
 
 def log_ratio(action: Tensor, mean: Tensor, log_prob: Tensor) -> Tensor:
-    """Of the current policy and the one that played, ``[N, R]``."""
+    """Logarithm of the ratio of the current policy to the one that played, ``[N, R]``."""
     standard = (action - mean) / EXPLORATION
     now = (-0.5 * standard.square() - math.log(EXPLORATION) - 0.5 * math.log(2 * math.pi)).sum(-1)
     return (now - log_prob).T
 
 
 def truncated(log: Tensor) -> Tensor:
-    """A ratio, of which ``log`` is the logarithm, that is cut to its limit."""
+    """The ratio with logarithm ``log``, truncated at its limit."""
     return log.clamp(max=math.log(RATIO_LIMIT)).exp()
 
 
 def critic_loss(batch: Batch, critic: Tensor, widths: Sequence[int], target: Tensor, joint: Tensor, ratio: Tensor) -> Tensor:
-    """The mean square of the errors, and what the critic owes to the actor's objective; ``ratio`` is the logarithm."""
+    """The mean square of the errors, and the critic's term of the actor's objective; ``ratio`` is the logarithm."""
     value = action_values(critic, widths, batch.observation, batch.action)
     fresh = action_values(critic, widths, batch.observation, joint)
     error = value - target
@@ -102,7 +102,7 @@ def critic_loss(batch: Batch, critic: Tensor, widths: Sequence[int], target: Ten
 def actor_loss(
     batch: Batch, own: Tensor, critic: Tensor, widths: Sequence[int], target: Tensor, joint: Tensor, ratio: Tensor
 ) -> Tensor:
-    """``-mean(coefficient Q_i)`` of fresh actions, ``own`` ``[R, N, D]`` with gradient."""
+    """``-mean(coefficient Q_i)`` of resampled actions, ``own`` ``[R, N, D]`` with gradient."""
     critic = critic.detach()
     with torch.no_grad():
         error = action_values(critic, widths, batch.observation, batch.action) - target
@@ -114,7 +114,7 @@ class F2a2Ddpg:
     """The loop.
 
     Args:
-        work: how much.
+        work: its sizes.
         device: where.
     """
 
@@ -143,7 +143,7 @@ class F2a2Ddpg:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Some steps, all environments starting anew when their time is over."""
+        """Play some steps; all environments are reset at their time limit."""
         for _ in range(self.work.steps):
             age = self.replay.played % EPISODE
             if age == 0:
@@ -175,7 +175,7 @@ class F2a2Ddpg:
             self.first_length[start : start + count] = position + 1
 
     def _begun(self, count: int | None = None) -> tuple[Tensor, Tensor]:
-        """All trajectories that there are, or ``count`` of them at random."""
+        """All trajectories, or ``count`` of them at random."""
         begun = min(CHARACTERS, -(-self.replay.played // CHARACTER_LENGTH) * self.work.envs)
         index = torch.randperm(begun, device=self.device)[:count]
         return self.first[index], self.first_length[index]
@@ -183,7 +183,7 @@ class F2a2Ddpg:
     # --- learning -------------------------------------------------------------------------------------------------------
 
     def update(self) -> None:
-        """Some batches, each for one step of the critics and one of the actors, and now and then for one of the minds."""
+        """Some batches, each for one step of the critics and one of the actors, and at intervals for one of the minds."""
         for _ in range(self.work.updates):
             batch = self._drawn()
             self.learn(batch)
@@ -198,7 +198,7 @@ class F2a2Ddpg:
         age = replay.take("age", step, env).long()
         length, length_after = (torch.minimum(age + i, there + i).clamp(max=HISTORY) for i in (0, 1))
         ahead = torch.arange(HISTORY, device=self.device)
-        # Left-aligned: what stands behind `length` steps is not read.
+        # Left-aligned: steps after the first `length` are not read.
         seen = replay.take("seen", (step - length).unsqueeze(1) + ahead, env.unsqueeze(1))
         seen_after = replay.take("seen", (step + 1 - length_after).unsqueeze(1) + ahead, env.unsqueeze(1))
         observation, action = replay.take("seen", step, env).split([features, self.simulator.actions], -1)
@@ -222,7 +222,7 @@ class F2a2Ddpg:
         self.actor_copy.lerp_(self.actor.detach(), TAU)
 
     def beliefs(self, batch: Batch) -> tuple[Normal, Normal]:
-        """Of the present and of the next step, evaluated together."""
+        """Beliefs at the present and at the next step, evaluated together."""
         minds, rows = self.minds, len(batch.action)
         observation = torch.cat([batch.observation, batch.following])
         mental = minds.mental_states(torch.cat([batch.seen, batch.seen_after]), torch.cat([batch.length, batch.length_after]))
@@ -247,7 +247,7 @@ class F2a2Ddpg:
         optimizer.step()
 
     def fit_minds(self, batch: Batch) -> None:
-        """One step of the models of the others, and characters made anew."""
+        """One step of the models of the others; recompute the characters."""
         some = slice(FIT_ROWS)
         character = self.minds.characters(*self._begun(CHARACTER_BATCH))
         mental = self.minds.mental_states(batch.seen[some], batch.length[some])

@@ -22,7 +22,7 @@ from benchmarks.bare.stopwatch import option
 
 @dataclass(frozen=True)
 class Work:
-    """How much there is to do."""
+    """Sizes of the work."""
 
     iterations: ClassVar[int] = 6
     warm_up: ClassVar[int] = 1
@@ -36,7 +36,7 @@ class Work:
 
 
 class Policy(nn.Module):
-    """One agent's: the mean of its action, and a deviation that does not depend on what it sees."""
+    """One agent's policy: the mean of its action, and a deviation that does not depend on the observation."""
 
     def __init__(self, features: int, hidden: int, actions: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Policy(nn.Module):
         self.log_std = nn.Parameter(torch.zeros(actions))
 
     def log_prob(self, observation: Tensor, action: Tensor) -> Tensor:
-        """``[R]``."""
+        """Log-probabilities ``[R]``."""
         return log_density(action, self.mean(observation), self.log_std)
 
 
@@ -53,7 +53,7 @@ def _perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 class TeamMean:
-    """The means of all policies in one product per layer, from parameters that stay as they are meanwhile."""
+    """The means of all policies in one product per layer, from a copy of their parameters."""
 
     def __init__(self, policies: Sequence[Policy]) -> None:
         layers = zip(*([layer for layer in policy.mean if isinstance(layer, nn.Linear)] for policy in policies), strict=True)
@@ -74,7 +74,7 @@ class Happo:
     """The loop.
 
     Args:
-        work: how much.
+        work: its sizes.
         device: where.
     """
 
@@ -123,7 +123,7 @@ class Happo:
         self._fit_critic(state, old_value, target)
 
     def _fit_policy(self, agent: int, advantage: Tensor) -> Tensor:
-        """Fit one agent's policy; the advantage that the next agent learns from."""
+        """Fit one agent's policy; return the advantage for the next agent."""
         policy, step = self.policies[agent], self.policy_steps[agent]
         observation = self.observation[:-1, :, agent].flatten(0, 1)
         action, old = self.action[:, :, agent].flatten(0, 1), self.log_prob[:, :, agent].flatten()

@@ -30,7 +30,7 @@ LEARNING_RATE, CRITIC_LEARNING_RATE, EPSILON, MAX_GRAD_NORM = 3e-4, 1e-3, 1e-8, 
 
 @dataclass(frozen=True)
 class Work:
-    """How much there is to do."""
+    """Sizes of the work."""
 
     iterations: ClassVar[int] = 110
     warm_up: ClassVar[int] = 10
@@ -44,7 +44,7 @@ class Work:
 
 
 class Batch(NamedTuple):
-    """Joint steps of the past, agents in the second place."""
+    """Stored joint steps, agents on the second axis."""
 
     observation: Tensor
     action: Tensor
@@ -69,7 +69,7 @@ def action_values(critic: Tensor, widths: Sequence[int], observation: Tensor, jo
 
 
 def with_own(joint: Tensor, own: Tensor) -> Tensor:
-    """``[N, R, N, D]``: for every agent the joint action ``[R, N, D]`` with its own in place of what was played."""
+    """``[N, R, N, D]``: for every agent the joint action ``[R, N, D]`` with its own action in place of the played one."""
     mine = torch.eye(own.shape[1], dtype=torch.bool, device=own.device)[:, None, :, None]
     return torch.where(mine, own, joint)
 
@@ -88,7 +88,7 @@ def critic_loss(batch: Batch, critic: Tensor, widths: Sequence[int], target: Ten
 
 
 def actor_loss(batch: Batch, actor: Tensor, critic: Tensor, actor_widths: Sequence[int], critic_widths: Sequence[int]) -> Tensor:
-    """``-mean Q_i`` of the others' played actions and the agent's own fresh one."""
+    """``-mean Q_i`` of the others' played actions and the agent's current one."""
     joint = with_own(batch.action, mu(actor, actor_widths, batch.observation))
     return -action_values(critic.detach(), critic_widths, batch.observation, joint).mean()
 
@@ -135,7 +135,7 @@ class Maddpg:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Some steps, all environments starting anew when their time is over."""
+        """Play some steps; all environments are reset at their time limit."""
         for _ in range(self.work.steps):
             if self.replay.played % EPISODE == 0:
                 self.observation = self.simulator.reset()

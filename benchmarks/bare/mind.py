@@ -1,4 +1,4 @@
-"""The model that each agent keeps of the others in the bare loop of F2A2: character, mental state and belief."""
+"""The model that each agent has of the others in the bare loop of F2A2: character, mental state and belief."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ MEMORY, LAYERS, HIDDEN = 32, 2, 64
 
 
 class Normal(NamedTuple):
-    """Means and deviations ``[G, R, N, D]``: of agent j's action, in the eyes of agent g."""
+    """Means and deviations ``[G, R, N, D]`` of agent j's action, as predicted by agent g."""
 
     loc: Tensor
     scale: Tensor
 
     def log_density(self, action: Tensor) -> Tensor:
-        """Of actions ``[R, N, D]``: ``[G, R, N]``."""
+        """Log-density ``[G, R, N]`` of actions ``[R, N, D]``."""
         standard = (action - self.loc) / self.scale
         return (-0.5 * standard.square() - self.scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
 class Minds(nn.Module):
-    """A network per agent, all looking at the same agents.
+    """A network per agent, all of which model the same agents.
 
     Args:
-        agents: N, how many look and are looked at.
+        agents: N, number of modelling and of modelled agents.
         features: O, of an observation.
         actions: D.
     """
@@ -51,7 +51,7 @@ class Minds(nn.Module):
         return self._last(self.character_units, seen, length).mean(1)
 
     def mental_states(self, seen: Tensor, length: Tensor) -> Tensor:
-        """What the first ``length`` ``[R]`` of some steps ``[R, M, N, O + D]`` leave: ``[G, R, N, H]``, zero after none."""
+        """Hidden states ``[G, R, N, H]`` after the first ``length`` ``[R]`` of steps ``[R, M, N, O + D]``; zero after none."""
         return self._last(self.mental_units, seen, length)
 
     def _last(self, units: nn.ModuleList, seen: Tensor, length: Tensor) -> Tensor:
@@ -63,13 +63,13 @@ class Minds(nn.Module):
         return states.unflatten(1, (rows, agents)) * (length > 0).view(1, -1, 1, 1)
 
     def natural_prediction(self, observation: Tensor, character: Tensor, mental: Tensor) -> Normal:
-        """From observations ``[R, N, O]``, characters ``[G, N, H]`` and mental states ``[G, R, N, H]``."""
+        """Predictions from observations ``[R, N, O]``, characters ``[G, N, H]`` and mental states ``[G, R, N, H]``."""
         seen = observation.expand(len(mental), -1, -1, -1)
         read = torch.cat([seen, character.unsqueeze(1).expand_as(mental), mental], -1)
         return self._prediction(self.natural, self.natural_widths, read)
 
     def impromptu_prediction(self, observation: Tensor) -> Normal:
-        """From observations ``[R, N, O]`` alone."""
+        """Predictions from observations ``[R, N, O]`` alone."""
         return self._prediction(self.impromptu, self.impromptu_widths, observation.expand(len(self.impromptu), -1, -1, -1))
 
     def _prediction(self, flat: Tensor, widths: tuple[int, ...], read: Tensor) -> Normal:
@@ -79,14 +79,14 @@ class Minds(nn.Module):
         return Normal(loc, log_scale.clamp(-5.0, 2.0).exp())
 
     def belief(self, natural: Normal, impromptu: Normal) -> Normal:
-        """Their mean, weighted by precision."""
+        """The mean of both predictions, weighted by precision."""
         first, second = natural.scale.pow(-2), impromptu.scale.pow(-2)
         total = first + second
         return Normal((first * natural.loc + second * impromptu.loc) / total, (2 / total).sqrt())
 
 
 def cross_entropy(prediction: Normal, action: Tensor) -> Tensor:
-    """``-mean log q_g(a_j)`` over rows, g and j that is not g."""
+    """``-mean log q_g(a_j)`` over rows, g and j != g."""
     agents = action.shape[1]
     others = 1 - torch.eye(agents, device=action.device)
     return -(prediction.log_density(action) * others.unsqueeze(1)).sum() / (len(action) * agents * (agents - 1))

@@ -1,4 +1,4 @@
-"""What the on-policy loops have in common: advantages, running units of value targets, clipped losses (Yu et al. 2022)."""
+"""Common parts of the on-policy loops: advantages, normalisation of value targets, clipped losses (Yu et al. 2022)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Units:
         self.sums = torch.zeros(3, device=device)
 
     def update(self, target: Tensor) -> None:
-        """Take ``target`` in."""
+        """Update the averages with ``target``."""
         now = torch.stack([target.mean(), target.square().mean(), target.new_ones(())])
         self.sums.lerp_(now, 1 - 0.99999)
 
@@ -61,13 +61,13 @@ def advantages(reward: Tensor, done: Tensor, value: Tensor) -> Tensor:
 
 
 def standardised(advantage: Tensor) -> Tensor:
-    """Mean 0 and deviation 1."""
+    """Advantages with mean 0 and deviation 1."""
     centred = advantage - advantage.mean()
     return centred / (centred.square().mean().sqrt() + 1e-5)
 
 
 def log_density(action: Tensor, loc: Tensor, log_std: Tensor) -> Tensor:
-    """Of a normal distribution, summed over the last dimension."""
+    """Log-density of a normal distribution, summed over the last dimension."""
     log_std = log_std.clamp(-5.0, 2.0)
     standard = (action - loc) * (-log_std).exp()
     return (-0.5 * standard.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)

@@ -1,4 +1,4 @@
-"""Perceptrons of N agents whose parameters are one tensor ``[N, P]``: one leaf to clip, to step, to average and to agree on."""
+"""Perceptrons of N agents whose parameters are one tensor ``[N, P]``: one leaf for clipping, optimiser and consensus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PERLA on MAPPO (Mguni et al.) as one bare loop: a shared policy, and values averaged over samples of what the others do.
+"""PERLA on MAPPO (Jafferjee et al. 2022) as one bare loop: a shared policy, values averaged over samples of the others' actions.
 
     python -m benchmarks.bare.perla_mappo --samples 20
 
@@ -24,7 +24,7 @@ from benchmarks.bare.stopwatch import option
 
 @dataclass(frozen=True)
 class Work:
-    """How much there is to do."""
+    """Sizes of the work."""
 
     iterations: ClassVar[int] = 6
     warm_up: ClassVar[int] = 1
@@ -39,7 +39,7 @@ class Work:
 
 
 class Policy(nn.Module):
-    """One policy for all agents, told apart by a bias of the first layer."""
+    """One policy for all agents, which differ by a bias of the first layer."""
 
     def __init__(self, agents: int, features: int, hidden: int, actions: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class PerlaMappo:
     """The loop.
 
     Args:
-        work: how much.
+        work: its sizes.
         device: where.
     """
 

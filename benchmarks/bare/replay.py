@@ -1,4 +1,4 @@
-"""A ring of what was played, every quantity in one tensor ``[steps, environments, *]``."""
+"""A ring buffer of played steps, every quantity in one tensor ``[steps, environments, *]``."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Replay:
         self.played = 0
 
     def add(self, **quantities: Tensor) -> None:
-        """Keep one step of every environment."""
+        """Store one step of every environment."""
         for name, value in quantities.items():
             self.kept[name][self.played % self.steps] = value
         self.played += 1
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
-        """Numbers of steps, counted since the start of all, and environments: uniform over what is kept."""
+        """Numbers of steps, counted since the start of all, and environments: uniform over the stored steps."""
         oldest = max(0, self.played - self.steps)
         step = torch.randint(oldest, self.played, (count,), device=self.device)
         return step, torch.randint(self.envs, (count,), device=self.device)

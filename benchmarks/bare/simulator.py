@@ -1,4 +1,4 @@
-"""VMAS as it comes, with the agents' tensors stacked."""
+"""Unmodified VMAS, with the agents' tensors stacked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Simulator:
         _, self.agents, self.features = self.reset().shape
 
     def reset(self) -> Tensor:
-        """Start every copy anew: observations ``[B, N, O]``."""
+        """Reset every copy; returns observations ``[B, N, O]``."""
         return torch.stack(self.env.reset(), 1)
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:

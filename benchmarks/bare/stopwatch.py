@@ -1,7 +1,7 @@
-"""What a bare loop is told, and the JSON line of how long it took, with the entries of the other measuring sticks.
+"""The options of a bare loop, and the JSON line of its times, with the entries of the other reference programs.
 
-Each loop says in a dataclass what its work is: the defaults are those of the recipe, and every field knows the recipe's option
-that it stands for, so that marlkit can be given the same work. ``iterations`` of the class are enough to measure, the first
+Each loop describes its work in a dataclass: the defaults are those of the recipe, and every field names the recipe's option that
+it corresponds to, so that marlkit can be given the same work. ``iterations`` of the class are enough to measure, the first
 ``warm_up`` of which do not count, because they are not like those that follow. A ``turn`` is so many iterations that the
 caches are warm for most of them.
 """
@@ -20,7 +20,7 @@ import torch
 from benchmarks.turns import pass_on
 
 THREADS = 2
-"""CPU threads, as many as the other measuring sticks use."""
+"""CPU threads, as many as the other reference programs use."""
 
 
 class Loop(Protocol):
@@ -32,11 +32,11 @@ class Loop(Protocol):
         """Play."""
 
     def update(self) -> None:
-        """Learn from what was played: all that follows playing."""
+        """Learn from the played steps: everything after playing."""
 
 
 def option(default: int, overrides: str) -> Any:
-    """A field of a work: its default, and what sets the same in the recipe, ``{0}`` standing for the value."""
+    """A field of a work: its default, and the recipe's overrides that set the same, with ``{0}`` for the value."""
     return field(default=default, metadata={"overrides": overrides})
 
 
@@ -44,7 +44,7 @@ W = TypeVar("W")
 
 
 def parser(work: type[Any]) -> argparse.ArgumentParser:
-    """One option per field of ``work``, and how often and where to run."""
+    """One option per field of ``work``, and options for iterations, device and threads."""
     made = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for entry in fields(work):
         made.add_argument(f"--{entry.name}", type=int, default=entry.default, help=entry.metadata["overrides"])
@@ -52,8 +52,8 @@ def parser(work: type[Any]) -> argparse.ArgumentParser:
     made.add_argument("--warm-up", type=int, default=work.warm_up, help="iterations that are not counted")
     made.add_argument("--device", default="cpu")
     made.add_argument("--threads", type=int, default=THREADS)
-    made.add_argument("--turns", action="store_true", help="let another program work now and then, see benchmarks.turns")
-    made.add_argument("--turn", type=int, default=work.turn, help="iterations after which another program works")
+    made.add_argument("--turns", action="store_true", help="take turns with another program, see benchmarks.turns")
+    made.add_argument("--turn", type=int, default=work.turn, help="iterations after which another program runs")
     return made
 
 
@@ -63,7 +63,7 @@ def work_of(work: type[W], options: argparse.Namespace) -> W:
 
 
 def overrides(work: Any) -> list[str]:
-    """What to tell a recipe so that it does the same work."""
+    """The overrides that give a recipe the same work."""
     return [text.format(getattr(work, entry.name)) for entry in fields(work) for text in entry.metadata["overrides"].split()]
 
 
@@ -79,12 +79,12 @@ def run(recipe: str, work: type[W], loop: Callable[[W, torch.device], Loop], arg
     Raises:
         SystemExit: the warm-up leaves no iteration to count.
     """
-    told = parser(work)
-    options = told.parse_args(arguments)
+    command_line = parser(work)
+    options = command_line.parse_args(arguments)
     if options.turn < 1:
-        told.error(f"--turn {options.turn}: must be at least one iteration")
+        command_line.error(f"--turn {options.turn}: must be at least one iteration")
     if options.iterations <= options.warm_up:
-        told.error(f"--iterations {options.iterations} leaves nothing to count after a warm-up of {options.warm_up}")
+        command_line.error(f"--iterations {options.iterations} leaves nothing to count after a warm-up of {options.warm_up}")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     device = torch.device(options.device)

@@ -24,7 +24,7 @@ class Checkpoints(Checkpoint):
     Args:
         folder: folder of the checkpoints.
         seconds: time between checkpoints of the last state.
-        clock: seconds since any fixed moment.
+        clock: seconds since some fixed time.
     """
 
     def __init__(self, folder: Path, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:

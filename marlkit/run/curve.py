@@ -19,7 +19,7 @@ from marlkit.run.statistics import bootstrap_interval, interquartile_mean
 
 PANEL_WORDS = ("loss", "entropy", "explained_variance")
 MOST_PANELS = 4
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
+# Okabe and Ito's palette, which colour-blind readers can distinguish.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#666666"
 RETURNS = (

@@ -51,7 +51,7 @@ def test_measuring_needs_an_iteration_to_count() -> None:
 
 
 @pytest.mark.slow
-def test_the_line_of_mappo_has_the_entries_of_the_measuring_sticks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_line_of_mappo_has_the_entries_of_the_reference_programs(capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     mappo_balance.main(["balance", "--envs", "4", "--steps", "5", "--minibatch", "20", "--iterations", "3", "--epochs", "1"])
     torch.set_num_threads(threads)
@@ -112,7 +112,7 @@ def test_a_program_that_fails_says_why(tmp_path: Path) -> None:
         turns.last_lines(turn_takers(tmp_path, "fails"))
 
 
-def test_a_program_that_takes_turns_ends_when_nobody_hands_them_out(tmp_path: Path) -> None:
+def test_a_program_that_takes_turns_ends_with_the_process_that_schedules_them(tmp_path: Path) -> None:
     alone = subprocess.run(
         turn_takers(tmp_path)["a"],
         stdin=subprocess.DEVNULL,
@@ -121,7 +121,7 @@ def test_a_program_that_takes_turns_ends_when_nobody_hands_them_out(tmp_path: Pa
         check=False,
         env=os.environ | {"PYTHONPATH": str(Path(turns.__file__).parents[1])},
     )
-    assert (alone.returncode, alone.stderr) == (1, "nobody hands out turns any more\n")
+    assert (alone.returncode, alone.stderr) == (1, "the process that schedules the turns has ended\n")
 
 
 @pytest.mark.parametrize("series", ["environments", "agents", "recipes"])
@@ -133,7 +133,7 @@ def test_every_point_of_the_sweep_is_a_recipe_that_fits(series: str) -> None:
         assert config.data.get("warm_up", 0) == 0
 
 
-def test_the_sweep_goes_from_few_to_many_and_stops_where_it_is_told() -> None:
+def test_the_sweep_goes_from_few_to_many_up_to_its_limit() -> None:
     assert [point.size for point in sweep.points("environments", None)] == [60, 300, 600, 3000, 6000, 30_000, 60_000]
     assert [(point.envs, point.steps) for point in sweep.points("environments", 700)] == [(60, 100), (300, 100), (600, 100)]
     sizes = [point.size for point in sweep.points("agents", None) if point.line == "local"]
@@ -143,7 +143,7 @@ def test_the_sweep_goes_from_few_to_many_and_stops_where_it_is_told() -> None:
 def swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: dict[int, dict[str, Any]], *more: str
 ) -> list[dict[str, str]]:
-    """Rows of a sweep over environments whose points answer as told, by number of environments."""
+    """Rows of a sweep over environments whose points give the rows in ``answers``, by number of environments."""
     monkeypatch.setattr(sweep, "_elsewhere", lambda series, number, _: answers[list(sweep.points(series, None))[number].size])
     sweep.main(["--series", "environments", "--out", str(tmp_path), *more])
     with (tmp_path / "sweep.csv").open(newline="") as file:
