@@ -23,6 +23,7 @@ from marlkit.errors import MarlkitError, OptionError
 from marlkit.keys import Key
 from marlkit.learning import Afterwards, Learning, Metrics, RunStep, at_once, run_directly
 from marlkit.nn.distributions import AgentDistribution, TeamDistribution
+from marlkit.nn.networks import GroupedParameters
 from marlkit.nn.normalisers import ValueNormaliser
 from marlkit.options import CompileMode, problem_with, with_those_above
 from marlkit.spec import TeamSpec
@@ -158,8 +159,17 @@ class ModuleComponent(Component, TensorDictModuleBase):
     _selected: list[Key] | None = None
 
     def agent_parameters(self, agents: Sequence[int]) -> Iterable[nn.Parameter]:
-        """Parameters of ``agents`` alone, in one order for every agent (trait ``separate_parameters``)."""
-        raise NotImplementedError(f"{type(self).__name__} does not keep separate parameters per agent")
+        """Parameters of ``agents`` alone, in one order for every agent (trait ``separate_parameters``).
+
+        Those of all :class:`marlkit.nn.networks.GroupedParameters` within; override for parameters that are kept otherwise.
+
+        Raises:
+            NotImplementedError: agents share parameters.
+        """
+        if "separate_parameters" not in self.traits:
+            raise NotImplementedError(f"{type(self).__name__} does not keep separate parameters per agent")
+        grouped = [module for module in self.modules() if isinstance(module, GroupedParameters)]
+        return [parameter for module in grouped for parameter in module.agent_parameters(agents)]
 
     def shared_parameters(self, agent: int) -> Iterable[nn.Parameter]:
         """Those of ``agent_parameters([agent])`` on which agents agree by consensus, in one order for every agent.

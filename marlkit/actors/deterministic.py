@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 
 from marlkit import keys
 from marlkit.component import Actor
@@ -14,7 +14,7 @@ from marlkit.contract import Contract, When
 from marlkit.functional.schedule import linear
 from marlkit.nn.actions import ActionRange
 from marlkit.nn.distributions import CategoricalTeam, NormalTeam, TeamDistribution
-from marlkit.nn.networks import TeamNetwork, agent_parameters, group_of_agents
+from marlkit.nn.networks import TeamNetwork, group_of_agents
 from marlkit.options import Activation, Hidden, PositiveFloat, Share
 from marlkit.spec import Continuous, TeamSpec
 
@@ -122,10 +122,6 @@ class DeterministicActor(Actor):
     def schedule(self, progress: float) -> None:
         """Let the noise go linearly from its start to its end."""
         self.exploration.fill_(linear(*self.explorations, progress))
-
-    def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
-        """The leaf parameters of ``agents``, which nobody else uses when ``share`` is `none`."""
-        return agent_parameters(self, agents)
 
     def _write(self, batch: TensorDictBase, policy: TeamDistribution, action: Tensor) -> TensorDictBase:
         if not self.spec.discrete:

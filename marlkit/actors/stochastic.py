@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 
 from marlkit import keys
 from marlkit.component import Actor
@@ -18,7 +18,7 @@ from marlkit.functional.schedule import linear
 from marlkit.keys import Key
 from marlkit.nn.actions import ActionRange
 from marlkit.nn.distributions import CategoricalTeam, TeamDistribution
-from marlkit.nn.networks import ACTIVATIONS, TeamGRU, TeamLinear, TeamNetwork, agent_parameters, group_of_agents
+from marlkit.nn.networks import ACTIVATIONS, TeamGRU, TeamLinear, TeamNetwork, TeamParameter, group_of_agents
 from marlkit.options import Activation, Hidden, PositiveFloat, PositiveInt, Probability, Share
 from marlkit.spec import Continuous, TeamSpec
 
@@ -125,8 +125,7 @@ class StochasticActor(Actor):
         self.range = ActionRange(action, self.spec.n_agents)
         self.initial_log_deviation = math.log(initial_std)
         if not self.predicts_deviation:
-            count = max(self.groups) + 1
-            self.log_deviation = nn.ParameterList(torch.full((action.size,), self.initial_log_deviation) for _ in range(count))
+            self.log_deviation = TeamParameter(torch.full((action.size,), self.initial_log_deviation), self.groups)
 
     def distribution(self, batch: TensorDictBase, agents: Sequence[int] | None = None) -> TeamDistribution:
         """``pi_i(. | o_i)`` of all agents, or of ``agents`` only."""
@@ -153,13 +152,6 @@ class StochasticActor(Actor):
         weight = self.head.weights[0]
         return {keys.HIDDEN: weight.new_zeros(batch_size, self.spec.n_agents, weight.shape[1])}
 
-    def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
-        """The leaf parameters of ``agents``, which nobody else uses when ``share`` is `none`."""
-        own = agent_parameters(self, agents)
-        if not self.spec.discrete and not self.predicts_deviation:
-            own += [self.log_deviation[group] for group in dict.fromkeys(self.groups[agent] for agent in agents)]
-        return own
-
     def _outputs(self, batch: TensorDictBase, agents: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
         features = self.network(_of(batch[keys.OBSERVATION], agents), agents)
         if not self.recurrent:
@@ -177,7 +169,7 @@ class StochasticActor(Actor):
             outputs, raw = outputs.chunk(2, -1)
             log_deviation = raw + self.initial_log_deviation
         else:
-            log_deviation = torch.stack([self.log_deviation[self.groups[agent]] for agent in selected])
+            log_deviation = self.log_deviation.stacked(selected)
         dims = self.available(batch, agents)
         return self.range.normal(outputs, log_deviation, dims, slice(None) if agents is None else selected)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 
 from marlkit import keys
 from marlkit.component import Critic
 from marlkit.contract import Contract, When
-from marlkit.nn.networks import TeamNetwork, agent_parameters, group_of_agents
+from marlkit.nn.networks import TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
 from marlkit.options import Activation, Hidden, Share
 from marlkit.spec import TeamSpec
@@ -72,7 +70,3 @@ class CentralisedCritic(Critic):
         else:
             values = self.network(state.expand(*state.shape[:-2], self.spec.n_agents, -1))
         return values.expand(*values.shape[:-2], self.spec.n_agents, 1)
-
-    def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
-        """The leaf parameters of ``agents``, which nobody else uses when ``share`` is `none`."""
-        return agent_parameters(self, agents)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from marlkit import keys
@@ -13,7 +11,7 @@ from marlkit.contract import Contract, When
 from marlkit.critics._vector import VectorCritic
 from marlkit.functional.counterfactual import others_features
 from marlkit.nn.actions import action_features
-from marlkit.nn.networks import TeamLinear, TeamNetwork, agent_parameters, group_of_agents
+from marlkit.nn.networks import TeamLinear, TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
 from marlkit.options import Activation, Hidden, Share
 from marlkit.spec import TeamSpec
@@ -84,10 +82,6 @@ class CounterfactualCritic(VectorCritic):
         width = hidden[0] if hidden else spec.action_features
         self.action_layer = TeamLinear(spec.n_agents * spec.action_features, width, groups, gain=1.0, bias=False)
         self.observation_layer = TeamLinear(spec.observation, width, groups, gain=1.0, bias=False) if own_observation else None
-
-    def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
-        """The leaf parameters of ``agents``, which nobody else uses when ``share`` is `none`."""
-        return agent_parameters(self, agents)
 
     def action_values(self, batch: TensorDictBase) -> Tensor:
         """``Q_i`` in normalised units, ``[1, *, N, A]``."""

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from marlkit import keys
 from marlkit.component import Critic, least
 from marlkit.contract import Contract, When
 from marlkit.nn.actions import action_features
-from marlkit.nn.networks import TeamLinear, TeamNetwork, agent_parameters, group_of_agents
+from marlkit.nn.networks import TeamLinear, TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
 from marlkit.options import Activation, Hidden, Share
 from marlkit.spec import Continuous, TeamSpec
@@ -113,10 +112,6 @@ class JointCritic(Critic):
         if self.low is not None or self.high is not None:
             action = action.clamp(self.low, self.high)
         return action.masked_fill(~self.owned, 0.0)
-
-    def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
-        """The leaf parameters of ``agents``, which nobody else uses when ``share`` is `none`."""
-        return agent_parameters(self, agents)
 
     def _entered(self, batch: TensorDictBase) -> Tensor:
         """What the view adds to the first layer: ``[*, N, H]``, or ``[*, 1, H]`` where it is the same for all."""

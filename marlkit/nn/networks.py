@@ -47,7 +47,39 @@ def group_of_agents(share: Share, n_agents: int) -> tuple[int, ...]:
     return tuple(next(g for g, group in enumerate(share) if agent in group) for agent in range(n_agents))
 
 
-class TeamLinear(nn.Module):
+class GroupedParameters:
+    """A module that holds leaf parameters per group of agents, and tells which are whose.
+
+    Components with the trait ``separate_parameters`` collect the parameters of an agent from the modules of this class.
+    """
+
+    def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
+        """The leaf parameters of the groups of ``agents``, in one order for every agent."""
+        raise NotImplementedError
+
+
+class TeamParameter(nn.ParameterList, GroupedParameters):
+    """A parameter per group of agents, all equal at first.
+
+    Args:
+        value: what each holds at first, ``[*]``.
+        groups: the group of each agent.
+    """
+
+    def __init__(self, value: Tensor, groups: Sequence[int]) -> None:
+        super().__init__(value.clone() for _ in range(max(groups) + 1))
+        self.groups = tuple(groups)
+
+    def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
+        """The parameters of the groups of ``agents``."""
+        return [self[group] for group in dict.fromkeys(self.groups[agent] for agent in agents)]
+
+    def stacked(self, agents: Sequence[int]) -> Tensor:
+        """The parameters of ``agents``, ``[n, *]``."""
+        return torch.stack([self[self.groups[agent]] for agent in agents])
+
+
+class TeamLinear(nn.Module, GroupedParameters):
     """An affine map per group of agents.
 
     Args:
@@ -263,12 +295,3 @@ class TeamGRU(nn.Module):
             hidden = unit(gate, layer.by_network(before, agents), before)
             states.append(hidden)
         return torch.stack(states, 1)
-
-
-def agent_parameters(module: nn.Module, agents: Sequence[int]) -> list[nn.Parameter]:
-    """The leaf parameters of the groups of ``agents`` in every layer of ``module``, in one order for every agent.
-
-    No other agent uses them where each agent is a group of its own. Parameters of no group, such as identities, are left out.
-    """
-    layers = [layer for layer in module.modules() if isinstance(layer, TeamLinear)]
-    return [parameter for layer in layers for parameter in layer.agent_parameters(agents)]
