@@ -93,7 +93,7 @@ class Component:
         object.__setattr__(instance, "options", completed)
         return instance
 
-    # Options and spec are settled with the constructor, and these are asked for several times a step.
+    # Options and spec do not change after the constructor, and these are read several times a step.
 
     @cached_property
     def reads(self) -> tuple[Key, ...]:
@@ -206,10 +206,10 @@ class Environment(Component, ABC):
         """
 
     def refuse_unfit_action(self, action: Tensor, who: str) -> None:
-        """Look at the shape and the type of an action; not at its values, which would wait for the device.
+        """Check the shape ``[B, N]`` or ``[B, N, D]`` and the type of an action; not its values, which would wait for the device.
 
         Raises:
-            MarlkitError: it is not what the team spec asks for; names ``who`` takes what.
+            MarlkitError: it is not what the team spec says; the message begins with ``who``.
         """
         spec = self.spec
         shape = (self.num_envs, spec.n_agents) if spec.discrete else (self.num_envs, spec.n_agents, spec.action_features)
@@ -249,24 +249,24 @@ class Actor(ModuleComponent, ABC):
 
     @abstractmethod
     def distribution(self, batch: TensorDictBase, agents: Sequence[int] | None = None) -> TeamDistribution:
-        """The distribution of the actions, of all agents or of ``agents`` only (trait ``separate_parameters``).
+        """The distribution of the actions, of all agents ``[*, N]`` or of ``agents`` only (trait ``separate_parameters``).
 
         An autoregressive actor conditions agent i on the stored actions of the agents before it.
         """
 
     @abstractmethod
     def forward(self, batch: TensorDictBase, deterministic: bool = False) -> TensorDictBase:
-        """Choose actions as they are played: writes ``ACTION``, ``LOG_PROB`` and the parameters of the distribution.
+        """Choose actions as they are played, batch ``[*]``: writes ``ACTION``, ``LOG_PROB`` and the distribution's parameters.
 
         Whatever explores belongs in here, so that ``LOG_PROB`` is that of the behaviour.
         """
 
     def bootstrap(self, batch: TensorDictBase) -> TensorDictBase:
-        """Choose the actions that a value is bootstrapped with: as :meth:`forward`, less what only explores."""
+        """Choose the actions that a value is bootstrapped with, for a batch ``[*]``: as :meth:`forward` without exploration."""
         return self(batch)
 
     def write_choice(self, batch: TensorDictBase, policy: TeamDistribution, action: Tensor) -> TensorDictBase:
-        """Write what every actor writes of an ``action`` chosen from ``policy``."""
+        """Write what every actor writes of an ``action`` ``[*, N]`` or ``[*, N, D]`` chosen from ``policy``."""
         batch.set(keys.ACTION, action).set(keys.LOG_PROB, policy.log_prob(action))
         for key, value in policy.parameters().items():
             batch.set(key, value)
@@ -280,7 +280,7 @@ class Actor(ModuleComponent, ABC):
         raise NotImplementedError(f"{type(self).__name__} has no actions with gradient")
 
     def schedule(self, progress: float) -> None:
-        """Told at the start of every iteration which share of the training is done; for exploration that fades.
+        """Called at the start of every iteration with the share of the training that is done; for exploration that fades.
 
         What fades is held in a buffer, filled in place: a recorded step reads buffers, and no Python (``trainer.compile``).
         """
@@ -317,21 +317,21 @@ class Actor(ModuleComponent, ABC):
 class Opponents(ModuleComponent, ABC):
     """Models what each agent believes of the others' policies.
 
-    It reads ``RECENT_*`` of the ``history`` steps before each step, where it asks for any, and is trained beside the policy.
+    It reads ``RECENT_*`` of the ``history`` steps before each step, if that is not 0, and is trained beside the policy.
     """
 
     history: int = 0
-    """Number of steps M before a step that it is shown; 0: none."""
+    """Number of steps M before each step that it reads; 0: none."""
 
     wanted: frozenset[Key] | None = None
-    """The keys that anybody reads; what is not among them need not be written. ``None``: all."""
+    """The keys that other components read; others need not be written. ``None``: all."""
 
     @abstractmethod
     def forward(self, batch: TensorDictBase, played: bool = True) -> TensorDictBase:
         """Write the beliefs under ``"opponents"``, without gradient.
 
         Args:
-            batch: of any batch size.
+            batch: of any batch size ``[*]``.
             played: whether ``ACTION`` is what the agents really did. If not, each agent has only chosen its own, and the others'
                 are what it believes: agent i's ``JOINT_ACTION`` holds its own ``ACTION`` and its beliefs of the rest.
         """
@@ -369,7 +369,7 @@ class Critic(ModuleComponent, ABC):
         return self.predict(batch).unsqueeze(0)
 
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
-        """Write the prediction in real units."""
+        """Write the prediction ``[*, N, 1]`` in real units."""
         assert self.contract.predicts is not None, f"{type(self).__name__} declares no `predicts`"
         return batch.set(self.contract.predicts, self.normaliser.denormalise(self.predict(batch)))
 
@@ -467,15 +467,15 @@ class Update(Component, nn.Module, ABC):
         """Losses, gradients, parameters. ``batch`` is ``[B, T]`` with every key that the update reads."""
 
     def prepare(self, batch: TensorDictBase, learning: Learning) -> TensorDictBase:
-        """What is computed once per iteration, before any parameter moves (trait ``per_agent``)."""
+        """What is computed of a batch ``[B, T]`` once per iteration, before any parameter moves (trait ``per_agent``)."""
         raise NotImplementedError(f"{type(self).__name__} does not update agents one by one")
 
     def fit_policy(self, batch: TensorDictBase, learning: Learning, agents: Sequence[int]) -> Metrics:
-        """Update the policies of ``agents`` alone from a prepared batch (trait ``per_agent``)."""
+        """Update the policies of ``agents`` alone from a prepared batch ``[B, T]`` (trait ``per_agent``)."""
         raise NotImplementedError(f"{type(self).__name__} does not update agents one by one")
 
     def fit_critic(self, batch: TensorDictBase, learning: Learning) -> Metrics:
-        """Update the critic alone from a prepared batch (trait ``per_agent``)."""
+        """Update the critic alone from a prepared batch ``[B, T]`` (trait ``per_agent``)."""
         raise NotImplementedError(f"{type(self).__name__} does not update agents one by one")
 
 
@@ -490,7 +490,7 @@ class Data(Component, ABC):
     """Number of steps M before each step that batches show under ``RECENT_*``; 0: those keys are left out."""
 
     shown: frozenset[Key] | None = None
-    """Keys that batches show, because somebody reads them; what was played has others, which need not be kept. ``None``: all."""
+    """Keys that a component reads from batches; what was played has others, which need not be kept. ``None``: all."""
 
     @abstractmethod
     def collect(self, env: Environment, actor: Actor, run_step: RunStep = run_directly) -> TensorDict:
@@ -506,7 +506,7 @@ class Data(Component, ABC):
         return {}
 
     def refuse_unfit(self, envs: int, iterations: int, sequence_length: int | None) -> None:
-        """Look whether this many environments and iterations give batches to learn from.
+        """Check that this many environments and iterations give batches to learn from.
 
         Args:
             envs: number of environments.

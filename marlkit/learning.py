@@ -33,7 +33,7 @@ def at_once(action: Callable[[], None]) -> None:
 
 
 class RunStep(Protocol):
-    """Takes a step that comes again and again."""
+    """Runs a step that is repeated many times."""
 
     def __call__(
         self, name: Hashable, step: Callable[[TensorDictBase], dict[ResultKey, Tensor]], rows: TensorDictBase, /
@@ -50,7 +50,7 @@ class RunStep(Protocol):
 def run_directly(
     name: Hashable, step: Callable[[TensorDictBase], dict[ResultKey, Tensor]], rows: TensorDictBase, /
 ) -> dict[ResultKey, Tensor]:
-    """The :class:`RunStep` that records nothing."""
+    """The :class:`RunStep` that records nothing: ``step(rows)``, rows ``[*]``."""
     return step(rows)
 
 
@@ -91,10 +91,10 @@ class Learning:
         actor, critic, opponents: the components whose parameters it may change.
         minimise: takes an optimiser step.
         progress: share of the training that is done, in [0, 1].
-        run_step: takes a step that comes again and again on rows of the same shape; it may replay what the step did the
-            first time without its Python (:mod:`marlkit.recorder.steps`).
+        run_step: runs a step that is repeated on rows of the same shape; it may replay the operations of the first time
+            without their Python (:mod:`marlkit.recorder.steps`).
         afterwards: runs what is Python after a step, such as a count: when the step is over, and after each replay of it.
-        moved: told the names of the components that an update has changed without ``minimise``, so that targets follow.
+        moved: called with the names of the components that an update has changed without ``minimise``, so that targets follow.
         ranks: the processes that train together, over which ``minimise`` averages gradients. Means that a loss is made of are
             weighed, statistics and steps without ``minimise`` averaged, and draws that decide parameters made in common there.
     """

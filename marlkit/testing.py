@@ -41,7 +41,7 @@ def spec_examples() -> list[TeamSpec]:
 
 
 def fake_batch(spec: TeamSpec, batch_size: Sequence[int], keys: Iterable[Key], seed: int = 0) -> TensorDict:
-    """Random but lawful tensors under ``keys``: masks allow what the agents have, actions are available, scales are positive.
+    """Random but valid tensors under ``keys``: masks allow what the agents have, actions are available, scales are positive.
 
     Args:
         spec: the team.

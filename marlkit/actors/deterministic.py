@@ -92,23 +92,23 @@ class DeterministicActor(Actor):
         self.range = ActionRange(spec.action, spec.n_agents) if isinstance(spec.action, Continuous) else None
 
     def distribution(self, batch: TensorDictBase, agents: Sequence[int] | None = None) -> TeamDistribution:
-        """The behaviour of all agents, or of ``agents`` only: ``mu_i`` with noise, or ``softmax(f(o_i))``."""
+        """The behaviour of all agents, or of ``agents`` only: ``mu_i`` with noise, or ``softmax(f(o_i))``; batch ``[*]``."""
         of = slice(None) if agents is None else list(agents)
         outputs = self.network(batch[keys.OBSERVATION][..., of, :], agents)
         if self.range is None:
             return CategoricalTeam(outputs, self.available(batch, agents))
         dims, half = self.available(batch, agents), self.range.half_range[of]
-        # Padding stays in the middle of its range: nobody plays it, and no critic shall see it vary.
+        # Padding stays in the middle of its range: it is not played, and must not vary in the input of a critic.
         loc = self.range.middle[of] + half * outputs.tanh().masked_fill(~dims, 0.0)
         return NormalTeam(loc, half * self.exploration, dims)
 
     def forward(self, batch: TensorDictBase, deterministic: bool = False) -> TensorDictBase:
-        """Choose actions as they are played, with noise unless ``deterministic``."""
+        """Choose actions as they are played, with noise unless ``deterministic``; batch ``[*]``."""
         policy = self.distribution(batch)
         return self._write(batch, policy, policy.mode() if deterministic else policy.sample())
 
     def bootstrap(self, batch: TensorDictBase) -> TensorDictBase:
-        """Choose ``mu``, without noise; of discrete actions a sample, which is the policy itself."""
+        """Choose ``mu``, without noise; of discrete actions a sample, which is the policy itself; batch ``[*]``."""
         policy = self.distribution(batch)
         return self._write(batch, policy, policy.sample() if self.spec.discrete else policy.mode())
 

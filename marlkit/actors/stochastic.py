@@ -128,12 +128,12 @@ class StochasticActor(Actor):
             self.log_deviation = TeamParameter(torch.full((action.size,), self.initial_log_deviation), self.groups)
 
     def distribution(self, batch: TensorDictBase, agents: Sequence[int] | None = None) -> TeamDistribution:
-        """``pi_i(. | o_i)`` of all agents, or of ``agents`` only."""
+        """``pi_i(. | o_i)`` of all agents, or of ``agents`` only; batch ``[*]``."""
         outputs, _ = self._outputs(batch, agents)
         return self._distribution(outputs, batch, agents)
 
     def forward(self, batch: TensorDictBase, deterministic: bool = False) -> TensorDictBase:
-        """Choose actions; a recurrent actor also writes the hidden state of the next step."""
+        """Choose actions for a batch ``[*]``; a recurrent actor also writes the hidden state of the next step."""
         outputs, hidden = self._outputs(batch, None)
         policy = self._distribution(outputs, batch, None)
         action = policy.mode() if deterministic else policy.sample()

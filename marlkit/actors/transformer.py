@@ -20,7 +20,7 @@ from marlkit.nn.transformer import ActionDecoder, AttentionCache, ObservationEnc
 from marlkit.options import PositiveFloat, PositiveInt
 from marlkit.spec import Continuous, TeamSpec
 
-EVERYBODY = slice(None)
+ALL_AGENTS = slice(None)
 
 
 class TransformerActor(Actor):
@@ -88,22 +88,22 @@ class TransformerActor(Actor):
         self.register_buffer("start", start, persistent=False)
 
     def distribution(self, batch: TensorDictBase, agents: Sequence[int] | None = None) -> TeamDistribution:
-        """``pi_i(. | o, a_1..a_(i-1))`` with the stored actions, of all agents; writes ``ENCODING``, with gradient.
+        """``pi_i(. | o, a_1..a_(i-1))`` with the stored actions, of all agents; writes ``ENCODING`` ``[*, N, E]``, with gradient.
 
         Raises:
-            MarlkitError: only some ``agents`` are asked for, whose parameters would be everybody's.
+            MarlkitError: ``agents`` names some of the agents: all have the same parameters.
         """
         if agents is not None:
             raise MarlkitError("the transformer actor has one network for the team; its agents cannot be evaluated alone")
         encoding = self.encoder(batch[keys.OBSERVATION])
         batch.set(keys.ENCODING, encoding)
         start = self.start.expand(*encoding.shape[:-2], -1, -1)
-        chosen = self._tokens(batch[keys.ACTION], batch, EVERYBODY)
+        chosen = self._tokens(batch[keys.ACTION], batch, ALL_AGENTS)
         tokens = torch.cat([start, chosen[..., :-1, :]], -2)
-        return self._policy(self.decoder(tokens, encoding), batch, EVERYBODY)
+        return self._policy(self.decoder(tokens, encoding), batch, ALL_AGENTS)
 
     def forward(self, batch: TensorDictBase, deterministic: bool = False) -> TensorDictBase:
-        """Choose actions agent by agent; ``deterministic``: each agent's most likely one after those before it."""
+        """Choose actions agent by agent, batch ``[*]``; ``deterministic``: each agent's most likely one after those before."""
         encoding = self.encoder(batch[keys.OBSERVATION])
         token = self.start.expand(*encoding.shape[:-2], -1, -1)
         memory: AttentionCache = {}
@@ -114,7 +114,7 @@ class TransformerActor(Actor):
             policy = self._policy(outputs[-1], batch, own)
             actions.append(policy.mode() if deterministic else policy.sample())
             token = self._tokens(actions[-1], batch, own)
-        policy = self._policy(torch.cat(outputs, -2), batch, EVERYBODY)
+        policy = self._policy(torch.cat(outputs, -2), batch, ALL_AGENTS)
         action = torch.cat(actions, batch.batch_dims)
         return self.write_choice(batch, policy, action).set(keys.ENCODING, encoding)
 

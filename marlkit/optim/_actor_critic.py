@@ -42,7 +42,7 @@ class Taken(NamedTuple):
 
 
 def taken_by(agents: Sequence[int] | None, rows: TensorDictBase) -> Taken:
-    """The part of ``rows`` that the policy's loss of ``agents`` (``None``: all) is made of."""
+    """The part of ``rows`` ``[*]`` that the policy's loss of ``agents`` (``None``: all) is made of."""
     axis = (slice(None),) * rows.batch_dims
     of = slice(None) if agents is None else list(agents)
     return Taken(*(rows[key][(*axis, of)] for key in (keys.ACTION, keys.LOG_PROB, keys.ALIVE, keys.ADVANTAGE)))
@@ -85,7 +85,7 @@ class ActorCriticUpdate(Update):
         self.max_grad_norm = max_grad_norm
 
     def prepare(self, batch: TensorDictBase, learning: Learning) -> TensorDictBase:
-        """Keep what the losses read; normalise the advantages; note the critic's old predictions."""
+        """Keep what the losses read of a batch ``[B, T]``; normalise the advantages; store the critic's old predictions."""
         actor, critic = learning.actor, learning.critic
         predicted = critic.contract.predicts
         wanted = dict.fromkeys([*self.reads, *actor.reads, *critic.reads])
@@ -97,7 +97,7 @@ class ActorCriticUpdate(Update):
         return prepared
 
     def fit_critic(self, batch: TensorDictBase, learning: Learning) -> Metrics:
-        """The critic alone; an encoder that it shares with the actor stays as it is."""
+        """The critic alone, on a batch ``[B, T]``; an encoder that it shares with the actor stays as it is."""
 
         def loss(rows: TensorDictBase) -> tuple[Tensor, Metrics]:
             if keys.WITH_GRADIENT & set(learning.critic.reads) & set(learning.actor.writes):
@@ -114,7 +114,7 @@ class ActorCriticUpdate(Update):
 
         Args:
             name: tells this loss from others; see :class:`marlkit.learning.RunStep`.
-            batch: a prepared batch.
+            batch: a prepared batch ``[B, T]``.
             learning: what to work on.
             loss: loss and metrics of some rows.
         """
@@ -131,7 +131,7 @@ class ActorCriticUpdate(Update):
         return mean_metrics(history)
 
     def value_loss(self, rows: TensorDictBase, learning: Learning) -> tuple[Tensor, Metrics]:
-        """The loss of the critic's networks, summed, without its weight; updates the running statistics of its targets."""
+        """The loss ``[]`` of the critic's networks, summed, without its weight; updates the running statistics of its targets."""
         critic, target = learning.critic, rows[keys.VALUE_TARGET]
         critic.normaliser.update(target, learning.ranks)
         predictions, goal = critic.predictions(rows), critic.normaliser.normalise(target)
@@ -176,7 +176,7 @@ class JointLossUpdate(ActorCriticUpdate):
         """``L_pi`` of the current log-probabilities ``[*, n, 1]``, and what else there is to log of it."""
 
     def update(self, batch: TensorDictBase, learning: Learning) -> Metrics:
-        """All agents and the critic together, one backward pass per minibatch."""
+        """All agents and the critic together, one backward pass per minibatch of a batch ``[B, T]``."""
 
         def loss(rows: TensorDictBase) -> tuple[Tensor, Metrics]:
             # The policy first: an encoder that the critic shares is evaluated with it.
@@ -187,7 +187,7 @@ class JointLossUpdate(ActorCriticUpdate):
         return self.fit("policy and critic", self.prepare(batch, learning), learning, loss)
 
     def fit_policy(self, batch: TensorDictBase, learning: Learning, agents: Sequence[int]) -> Metrics:
-        """The policies of ``agents`` alone."""
+        """The policies of ``agents`` alone, on a prepared batch ``[B, T]``."""
         return self.fit(("policy", *agents), batch, learning, lambda rows: self._regularised(rows, learning, agents))
 
     def _regularised(self, rows: TensorDictBase, learning: Learning, agents: Sequence[int] | None) -> tuple[Tensor, Metrics]:

@@ -16,7 +16,7 @@ class LocalCopies(nn.Module):
 
     The parameters stay those of the network; kept here are ``dual`` (lam, zero at first) and ``view`` (z, equal to the copies at
     first), both ``[N, P]``, and how many steps are left until each agent's next exchange. These are counted in plain numbers on
-    the CPU: whoever asks a GPU who is due has to wait for it.
+    the CPU: reading them from a GPU would wait for it.
 
     Args:
         name: of the network, for messages.

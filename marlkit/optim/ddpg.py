@@ -92,7 +92,7 @@ class DdpgUpdate(Update):
         self.max_grad_norm = max_grad_norm
 
     def update(self, batch: TensorDictBase, learning: Learning) -> Metrics:
-        """Critic, then actor."""
+        """Critic, then actor, on a batch ``[*, T]``."""
         actor, critic = learning.actor, learning.critic
         believing = set(learning.opponents.reads) - set(actor.writes) if self.others == "believed" else ()
         wanted = dict.fromkeys([*self.reads, *actor.reads, *critic.reads, *believing])

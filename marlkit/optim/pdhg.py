@@ -32,7 +32,7 @@ class PdhgUpdate(Update):
         step: how the agents learn.
         share_actor: whether the agents also hold copies of one actor; otherwise each has its own.
         penalty: beta, which also is the step of the duals, against losses that are means over the agents; 0.01 to 10, more than
-            the costs bend downwards where they are not convex. With 0 everybody learns alone.
+            the costs bend downwards where they are not convex. With 0 each agent learns alone.
         dual: `node`, as in the paper: ``lam_i += beta (w_i - z_i)`` at agent i's exchange, which finds the optimum only if all
             exchange at the same time; `edge`: ``beta W_ij (w_j - w_i)`` goes from lam_i to lam_j for every neighbour j, which
             finds it in any case and where all exchange at the same time moves twice as far.
@@ -101,7 +101,7 @@ class PdhgUpdate(Update):
         self.step.attach(actor, critic)
 
     def update(self, batch: TensorDictBase, learning: Learning) -> Metrics:
-        """The wrapped update, its optimiser steps followed by exchanges."""
+        """The wrapped update on a batch ``[*, T]``, its optimiser steps followed by exchanges."""
         sent = self.messages, self.bytes
         agreeing = replace(learning, minimise=self._minimise(learning))
         metrics = self.step.update(batch, agreeing)

@@ -53,5 +53,5 @@ class PolicyGradientUpdate(JointLossUpdate):
         )
 
     def policy_loss(self, log_prob: Tensor, taken: Taken) -> tuple[Tensor, Metrics]:
-        """``-mean(log pi A)``."""
+        """``-mean(log pi A)`` of log-probabilities ``[*, n, 1]``."""
         return losses.policy_gradient_loss(log_prob, taken.advantage, taken.alive), {}

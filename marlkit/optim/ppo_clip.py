@@ -39,7 +39,7 @@ class PpoClipUpdate(JointLossUpdate):
         self.clip_epsilon = clip_epsilon
 
     def policy_loss(self, log_prob: Tensor, taken: Taken) -> tuple[Tensor, Metrics]:
-        """The clipped surrogate, and the share of ratios beyond the clip."""
+        """The clipped surrogate of log-probabilities ``[*, n, 1]``, and the share of ratios beyond the clip."""
         old, alive = taken.log_prob, taken.alive
         loss = losses.ppo_clip_loss(log_prob, old, taken.advantage, alive, clip_epsilon=self.clip_epsilon)
         return loss, {"actor/clip_fraction": losses.clip_fraction(log_prob, old, alive, clip_epsilon=self.clip_epsilon)}

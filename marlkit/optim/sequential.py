@@ -43,7 +43,7 @@ class SequentialUpdate(Update):
         self.step.attach(actor, critic)
 
     def update(self, batch: TensorDictBase, learning: Learning) -> Metrics:
-        """One round over the agents, then the critic."""
+        """One round over the agents, then the critic, on a batch ``[B, T]``."""
         batch = self.step.prepare(batch, learning)
         advantage = batch[keys.ADVANTAGE]
         factor = torch.ones_like(advantage[..., 0, :])

@@ -89,12 +89,12 @@ class TrustRegionUpdate(ActorCriticUpdate):
         self.accept_ratio = accept_ratio
 
     def update(self, batch: TensorDictBase, learning: Learning) -> Metrics:
-        """All agents in one step, then the critic."""
+        """All agents in one step, then the critic, on a batch ``[B, T]``."""
         batch = self.prepare(batch, learning)
         return self._fit_policy(batch, learning, None) | self.fit_critic(batch, learning)
 
     def fit_policy(self, batch: TensorDictBase, learning: Learning, agents: Sequence[int]) -> Metrics:
-        """The policies of ``agents`` alone, in one step."""
+        """The policies of ``agents`` alone, in one step, on a prepared batch ``[B, T]``."""
         return self._fit_policy(batch, learning, agents)
 
     def _fit_policy(self, batch: TensorDictBase, learning: Learning, agents: Sequence[int] | None) -> Metrics:

@@ -84,7 +84,7 @@ class Annotator:
         """Write what opponents and critic say of a batch ``[B, T]`` and of its ``next``.
 
         On policy, the next state of a step is the state of the step after it, so only the steps after which an episode was cut or
-        the batch ended are evaluated again. Off policy every next state is, on actions that the policy chooses afresh; and
+        the batch ended are evaluated again. Off policy every next state is, on actions that the policy chooses anew; and
         the parameters of the policy's distribution become those of the current policy (``ACTION`` and ``LOG_PROB`` stay what was
         played); of the present state only keys that a component reads are written. After a true end every value is zero.
 
@@ -96,7 +96,7 @@ class Annotator:
             batch.set(key, value)
 
     def _annotate_rollout(self, batch: TensorDictBase) -> dict[keys.Key, Tensor]:
-        """Of steps that were played one after another by the present policy."""
+        """Of consecutive steps that were played by the present policy."""
         rows = units(batch, None)
         self._annotate_rows(rows, self.critic, self._beliefs)
         found = {key: rows[key] for key in (*self.critic.writes, *self._beliefs)}
@@ -116,7 +116,7 @@ class Annotator:
         return _batch_major(found, batch)
 
     def _annotate_off_policy(self, batch: TensorDictBase) -> dict[keys.Key, Tensor]:
-        """Of steps that need not follow one another, and may have been played by another policy."""
+        """Of steps that need not be consecutive, and may have been played by another policy."""
         rows = units(batch, None)
         if self._refreshed:
             rows.update(self.actor.distribution(rows).parameters())
@@ -135,7 +135,7 @@ class Annotator:
     def _annotate_rows(
         self, rows: TensorDictBase, critic: Critic | None, beliefs: Sequence[keys.Key], *, imagined: bool = False
     ) -> None:
-        """Write what the critic reads and says of ``rows``; ``imagined`` ones are states whose action nobody has taken."""
+        """Write what the critic reads and says of ``rows``; ``imagined`` ones are states in which no action was taken."""
         wanted = [*(critic.writes if critic else ()), *beliefs, *(self._next_choice if imagined else ())]
         if not wanted:
             return

@@ -88,10 +88,10 @@ def build_trainer_options(recipe: Recipe, spec: TeamSpec) -> Trainer:
 
 
 def choose_device(recipe: Recipe) -> torch.device:
-    """The device that the recipe asks for.
+    """The device that the recipe names.
 
     Raises:
-        RecipeError: it is not there, or cannot multiply in the precision that is asked for.
+        RecipeError: it is not there, or cannot multiply in the precision that the recipe names.
     """
     wanted, index = recipe.config.trainer.accelerator, recipe.config.trainer.device
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -122,7 +122,7 @@ def choose_compile(recipe: Recipe, device: torch.device) -> CompileModes:
     """How steps run on ``device``, ``auto`` decided by what was measured faster there (`docs/design.md`).
 
     Raises:
-        RecipeError: a CUDA graph is asked for on another device.
+        RecipeError: the recipe names a CUDA graph on another device.
     """
     wanted = recipe.config.trainer.compile
     if wanted == "graph" and device.type != "cuda":

@@ -122,7 +122,7 @@ def _check_shapes(batch: TensorDictBase, section: str, learner: Learner) -> None
     """
     spec, who = learner.env.spec, _who(section, learner)
     for written in getattr(learner, section).writes:
-        # Off policy a value is that of the next state alone, unless somebody reads the other.
+        # Off policy a value is that of the next state alone, unless a component reads the other.
         key = written if section != "critic" or learner.annotator.value_is_read else keys.following(written)
         tensor = batch.get(key, None)
         if tensor is None:

@@ -43,9 +43,9 @@ class EpisodeReturns:
         return logged
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        """Sums of the running episodes."""
+        """Sums of rewards and numbers of steps of the running episodes, ``[B]``."""
         return {"running": self.running, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
-        """Continue from :meth:`state_dict`."""
+        """Continue from :meth:`state_dict`, ``[B]``."""
         self.running, self.steps = state["running"], state["steps"]

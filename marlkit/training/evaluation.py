@@ -55,7 +55,7 @@ def play_episodes(
 
     Args:
         env: reset first.
-        actor: whoever acts.
+        actor: chooses the actions.
         seed: of the episodes.
         steps: where an episode is cut if the environment does not end it.
         deterministic: the most likely actions rather than samples.

@@ -92,7 +92,7 @@ class Learner(lightning.LightningModule):
         self.products = Products([actor, critic, opponents, targets], precision, env.device.type)
 
     def _wire(self) -> None:
-        """Let the components know of one another what their contracts say."""
+        """Connect the components as their contracts say."""
         self.annotator = Annotator(
             actor=self.actor,
             opponents=self.opponents,
@@ -136,7 +136,7 @@ class Learner(lightning.LightningModule):
         self._finish(played, batch, mean_metrics(history), seconds)
 
     def learn(self, batch: TensorDictBase) -> Metrics:
-        """Update policy and critic from an estimated batch, then the opponent model."""
+        """Update policy and critic from an estimated batch ``[*, T]``, then the opponent model."""
         learning = self.learning()
         metrics = self.update.update(batch, learning)
         return metrics | self.opponents.fit(batch, learning) if self.annotator.opponents_are_read else metrics
@@ -189,7 +189,7 @@ class Learner(lightning.LightningModule):
         return tuple(rate for rate in rates if not isinstance(rate, Tensor))
 
     def minimise(self, loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
-        """One optimiser step on what ``loss`` reaches; see :class:`marlkit.learning.Minimise`."""
+        """One optimiser step on what the scalar ``loss`` ``[]`` reaches; see :class:`marlkit.learning.Minimise`."""
         optimizer = self._torch_optimizer()
         optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
@@ -246,7 +246,7 @@ class Learner(lightning.LightningModule):
         if self.evaluate is None:
             return {}
         self.actor.eval()
-        # As whoever loads the policy will play it.
+        # As a loaded policy plays.
         with self.products.exact():
             return self.evaluate(self.actor)
 
@@ -358,7 +358,7 @@ def _differing(buffers: dict[str, Tensor], first: dict[str, Any]) -> dict[str, T
 
 
 def refuse_non_finite(batch: TensorDictBase, metrics: Metrics, learner: Learner) -> None:
-    """Stop at the first NaN or infinity, in the order in which tensors are made.
+    """Stop at the first NaN or infinity in a batch ``[*, T]`` or in metrics, in the order in which tensors are made.
 
     Raises:
         NonFiniteError: names the tensor, the component that wrote it and what to try.
