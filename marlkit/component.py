@@ -11,20 +11,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from marlkit import keys
-from marlkit.contract import Contract
+from marlkit.contract import Contract, carried
 from marlkit.errors import MarlkitError, OptionError
 from marlkit.keys import Key
 from marlkit.learning import Afterwards, Learning, Metrics, RunStep, at_once, run_directly
-from marlkit.nn.distributions import TeamDistribution
+from marlkit.nn.distributions import AgentDistribution, TeamDistribution
 from marlkit.nn.normalisers import ValueNormaliser
-from marlkit.options import CompileMode, problem_with
+from marlkit.options import CompileMode, problem_with, with_those_above
 from marlkit.spec import TeamSpec
 
 
@@ -47,14 +47,15 @@ class Runtime:
 def option_parameters(component: type) -> dict[str, inspect.Parameter]:
     """The options of a component class: its keyword-only constructor arguments, annotations resolved.
 
-    Where the constructor ends in ``**options``, it hands them to the one above it, whose options count too.
+    Where the constructor ends in ``**options``, it hands them to the one above it, whose options count too; each has its default
+    in the nearest constructor that names it.
     """
     found: dict[str, inspect.Parameter] = {}
     for constructor in (vars(cls)["__init__"] for cls in component.__mro__ if "__init__" in vars(cls)):
         hints = get_type_hints(constructor, include_extras=True)
         parameters = inspect.signature(constructor).parameters.values()
         own = {p.name: p.replace(annotation=hints.get(p.name, Any)) for p in parameters if p.kind is p.KEYWORD_ONLY}
-        found = own | found
+        found = with_those_above(found, own)
         if all(p.kind is not p.VAR_KEYWORD for p in parameters):
             break
     return found
@@ -105,13 +106,67 @@ class Component:
 
     @cached_property
     def traits(self) -> frozenset[str]:
-        """Facts about this component that others may ask for."""
-        return frozenset(self.contract.resolve("traits", self.options, self.spec.traits))
+        """Facts about this component that others may need, those that it inherits from its parts included."""
+        own = self.contract.resolve("traits", self.options, self.spec.traits)
+        return self.contract.all_traits(own, {name: part.traits for name, part in self._parts().items()})
+
+    @cached_property
+    def carried(self) -> tuple[Key, ...]:
+        """Keys that it reads and writes anew for the next step, such as the hidden state of a recurrent actor."""
+        return carried(self.reads, self.writes)
+
+    def _parts(self) -> dict[str, Component]:
+        return {name: part for name, part in self.options.items() if isinstance(part, Component)}
 
     def _resolved(self, field_name: str) -> tuple[Any, ...]:
         own = self.contract.resolve(field_name, self.options, self.spec.traits)
-        parts = [part for part in self.options.values() if isinstance(part, Component)]
-        return tuple(dict.fromkeys([*own, *(entry for part in parts for entry in getattr(part, field_name))]))
+        return tuple(dict.fromkeys([*own, *(entry for part in self._parts().values() for entry in getattr(part, field_name))]))
+
+
+if TYPE_CHECKING:
+    # tensordict has no types: a base class of type Any would switch off the checks of every component.
+    TensorDictModuleBase = nn.Module
+else:
+    from tensordict.nn import TensorDictModuleBase
+
+
+class ModuleComponent(Component, TensorDictModuleBase):
+    """A component that is a module of tensordict: it reads ``in_keys`` and writes ``out_keys``, the keys of its contract.
+
+    It composes with ``TensorDictSequential`` and with TorchRL's collectors and losses.
+    """
+
+    @property
+    def in_keys(self) -> list[Key]:
+        """The keys that it reads."""
+        return list(self.reads)
+
+    @property
+    def out_keys_source(self) -> list[Key]:
+        """The keys that it writes."""
+        return list(self.writes)
+
+    @property
+    def out_keys(self) -> list[Key]:
+        """The keys that it writes, or those of them that ``select_out_keys`` has kept."""
+        return list(self.writes) if self._selected is None else self._selected
+
+    @out_keys.setter
+    def out_keys(self, selected: list[Key]) -> None:
+        self._selected = None if list(selected) == list(self.writes) else list(selected)
+
+    _selected: list[Key] | None = None
+
+    def agent_parameters(self, agents: Sequence[int]) -> Iterable[nn.Parameter]:
+        """Parameters of ``agents`` alone, in one order for every agent (trait ``separate_parameters``)."""
+        raise NotImplementedError(f"{type(self).__name__} does not keep separate parameters per agent")
+
+    def shared_parameters(self, agent: int) -> Iterable[nn.Parameter]:
+        """Those of ``agent_parameters([agent])`` on which agents agree by consensus, in one order for every agent.
+
+        All of them, unless a component keeps some individual: F2A2 shares ``w_sh`` and keeps ``w_in`` (Li et al. 2023, eq. 4.5).
+        """
+        return self.agent_parameters([agent])
 
 
 class Environment(Component, ABC):
@@ -168,12 +223,15 @@ class Environment(Component, ABC):
         """Give back what the environment holds."""
 
 
-class Actor(Component, nn.Module, ABC):
+class Actor(ModuleComponent, ABC):
     """Chooses the agents' actions.
 
-    A recurrent actor (trait ``recurrent``) reads ``HIDDEN`` and ``IS_FIRST``. With one batch dimension every row is one step
-    and starts from its own ``HIDDEN``; with two, ``[M, L]``, every row is a sequence that starts from ``HIDDEN[:, 0]`` and
-    returns to zero where ``IS_FIRST`` holds.
+    A recurrent actor reads ``HIDDEN`` and ``IS_FIRST`` and writes the ``HIDDEN`` of the next step, which the player carries there
+    (:attr:`carried`). With one batch dimension every row is one step and starts from its own ``HIDDEN``; with two, ``[M, L]``,
+    every row is a sequence that starts from ``HIDDEN[:, 0]`` and returns to zero where ``IS_FIRST`` holds.
+
+    ``ACTION_MASK`` and ``ACTION_DIMS`` may be left out where every agent has all the actions of its own space, as in TorchRL's
+    environments: :meth:`available` then follows from the team spec.
     """
 
     sequence_length: int | None = None
@@ -217,16 +275,36 @@ class Actor(Component, nn.Module, ABC):
         What fades is held in a buffer, filled in place: a recorded step reads buffers, and no Python (``trainer.compile``).
         """
 
-    def initial_hidden(self, batch_size: int) -> Tensor | None:
-        """Zero hidden state ``[B, N, H]`` of a recurrent actor; ``None`` for the others."""
-        return None
+    def initial_state(self, batch_size: int) -> dict[Key, Tensor]:
+        """What the carried keys hold before the first step: for recurrent actors a ``HIDDEN`` of zeros, ``[B, N, H]``."""
+        return {}
 
-    def agent_parameters(self, agents: Sequence[int]) -> Iterable[nn.Parameter]:
-        """Parameters of ``agents`` alone; for actors with the trait ``separate_parameters``."""
-        raise NotImplementedError(f"{type(self).__name__} does not keep separate parameters per agent")
+    def available(self, batch: TensorDictBase, agents: Sequence[int] | None = None) -> Tensor:
+        """Actions or action dimensions that all agents, or ``agents``, have: ``[*, n, A]`` or ``[*, n, D]`` bool."""
+        found = batch.get(keys.ACTION_MASK if self.spec.discrete else keys.ACTION_DIMS, None)
+        if found is None:
+            sizes = torch.tensor(self.spec.own_action_sizes, device=batch[keys.OBSERVATION].device).unsqueeze(-1)
+            own = torch.arange(self.spec.action_features, device=sizes.device) < sizes
+            found = own.expand(*batch.batch_size, *own.shape)
+        return found if agents is None else found[..., list(agents), :]
+
+    def get_dist(self, batch: TensorDictBase) -> AgentDistribution:
+        """The distribution of the actions as one of torch, for TorchRL's losses; its log-probabilities are ``[*, N, 1]``."""
+        return AgentDistribution(self.distribution(batch))
+
+    def make_tensordict_primer(self) -> Any:
+        """TorchRL's transform that starts the carried keys of an environment, as TorchRL's own recurrent modules make it.
+
+        For recurrent actors in ``TransformedEnv``; beside it, ``InitTracker(init_key="is_first")`` writes ``IS_FIRST``.
+        """
+        from torchrl.data import Unbounded
+        from torchrl.envs import TensorDictPrimer
+
+        initial = self.initial_state(1)
+        return TensorDictPrimer({key: Unbounded(shape=value.shape[1:]) for key, value in initial.items()}, expand_specs=True)
 
 
-class Opponents(Component, nn.Module, ABC):
+class Opponents(ModuleComponent, ABC):
     """Models what each agent believes of the others' policies.
 
     It reads ``RECENT_*`` of the ``history`` steps before each step, where it asks for any, and is trained beside the policy.
@@ -260,7 +338,7 @@ class Opponents(Component, nn.Module, ABC):
         return {}
 
 
-class Critic(Component, nn.Module, ABC):
+class Critic(ModuleComponent, ABC):
     """Predicts values.
 
     The network predicts in normalised units; :meth:`forward` writes real units. ``normaliser`` converts between them (the
@@ -271,7 +349,14 @@ class Critic(Component, nn.Module, ABC):
 
     @abstractmethod
     def predict(self, batch: TensorDictBase) -> Tensor:
-        """The prediction of ``contract.predicts`` in normalised units, with gradient."""
+        """The prediction of ``contract.predicts`` in normalised units, with gradient: ``[*, N, 1]``.
+
+        A critic of several networks, such as twins, gives the least of theirs (:func:`least`).
+        """
+
+    def predictions(self, batch: TensorDictBase) -> Tensor:
+        """The predictions of each of its K networks, all of which updates regress: ``[K, *, N, 1]``. K is 1 unless overridden."""
+        return self.predict(batch).unsqueeze(0)
 
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
         """Write the prediction in real units."""
@@ -279,7 +364,9 @@ class Critic(Component, nn.Module, ABC):
         return batch.set(self.contract.predicts, self.normaliser.denormalise(self.predict(batch)))
 
     def action_value(self, batch: TensorDictBase, own: Tensor, joint: Tensor) -> Tensor:
-        """``Q_i`` of joint actions that agent i views, in normalised units, ``[*, N, 1]`` (trait ``differentiable_in_action``).
+        """``Q_i`` of joint actions that agent i views, by each network: ``[K, *, N, 1]`` (trait ``differentiable_in_action``).
+
+        In normalised units.
 
         Args:
             batch: what the critic reads, its actions aside.
@@ -288,9 +375,14 @@ class Critic(Component, nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} is no differentiable function of the actions")
 
-    def agent_parameters(self, agents: Sequence[int]) -> Iterable[nn.Parameter]:
-        """Parameters of ``agents`` alone, in one order for every agent; for critics with the trait ``separate_parameters``."""
-        raise NotImplementedError(f"{type(self).__name__} does not keep separate parameters per agent")
+    def action_values(self, batch: TensorDictBase) -> Tensor:
+        """``Q_i`` of every own action, by each network, in normalised units: ``[K, *, N, A]`` (trait ``action_values``)."""
+        raise NotImplementedError(f"{type(self).__name__} does not value every own action")
+
+
+def least(values: Tensor) -> Tensor:
+    """The smallest of the predictions ``[K, *]`` of K networks, ``[*]``; of one network its own (Fujimoto et al. 2018)."""
+    return values[0] if len(values) == 1 else values.amin(0)
 
 
 class Targets(Component, nn.Module, ABC):
@@ -315,7 +407,7 @@ class Targets(Component, nn.Module, ABC):
         """An optimiser step has changed these of ``"actor"`` and ``"critic"``; ``afterwards`` runs what is Python after it."""
 
 
-class Estimator(Component, nn.Module, ABC):
+class Estimator(ModuleComponent, ABC):
     """Turns rewards and values into value targets, and into advantages where there is a baseline."""
 
     @abstractmethod

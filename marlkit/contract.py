@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from marlkit.keys import Key
+from marlkit.keys import Key, following
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Contract:
         needs: for a section (``"actor"``) or an own option that holds a component (``"step"``), the traits that component must
             have; an entry may be conditional like those of ``reads``.
         predicts: for a critic, the written key that is regressed on the value target.
+        inherits: own options that hold a component whose traits this one has too, as a wrapper has.
+        without: inherited traits that it does not pass on.
         at_most: for an own option, the options (``"env.num_envs"``) whose product it may not exceed.
         check: ``"module:function"`` inside marlkit, called with the completed options; yields ``(option, message)`` pairs.
     """
@@ -65,12 +67,19 @@ class Contract:
     traits: tuple[Any, ...] = ()
     needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     predicts: Key | None = None
+    inherits: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
     at_most: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     check: str | None = None
 
     def resolve(self, field_name: str, options: Mapping[str, Any], environment: Collection[str]) -> tuple[Any, ...]:
         """``reads``, ``writes`` or ``traits`` with every condition resolved."""
         return tuple(_decided(getattr(self, field_name), options, environment))
+
+    def all_traits(self, own: Iterable[str], parts: Mapping[str, Iterable[str]]) -> frozenset[str]:
+        """``own`` traits and those inherited from ``parts``, the traits of the components that own options hold."""
+        inherited = {trait for option in self.inherits for trait in parts.get(option, ())}
+        return frozenset(own) | (inherited - set(self.without))
 
     def needed(self, options: Mapping[str, Any], environment: Collection[str]) -> dict[str, tuple[str, ...]]:
         """``needs`` with every condition resolved, without the sections for which no trait remains."""
@@ -84,6 +93,11 @@ def _decided(entries: Iterable[Any], options: Mapping[str, Any], environment: Co
             yield entry
         elif entry.holds(options, environment):
             yield from entry.then
+
+
+def carried(reads: Iterable[Key], writes: Collection[Key]) -> tuple[Key, ...]:
+    """The keys that are read and written anew for the next step, such as the hidden state of a recurrent actor."""
+    return tuple(key for key in reads if following(key) in writes)
 
 
 @dataclass(frozen=True)

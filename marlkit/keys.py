@@ -42,6 +42,7 @@ LOC = ("agents", "loc")
 SCALE = ("agents", "scale")
 HIDDEN = ("agents", "hidden")
 ENCODING = ("agents", "encoding")
+TEMPERATURE = ("agents", "temperature")
 
 REWARD = ("next", "agents", "reward")
 TERMINATED = ("next", "terminated")
@@ -95,6 +96,7 @@ TABLE: dict[Key, KeyInfo] = {
     LOGITS: KeyInfo("N A", "float32", "unnormalised log-probabilities; unavailable actions hold -1e10"),
     LOC: KeyInfo("N D", "float32", "mean of the normal distribution of the action"),
     SCALE: KeyInfo("N D", "float32", "standard deviation of the normal distribution of the action"),
+    TEMPERATURE: KeyInfo("N 1", "float32", "weight of the entropy in soft values, fixed or learnt; the actor's; no gradient"),
     HIDDEN: KeyInfo("N H", "float32", "hidden state of a recurrent actor before this step"),
     REWARD: KeyInfo("N 1", "float32", "reward of the step; the team's where the environment pools it"),
     TERMINATED: KeyInfo("1", "bool", "the episode truly ended: no bootstrap"),
@@ -120,8 +122,9 @@ TABLE: dict[Key, KeyInfo] = {
 """All keys at the current step. ``following(key)`` of any of them has the same shape and meaning at the next step."""
 
 
-WITH_GRADIENT = frozenset({ENCODING})
-"""Keys that :meth:`marlkit.component.Actor.distribution` renews on a batch, with gradient."""
+WITH_GRADIENT = frozenset({ENCODING, ACTION_VALUES})
+"""Keys that an actor may own: :meth:`marlkit.component.Actor.distribution` renews those that it writes on a batch, with gradient,
+so that the loss of a critic that reads them trains the actor too."""
 
 
 def describe(key: Key) -> KeyInfo:

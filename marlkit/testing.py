@@ -18,7 +18,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from marlkit import keys
-from marlkit.component import Actor, Component, Critic, Estimator, Opponents
+from marlkit.component import Actor, Component, Critic, Estimator, Opponents, least
 from marlkit.keys import Key
 from marlkit.nn.distributions import UNAVAILABLE
 from marlkit.spec import Continuous, Discrete, TeamSpec
@@ -94,12 +94,11 @@ def check_component(component: Component) -> None:
     """
     if not isinstance(component, (Actor, Critic, Estimator, Opponents)):
         return
-    memory = (keys.HIDDEN,) if isinstance(component, Actor) and component.sequence_length is not None else ()
     batch_size = (2, 6) if isinstance(component, Estimator) else (4,)
-    batch = fake_batch(component.spec, batch_size, [*component.reads, *memory])
-    if memory:
-        hidden = component.initial_hidden(4) if isinstance(component, Actor) else None
-        batch.set(keys.HIDDEN, hidden)
+    batch = fake_batch(component.spec, batch_size, component.reads)
+    if isinstance(component, Actor):
+        for key, value in component.initial_state(4).items():
+            batch.set(key, value)
     before = batch.clone()
     component(batch)
     _check_writes(component, batch, before)
@@ -108,6 +107,7 @@ def check_component(component: Component) -> None:
         component(imagined, played=False)
         _check_writes(component, imagined, before)
     if isinstance(component, Critic):
+        _check_predictions(component, before)
         _check_own_action(component, before)
 
 
@@ -117,14 +117,14 @@ def _check_writes(component: Component, batch: TensorDict, before: TensorDict) -
     for key in had:
         assert torch.equal(batch[key], before[key]), f"{who} changed `{keys.name(key)}`, which it only reads"
     wrote = _leaves(batch) - had
-    extra = {keys.following(keys.HIDDEN)}
     declared = set(component.writes)
-    assert wrote - extra == declared, (
-        f"{who} declares writes {sorted(map(keys.name, declared))}, wrote {sorted(map(keys.name, wrote))}"
-    )
+    assert wrote == declared, f"{who} declares writes {sorted(map(keys.name, declared))}, wrote {sorted(map(keys.name, wrote))}"
+    carried = {keys.following(key): key for key in component.carried}
     for key in declared:
         # All believe the same, or each for itself.
         common, own = ((*batch.batch_size, *key_shape(component.spec, key, views)) for views in (1, component.spec.n_agents))
+        if key in carried:
+            common = own = tuple(before[carried[key]].shape)
         shape = tuple(batch[key].shape)
         wanted = f"{common}" if common == own else f"{common} or {own}"
         assert shape in (common, own), f"{who} wrote `{keys.name(key)}` as {shape}, not {wanted}"
@@ -133,6 +133,23 @@ def _check_writes(component: Component, batch: TensorDict, before: TensorDict) -
         assert str(batch[key].dtype) == f"torch.{dtype}", f"{who} wrote `{keys.name(key)}` as {batch[key].dtype}, not {dtype}"
         if batch[key].is_floating_point():
             assert torch.isfinite(batch[key]).all(), f"{who} wrote `{keys.name(key)}` with NaN or infinity"
+
+
+def _check_predictions(critic: Critic, before: TensorDict) -> None:
+    """Hold what updates regress to what the critic writes: the least of the K predictions, in real units."""
+    who, batch, written = type(critic).__name__, before.clone(), critic(before.clone())
+    assert critic.contract.predicts is not None, f"{who} declares no `predicts`"
+    wanted = {"predictions": (critic.predictions, critic.contract.predicts)}
+    if "action_values" in critic.traits:
+        wanted["action_values"] = (critic.action_values, keys.ACTION_VALUES)
+    for name, (function, key) in wanted.items():
+        values = function(batch)
+        shape = written[key].shape
+        assert values.shape[1:] == shape, f"{who}.{name} has the shape {list(values.shape)}, not K x {list(shape)}"
+        real = critic.normaliser.denormalise(least(values))
+        assert torch.allclose(real, written[key], rtol=1e-5, atol=1e-6), (
+            f"{who} writes a `{keys.name(key)}` that is not its {name}"
+        )
 
 
 def _check_own_action(critic: Critic, before: TensorDict) -> None:

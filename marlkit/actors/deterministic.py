@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from marlkit import keys
 from marlkit.component import Actor
 from marlkit.contract import Contract, When
-from marlkit.functional.gumbel import gumbel_from_uniform, straight_through
 from marlkit.functional.schedule import linear
 from marlkit.nn.actions import ActionRange
 from marlkit.nn.distributions import CategoricalTeam, NormalTeam, TeamDistribution
@@ -97,8 +96,8 @@ class DeterministicActor(Actor):
         of = slice(None) if agents is None else list(agents)
         outputs = self.network(batch[keys.OBSERVATION][..., of, :], agents)
         if self.range is None:
-            return CategoricalTeam(outputs, batch[keys.ACTION_MASK][..., of, :])
-        dims, half = batch[keys.ACTION_DIMS][..., of, :], self.range.half_range[of]
+            return CategoricalTeam(outputs, self.available(batch, agents))
+        dims, half = self.available(batch, agents), self.range.half_range[of]
         # Padding stays in the middle of its range: nobody plays it, and no critic shall see it vary.
         loc = self.range.middle[of] + half * outputs.tanh().masked_fill(~dims, 0.0)
         return NormalTeam(loc, half * self.exploration, dims)
@@ -117,8 +116,7 @@ class DeterministicActor(Actor):
         """``mu`` ``[*, N, D]``, or a straight-through sample ``[*, N, A]``, with gradient."""
         policy = self.distribution(batch)
         if isinstance(policy, CategoricalTeam):
-            noise = gumbel_from_uniform(torch.rand_like(policy.log_probs))
-            return straight_through(policy.log_probs, noise, self.temperature)
+            return policy.rsample(self.temperature)
         return policy.mode()
 
     def schedule(self, progress: float) -> None:
@@ -131,5 +129,5 @@ class DeterministicActor(Actor):
 
     def _write(self, batch: TensorDictBase, policy: TeamDistribution, action: Tensor) -> TensorDictBase:
         if not self.spec.discrete:
-            action = torch.where(batch[keys.ACTION_DIMS], action, policy.mode())
+            action = torch.where(self.available(batch), action, policy.mode())
         return self.write_choice(batch, policy, action)

@@ -15,6 +15,7 @@ from marlkit.component import Actor
 from marlkit.contract import Contract, When
 from marlkit.errors import OptionError
 from marlkit.functional.schedule import linear
+from marlkit.keys import Key
 from marlkit.nn.actions import ActionRange
 from marlkit.nn.distributions import CategoricalTeam, TeamDistribution
 from marlkit.nn.networks import ACTIVATIONS, TeamGRU, TeamLinear, TeamNetwork, agent_parameters, group_of_agents
@@ -50,19 +51,19 @@ class StochasticActor(Actor):
             keys.OBSERVATION,
             When("discrete", (keys.ACTION_MASK,)),
             When("continuous", (keys.ACTION_DIMS,)),
-            When("body=gru", (keys.IS_FIRST,)),
+            When("body=gru", (keys.IS_FIRST, keys.HIDDEN)),
         ),
         writes=(
             keys.ACTION,
             keys.LOG_PROB,
             When("discrete", (keys.LOGITS,)),
             When("continuous", (keys.LOC, keys.SCALE)),
+            When("body=gru", (keys.following(keys.HIDDEN),)),
         ),
         traits=(
             "stochastic",
             "independent_agents",
             When("share=none", ("separate_parameters",)),
-            When("body=gru", ("recurrent",)),
         ),
     )
 
@@ -145,12 +146,12 @@ class StochasticActor(Actor):
         if self.uniform_share is not None:
             self.uniform_share.fill_(linear(*self.uniform_shares, progress))
 
-    def initial_hidden(self, batch_size: int) -> Tensor | None:
-        """Zeros ``[B, N, H]`` for a `gru`."""
+    def initial_state(self, batch_size: int) -> dict[Key, Tensor]:
+        """A ``HIDDEN`` of zeros ``[B, N, H]`` for a `gru`."""
         if not self.recurrent:
-            return None
+            return {}
         weight = self.head.weights[0]
-        return weight.new_zeros(batch_size, self.spec.n_agents, weight.shape[1])
+        return {keys.HIDDEN: weight.new_zeros(batch_size, self.spec.n_agents, weight.shape[1])}
 
     def agent_parameters(self, agents: Sequence[int]) -> list[nn.Parameter]:
         """The leaf parameters of ``agents``, which nobody else uses when ``share`` is `none`."""
@@ -170,14 +171,14 @@ class StochasticActor(Actor):
 
     def _distribution(self, outputs: Tensor, batch: TensorDictBase, agents: Sequence[int] | None) -> TeamDistribution:
         if self.spec.discrete:
-            return CategoricalTeam(outputs, _of(batch[keys.ACTION_MASK], agents), self.uniform_share)
+            return CategoricalTeam(outputs, self.available(batch, agents), self.uniform_share)
         selected = list(range(self.spec.n_agents)) if agents is None else list(agents)
         if self.predicts_deviation:
             outputs, raw = outputs.chunk(2, -1)
             log_deviation = raw + self.initial_log_deviation
         else:
             log_deviation = torch.stack([self.log_deviation[self.groups[agent]] for agent in selected])
-        dims = _of(batch[keys.ACTION_DIMS], agents)
+        dims = self.available(batch, agents)
         return self.range.normal(outputs, log_deviation, dims, slice(None) if agents is None else selected)
 
 

@@ -122,9 +122,9 @@ class TransformerActor(Actor):
         """Actions ``[*, n]`` or ``[*, n, D]`` of ``agents`` as the decoder reads them, ``[*, n, A + 1]`` or ``[*, n, D]``."""
         if self.spec.discrete:
             return F.pad(action_features(action, self.spec, self.start.dtype), (1, 0))
-        return self.range.scaled(action, agents).masked_fill(~batch[keys.ACTION_DIMS][..., agents, :], 0.0)
+        return self.range.scaled(action, agents).masked_fill(~self.available(batch)[..., agents, :], 0.0)
 
     def _policy(self, outputs: Tensor, batch: TensorDictBase, agents: slice) -> TeamDistribution:
         if self.spec.discrete:
-            return CategoricalTeam(outputs, batch[keys.ACTION_MASK][..., agents, :])
-        return self.range.normal(outputs, self.log_deviation, batch[keys.ACTION_DIMS][..., agents, :], agents)
+            return CategoricalTeam(outputs, self.available(batch)[..., agents, :])
+        return self.range.normal(outputs, self.log_deviation, self.available(batch)[..., agents, :], agents)

@@ -8,7 +8,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from marlkit import keys
-from marlkit.component import Critic
+from marlkit.component import Critic, least
 from marlkit.functional.counterfactual import executed_value, policy_value
 
 
@@ -20,15 +20,19 @@ class VectorCritic(Critic):
 
     @abstractmethod
     def action_values(self, batch: TensorDictBase) -> Tensor:
-        """``Q_i`` of every own action in normalised units, ``[*, N, A]``."""
+        """``Q_i`` of every own action, by each network, in normalised units: ``[K, *, N, A]``."""
+
+    def predictions(self, batch: TensorDictBase) -> Tensor:
+        """``Q_i`` of the executed actions, by each network, in normalised units: ``[K, *, N, 1]``."""
+        return executed_value(self.action_values(batch), batch[keys.ACTION])
 
     def predict(self, batch: TensorDictBase) -> Tensor:
-        """``Q_i`` of the executed actions in normalised units, ``[*, N, 1]``."""
-        return executed_value(self.action_values(batch), batch[keys.ACTION])
+        """The least of :meth:`predictions`, ``[*, N, 1]``."""
+        return least(self.predictions(batch))
 
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
         """Write ``Q_i`` of every own action, of the executed one, and its mean under the policy, in real units."""
-        values = self.normaliser.denormalise(self.action_values(batch))
+        values = self.normaliser.denormalise(least(self.action_values(batch)))
         batch.set(keys.ACTION_VALUES, values)
         batch.set(keys.ACTION_VALUE, executed_value(values, batch[keys.ACTION]))
         return batch.set(keys.STATE_VALUE, policy_value(values, batch[keys.LOGITS]))

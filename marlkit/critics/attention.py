@@ -46,6 +46,7 @@ class AttentionCritic(VectorCritic):
     contract = Contract(
         reads=(keys.OBSERVATION, keys.JOINT_ACTION, keys.ACTION, keys.LOGITS),
         writes=(keys.ACTION_VALUES, keys.ACTION_VALUE, keys.STATE_VALUE),
+        traits=("action_values",),
         needs={"env": ("discrete",), "actor": ("independent_agents",)},
         predicts=keys.ACTION_VALUE,
     )
@@ -80,7 +81,7 @@ class AttentionCritic(VectorCritic):
         self.head = network(2 * size, spec.action_features, hidden=[size], output_gain=1.0, agent_id=False)
 
     def action_values(self, batch: TensorDictBase) -> Tensor:
-        """``Q_i`` in normalised units, ``[*, N, A]``."""
+        """``Q_i`` in normalised units, ``[1, *, N, A]``."""
         observation = batch[keys.OBSERVATION]
         joint = action_features(batch[keys.JOINT_ACTION], self.spec, observation.dtype)
         own = self.activation(self.own_encoder(observation))
@@ -91,4 +92,4 @@ class AttentionCritic(VectorCritic):
             features.unflatten(-1, (self.heads, -1))
             for features in (self.query(own), self.key(others), self.activation(self.value(others)))
         )
-        return self.head(torch.cat([own, attended(weights_of_others(query, key), value)], -1))
+        return self.head(torch.cat([own, attended(weights_of_others(query, key), value)], -1)).unsqueeze(0)

@@ -45,7 +45,10 @@ class CounterfactualCritic(VectorCritic):
             When("discrete", (keys.LOGITS,)),
         ),
         writes=(keys.ACTION_VALUES, keys.ACTION_VALUE, keys.STATE_VALUE),
-        traits=(When("share=none", ("separate_parameters",)),),
+        traits=(
+            "action_values",
+            When("share=none", ("separate_parameters",)),
+        ),
         needs={"env": ("discrete",), "actor": ("independent_agents",)},
         predicts=keys.ACTION_VALUE,
     )
@@ -87,7 +90,7 @@ class CounterfactualCritic(VectorCritic):
         return agent_parameters(self, agents)
 
     def action_values(self, batch: TensorDictBase) -> Tensor:
-        """``Q_i`` in normalised units, ``[*, N, A]``."""
+        """``Q_i`` in normalised units, ``[1, *, N, A]``."""
         state = batch[keys.STATE].unsqueeze(-2)
         if not self.single_group:
             state = state.expand(*state.shape[:-2], self.spec.n_agents, -1)
@@ -98,4 +101,4 @@ class CounterfactualCritic(VectorCritic):
             if self.layer_norm:
                 observation = F.layer_norm(observation, observation.shape[-1:])
             entered = entered + self.observation_layer(observation)
-        return self.network.leave(entered)
+        return self.network.leave(entered).unsqueeze(0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marlkit import keys
-from marlkit.component import Critic
+from marlkit.component import Critic, least
 from marlkit.contract import Contract, When
 from marlkit.nn.actions import action_features
 from marlkit.nn.networks import TeamLinear, TeamNetwork, agent_parameters, group_of_agents
@@ -93,17 +93,21 @@ class JointCritic(Critic):
 
     def predict(self, batch: TensorDictBase) -> Tensor:
         """``Q_i`` of the actions taken in normalised units, ``[*, N, 1]``."""
+        return least(self.predictions(batch))
+
+    def predictions(self, batch: TensorDictBase) -> Tensor:
+        """``Q_i`` of the actions taken in normalised units, ``[1, *, N, 1]``."""
         dtype = self.action_layer.weights[0].dtype
         own, joint = (action_features(batch[key], self.spec, dtype) for key in (keys.ACTION, keys.JOINT_ACTION))
         return self.action_value(batch, own, joint)
 
     def action_value(self, batch: TensorDictBase, own: Tensor, joint: Tensor) -> Tensor:
-        """``Q_i`` with ``own`` ``[*, N, F]`` in place of agent i's entry in its view of ``joint`` ``[*, V, N, F]``."""
+        """``Q_i`` ``[1, *, N, 1]`` with ``own`` ``[*, N, F]`` for agent i's entry in its view of ``joint`` ``[*, V, N, F]``."""
         joint, own = self._executed(joint), self._executed(own)
         one_view = joint.shape[-3] == 1
         before = joint.squeeze(-3) if one_view else joint.diagonal(dim1=-3, dim2=-2).movedim(-1, -2)
         change = torch.einsum("...nf,hnf->...nh", own - before, self._own_weight())
-        return self.network.leave(self._entered(batch) + self._from_joint(joint.flatten(-2)) + change)
+        return self.network.leave(self._entered(batch) + self._from_joint(joint.flatten(-2)) + change).unsqueeze(0)
 
     def _executed(self, action: Tensor) -> Tensor:
         if self.low is not None or self.high is not None:

@@ -20,9 +20,6 @@ from marlkit.learning import RunStep, run_directly
 from marlkit.options import NonNegativeInt, PositiveInt
 from marlkit.spec import TeamSpec
 
-BEHAVIOUR = (keys.ACTION, keys.LOG_PROB, keys.HIDDEN, keys.following(keys.HIDDEN))
-"""The keys of an actor that are stored. The parameters of its distribution are not: batches hold those of the current policy."""
-
 
 class ReplayData(Data):
     """Plays ``steps`` joint steps per environment and draws ``updates`` batches of stored steps.
@@ -80,7 +77,9 @@ class ReplayData(Data):
         """Play and store the steps of this iteration, batch ``[B, T]``; the next call overwrites it."""
         self._refuse_unfit_capacity(env.num_envs, actor.sequence_length or 1)
         played = self._player.collect(env, actor, run_step)
-        forgotten = {key for key in actor.writes if key not in BEHAVIOUR}
+        # Batches show the parameters of the current policy's distribution, not those of the one that played.
+        carried = {*actor.carried, *map(keys.following, actor.carried)}
+        forgotten = set(actor.writes) - {keys.ACTION, keys.LOG_PROB} - carried
         kept = self._kept(played.exclude(*forgotten)).transpose(0, 1)
         storage = self._allocate(kept) if self._storage is None else self._storage
         slots = torch.arange(self._position, self._position + len(kept), device=kept[keys.IS_FIRST].device) % len(storage)

@@ -46,22 +46,21 @@ class RolloutData(Data):
     def collect(self, env: Environment, actor: Actor, run_step: RunStep = run_directly) -> TensorDict:
         """The next rollout, batch ``[B, T]``; the next call overwrites it."""
         if self._current is None:
-            self._current = self._with_memory(env.reset(), actor.initial_hidden(env.num_envs))
-        written = (*actor.writes, keys.following(keys.HIDDEN))
+            self._current = _with(env.reset(), actor.initial_state(env.num_envs))
 
         def act(seen: TensorDictBase) -> dict[Key, Tensor]:
             chosen = actor(seen.copy())
-            return {key: value for key in written if (value := chosen.get(key, None)) is not None}
+            return {key: chosen[key] for key in actor.writes}
 
         for step in range(self.steps):
             taken = self._current.copy()
             for key, value in run_step(("act", actor), act, self._current).items():
                 taken.set(key, value)
             arrived, current = env.step(taken[keys.ACTION])
-            hidden = taken.get(keys.following(keys.HIDDEN), None)
-            taken["next"] = arrived if hidden is None else self._with_memory(arrived.copy(), hidden)
+            carried = {key: taken[keys.following(key)] for key in actor.carried}
+            taken["next"] = _with(arrived, carried)
             self._store(taken, step)
-            self._current = self._with_memory(current, hidden)
+            self._current = _with(current, carried)
         assert self._storage is not None
         batch = self._storage.transpose(0, 1)
         if self.history:
@@ -86,9 +85,6 @@ class RolloutData(Data):
         """Continue from :meth:`state_dict`."""
         self._current, self._past = (_restored(state.get(name)) for name in ("current", "past"))
 
-    def _with_memory(self, step: TensorDict, hidden: Tensor | None) -> TensorDict:
-        return step if hidden is None else step.copy().set(keys.HIDDEN, hidden)
-
     def _show_past(self, batch: TensorDict, steps: TensorDict) -> None:
         # The zeros before the very first step are never valid: an episode begins with that step.
         past = steps.new_zeros((self.history, steps.batch_size[1])) if self._past is None else self._past
@@ -103,6 +99,16 @@ class RolloutData(Data):
             self._slots = [dict(slot.items(include_nested=True, leaves_only=True)) for slot in self._storage.unbind(0)]
         slot = self._slots[step]
         torch._foreach_copy_([*slot.values()], [taken.get(key) for key in slot])
+
+
+def _with(step: TensorDict, carried: dict[Key, Tensor]) -> TensorDict:
+    """The step with what the actor carries into it."""
+    if not carried:
+        return step
+    found = step.copy()
+    for key, value in carried.items():
+        found.set(key, value)
+    return found
 
 
 def _restored(steps: dict[str, Any] | None) -> TensorDict | None:

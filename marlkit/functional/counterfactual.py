@@ -15,13 +15,13 @@ def executed_value(action_values: Tensor, action: Tensor) -> Tensor:
     """``Q_i[a_i]`` of the action taken.
 
     Args:
-        action_values: ``[*, N, A]``.
+        action_values: ``[*, N, A]``; further dimensions before these are valued at the same actions.
         action: ``[*, N]`` int64.
 
     Returns:
         ``[*, N, 1]``.
     """
-    return action_values.gather(-1, action.unsqueeze(-1))
+    return action_values.gather(-1, action.unsqueeze(-1).expand(*action_values.shape[:-1], 1))
 
 
 def policy_value(action_values: Tensor, logits: Tensor) -> Tensor:

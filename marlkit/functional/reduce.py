@@ -6,7 +6,8 @@ result nor any gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -78,3 +79,8 @@ def broadcast(name: str, tensor: Tensor, other_name: str, other: Tensor) -> Tens
             "it needs as many dimensions, each equal or 1"
         )
     return tensor.expand_as(other)
+
+
+def sum_of(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors of one shape ``[*]``, at least one; without a zero to begin with, so that one term is itself."""
+    return functools.reduce(torch.add, terms)

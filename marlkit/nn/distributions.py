@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+from torch.distributions import Distribution, constraints
 
 from marlkit import keys
+from marlkit.functional.gumbel import gumbel_from_uniform, straight_through
 from marlkit.keys import Key
 
 UNAVAILABLE = -1e10
@@ -25,7 +29,11 @@ class TeamDistribution(ABC):
 
     @abstractmethod
     def sample(self) -> Tensor:
-        """A random action ``[*, N]`` or ``[*, N, D]``, without gradient."""
+        """A random action, ``[*, N]`` int64 or ``[*, N, D]``, without gradient."""
+
+    @abstractmethod
+    def rsample(self) -> Tensor:
+        """A random action with the gradient of the parameters, as features ``[*, N, F]``; discrete ones one-hot."""
 
     @abstractmethod
     def mode(self) -> Tensor:
@@ -45,7 +53,7 @@ class TeamDistribution(ABC):
 
     @abstractmethod
     def parameters(self) -> dict[Key, Tensor]:
-        """The parameters by key, ``[*, N, A]`` or ``[*, N, D]``."""
+        """The parameters by key, each ``[*, N, F]``."""
 
 
 class CategoricalTeam(TeamDistribution):
@@ -67,6 +75,11 @@ class CategoricalTeam(TeamDistribution):
         """``[*, N]`` by Gumbel-max in its exponential form: the largest ``p / E``, ``E ~ Exp(1)``; never one with ``p = 0``."""
         probabilities = self.log_probs.detach().exp()
         return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(-1)
+
+    def rsample(self, temperature: float = 1.0) -> Tensor:
+        """Straight-through Gumbel-softmax ``[*, N, A]``: one-hot, with the gradient of ``softmax((log p + g) / temperature)``."""
+        noise = gumbel_from_uniform(torch.rand_like(self.log_probs))
+        return straight_through(self.log_probs, noise, temperature)
 
     def mode(self) -> Tensor:
         """The most likely action of each agent, ``[*, N]``."""
@@ -111,8 +124,12 @@ class NormalTeam(TeamDistribution):
         self.loc, self.scale, self.dims = loc, scale, dims
 
     def sample(self) -> Tensor:
-        """``loc + scale * noise``, ``[*, N, D]``."""
-        return (self.loc + self.scale * torch.randn_like(self.loc)).detach()
+        """``loc + scale * noise``, ``[*, N, D]``, without gradient."""
+        return self.rsample().detach()
+
+    def rsample(self) -> Tensor:
+        """``loc + scale * noise``, ``[*, N, D]``, with the gradient of both."""
+        return self.loc + self.scale * torch.randn_like(self.loc)
 
     def mode(self) -> Tensor:
         """``loc``, ``[*, N, D]``."""
@@ -148,3 +165,55 @@ def stored_distribution(batch: TensorDictBase, *, discrete: bool) -> TeamDistrib
     if discrete:
         return CategoricalTeam(batch[keys.LOGITS])
     return NormalTeam(batch[keys.LOC], batch[keys.SCALE], batch[keys.ACTION_DIMS])
+
+
+class AgentDistribution(Distribution):
+    """A team's distribution as one of torch, for libraries that take these: TorchRL's losses and modules.
+
+    Everywhere in marlkit, log-probabilities and entropies are ``[*, N, 1]``, and here too: they match what is stored under
+    ``LOG_PROB``, and advantages.
+
+    Args:
+        team: the distribution.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    has_rsample = True
+
+    def __init__(self, team: TeamDistribution) -> None:
+        self.team = team
+        leading = next(iter(team.parameters().values())).shape[:-1]
+        super().__init__(batch_shape=leading, validate_args=False)
+
+    def sample(self, sample_shape: torch.Size | Sequence[int] = ()) -> Tensor:
+        """A random action, ``[*, N]`` or ``[*, N, D]``, without gradient."""
+        self._refuse_several(sample_shape)
+        return self.team.sample()
+
+    def rsample(self, sample_shape: torch.Size | Sequence[int] = ()) -> Tensor:
+        """A random action with gradient, ``[*, N, F]``; discrete ones one-hot."""
+        self._refuse_several(sample_shape)
+        return self.team.rsample()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability (density) of actions, ``[*, N, 1]``."""
+        return self.team.log_prob(value)
+
+    def entropy(self) -> Tensor:
+        """``[*, N, 1]``."""
+        return self.team.entropy()
+
+    @property
+    def mode(self) -> Tensor:
+        """The most likely action, ``[*, N]`` or ``[*, N, D]``."""
+        return self.team.mode()
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """As :attr:`mode`, under the name that TorchRL reads."""
+        return self.team.mode()
+
+    @staticmethod
+    def _refuse_several(sample_shape: torch.Size | Sequence[int]) -> None:
+        if tuple(sample_shape):
+            raise ValueError(f"draws one action per agent at a time: sample_shape must be empty, got {tuple(sample_shape)}")

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from marlkit import keys
 from marlkit.batches import units
-from marlkit.component import Update
+from marlkit.component import Update, least
 from marlkit.contract import Contract, When
 from marlkit.errors import OptionError
 from marlkit.functional import coupling as joint_gradients
 from marlkit.functional.losses import explained_variance, value_loss
-from marlkit.functional.reduce import masked_mean
+from marlkit.functional.reduce import masked_mean, sum_of
 from marlkit.keys import Key
 from marlkit.learning import Learning, Metrics
 from marlkit.nn.actions import action_features
@@ -33,6 +33,8 @@ LOGIT_PENALTY = 1e-3
 
 class DdpgUpdate(Update):
     """One step of the critic on ``mean((Q_i(a) - y)^2)``, then one of the actor on ``-mean Q_i(a_1, .., mu_i(o_i), .., a_N)``.
+
+    Of a critic with several networks each is regressed, and the actor climbs the first (Fujimoto et al. 2018).
 
     Agent i's actor receives the gradient of ``Q_i`` through its own action only, and the critic none from the actor's loss.
     ``coupling`` adds to each what it owes to the other's objective (F2A2, Proposition 4; :mod:`marlkit.functional.coupling` has
@@ -93,8 +95,7 @@ class DdpgUpdate(Update):
         """Critic, then actor."""
         actor, critic = learning.actor, learning.critic
         believing = set(learning.opponents.reads) - set(actor.writes) if self.others == "believed" else ()
-        memory = (keys.HIDDEN,) if actor.sequence_length is not None else ()
-        wanted = dict.fromkeys([*self.reads, *actor.reads, *critic.reads, *believing, *memory])
+        wanted = dict.fromkeys([*self.reads, *actor.reads, *critic.reads, *believing])
         critic.normaliser.update(batch[keys.VALUE_TARGET], learning.ranks)
 
         def both(given: TensorDictBase) -> Metrics:
@@ -105,21 +106,25 @@ class DdpgUpdate(Update):
         return learning.run_step("update", both, batch.select(*wanted))
 
     def _fit_critic(self, rows: TensorDictBase, learning: Learning) -> Metrics:
-        prediction = learning.critic.predict(rows)
+        predictions = learning.critic.predictions(rows)
         goal = learning.critic.normaliser.normalise(rows[keys.VALUE_TARGET])
-        half_square = value_loss(prediction, None, goal, None, clip=None, huber_delta=self.huber_delta)
+        half_square = sum_of(value_loss(own, None, goal, None, clip=None, huber_delta=self.huber_delta) for own in predictions)
         loss = 2 * self.weights["critic_weight"] * half_square
         metrics = {
             "critic/loss": loss.detach(),
-            "critic/explained_variance": explained_variance(prediction.detach(), goal, None),
+            "critic/explained_variance": explained_variance(least(predictions.detach()), goal, None),
         }
         if self.coupling:
+            if len(predictions) > 1:
+                message = f"must be 0 with a critic of {len(predictions)} networks: Proposition 4 couples one"
+                raise OptionError("coupling", f"{message}, got {self.coupling}")
             with torch.no_grad():
                 own = learning.actor.reparametrised(rows)
             ratio, inverse_ratio = self._ratios(rows, learning)
+            (prediction,), (resampled,) = predictions, learning.critic.action_value(rows, own, rows[JOINT])
             coupled = joint_gradients.critic_coupling(
                 prediction,
-                learning.critic.action_value(rows, own, rows[JOINT]),
+                resampled,
                 self._error(prediction, goal),
                 ratio,
                 inverse_ratio,
@@ -133,7 +138,7 @@ class DdpgUpdate(Update):
         alive = rows[keys.ALIVE]
         own = learning.actor.reparametrised(rows)
         with _held(learning.critic):
-            value = learning.critic.action_value(rows, own, rows[JOINT])
+            value = learning.critic.action_value(rows, own, rows[JOINT])[0]
         coefficient = self._coefficient(rows, learning)
         loss = learning.ranks.weigh(alive, joint_gradients.actor_loss(value, coefficient, alive))
         metrics = {"actor/loss": loss.detach(), "actor/value": masked_mean(value.detach(), alive)}
@@ -157,7 +162,7 @@ class DdpgUpdate(Update):
         goal = learning.critic.normaliser.normalise(rows[keys.VALUE_TARGET])
         if not self.coupling:
             return torch.full_like(goal, self.weights["actor_weight"])
-        error = self._error(learning.critic.predict(rows), goal)
+        error = self._error(learning.critic.predictions(rows)[0], goal)
         _, inverse_ratio = self._ratios(rows, learning)
         return joint_gradients.actor_coefficient(
             error, inverse_ratio, coupling=self.coupling, floor=self.coefficient_floor, **self.weights

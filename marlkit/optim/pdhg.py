@@ -47,6 +47,8 @@ class PdhgUpdate(Update):
     """
 
     contract = Contract(
+        inherits=("step",),
+        without=("per_agent",),
         needs={
             "critic": ("separate_parameters",),
             "actor": (When("share_actor=true", ("separate_parameters",)),),
@@ -94,7 +96,7 @@ class PdhgUpdate(Update):
             self.graph = self.graph[order][:, order]
         networks: dict[str, Actor | Critic] = {"critic": critic, "actor": actor} if self.share_actor else {"critic": critic}
         for name, network in networks.items():
-            leaves = [list(network.agent_parameters([agent])) for agent in range(self.spec.n_agents)]
+            leaves = [list(network.shared_parameters(agent)) for agent in range(self.spec.n_agents)]
             self.copies[name] = LocalCopies(name, leaves, self._intervals(self.spec.n_agents))
         self.step.attach(actor, critic)
 

@@ -28,6 +28,8 @@ class SequentialUpdate(Update):
     contract = Contract(
         reads=(keys.ACTION, keys.LOG_PROB, keys.ALIVE, keys.ADVANTAGE),
         traits=("on_policy",),
+        inherits=("step",),
+        without=("per_agent",),
         needs={"actor": ("separate_parameters",), "step": ("per_agent",), "env": ("team_reward",)},
     )
 

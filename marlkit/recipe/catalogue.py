@@ -8,6 +8,8 @@ function here that imports.
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -21,6 +23,7 @@ from typing import Any
 
 from marlkit.contract import KINDS, Contract, Kind
 from marlkit.errors import ComponentError, did_you_mean
+from marlkit.options import with_those_above
 from marlkit.recipe import docstrings
 from marlkit.recipe.source_reader import Class, KindStub, Module, Sources, annotation, attribute, evaluate
 
@@ -62,7 +65,7 @@ class Entry:
         file, line: where it is defined.
         docstring: of the class, or of the nearest base class that has one.
         summary: the first paragraph of its module's docstring, or of the class's where the module holds several.
-        options: its options by name, in the order of the constructor.
+        options: its options by name, in the order of the constructor, then of the base classes that it passes options to.
         contract: the keys that it reads and writes, its needs and traits.
         trusted: whether its contract is marlkit's own, so that the contract's ``check`` may be called.
     """
@@ -215,24 +218,30 @@ def _contract(owner: Class) -> Contract:
 
 
 def _options(lineage: Sequence[Class]) -> dict[str, Option]:
-    """Options of the nearest constructor; if it takes ``**options``, also those of the base class's constructor."""
-    position = next((i for i, member in enumerate(lineage) if member.constructor is not None), None)
-    if position is None:
-        return {}
-    cls = lineage[position]
-    constructor = cls.constructor
-    assert constructor is not None
-    inherited = _options(lineage[position + 1 :]) if constructor.args.kwarg is not None else {}
+    """Options of the nearest constructor; where it ends in ``**options``, also those of the base class.
+
+    Each has its default in the nearest constructor that names it, and its description in the nearest docstring that tells of it.
+    """
+    found: dict[str, Option] = {}
+    for cls, constructor in ((member, member.constructor) for member in lineage):
+        if constructor is not None:
+            found = with_those_above(found, _own_options(cls, constructor))
+            if constructor.args.kwarg is None:
+                break
     described = {n: text for member in reversed(lineage) for n, text in docstrings.arguments(docstrings.of(member.node)).items()}
+    return {name: dataclasses.replace(option, description=described.get(name, "")) for name, option in found.items()}
+
+
+def _own_options(cls: Class, constructor: ast.FunctionDef) -> dict[str, Option]:
+    """The keyword-only arguments of a constructor."""
     own = {}
     for argument, default in zip(constructor.args.kwonlyargs, constructor.args.kw_defaults, strict=True):
         try:
             value = REQUIRED if default is None else evaluate(default, cls.module)
         except ComponentError as error:
             raise ComponentError(f"the default of option `{argument.arg}` of `{cls.dotted}` cannot be read: {error}") from error
-        kind = annotation(argument.annotation, cls.module)
-        own[argument.arg] = Option(argument.arg, kind, value, described.get(argument.arg, ""))
-    return inherited | own
+        own[argument.arg] = Option(argument.arg, annotation(argument.annotation, cls.module), value)
+    return own
 
 
 def load_class(entry: Entry, folders: Sequence[Path] = ()) -> type:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from marlkit import keys
-from marlkit.contract import When
+from marlkit.contract import When, carried
 from marlkit.errors import Problem
 from marlkit.keys import Key
 from marlkit.recipe.catalogue import Entry, components
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ORDER = ("env", "data", "actor", "opponents", "critic", "targets", "estimator", "update", "optimizer", "trainer")
 """Sections in the order in which they run; `targets`, `optimizer` and `trainer` touch no keys."""
 
-ON_NEXT = ("env", "critic")
+ON_NEXT = ("env", "actor", "critic")
 """Sections whose keys also exist at the next step, for components that run on a whole rollout."""
 
 ON_ONE_STEP = ("env", "actor", "opponents", "critic")
@@ -88,7 +88,15 @@ def members(recipe: Selection, environment: Collection[str]) -> list[Member]:
         if path == "env":
             traits = (*traits, *environment)
         found.append(Member(path, entry, options, reads, writes, frozenset(traits)))
-    return found
+    by_path = {member.path: member for member in found}
+    return [replace(member, traits=_all_traits(member, by_path)) for member in found]
+
+
+def _all_traits(member: Member, team: Mapping[str, Member]) -> frozenset[str]:
+    """The traits of a member and those that it inherits from its parts."""
+    parts = {name: f"{member.path}.{name}" for name in member.entry.contract.inherits}
+    inherited = {name: _all_traits(team[path], team) for name, path in parts.items() if path in team}
+    return member.entry.contract.all_traits(member.traits, inherited)
 
 
 def skipped_sections(team: Iterable[Member]) -> set[str]:
@@ -113,12 +121,11 @@ def writers(team: Iterable[Member]) -> Iterator[tuple[Member, dict[Key, str]]]:
     written: dict[Key, str] = {}
     for section in ORDER:
         present = [member for member in team if member.section == section and section not in skipped]
-        # A recurrent actor reads the keys that it wrote at the previous step.
-        own = {key: member.path for member in present for key in _both(member)}
         for member in present:
-            found = own | written if section == "actor" else dict(written)
-            yield member, {key: path for key, path in found.items() if section not in ON_ONE_STEP or key[0] != "next"}
-        written.update(own)
+            written.update(dict.fromkeys(carried(member.reads, member.writes), member.path))
+        for member in present:
+            yield member, {key: path for key, path in written.items() if section not in ON_ONE_STEP or key[0] != "next"}
+        written.update({key: member.path for member in present for key in _both(member)})
 
 
 def fits(recipe: Selection) -> bool:

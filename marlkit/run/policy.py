@@ -14,6 +14,7 @@ from torch import Tensor
 from marlkit import keys
 from marlkit.component import Actor
 from marlkit.errors import MarlkitError
+from marlkit.keys import Key
 from marlkit.spec import Continuous, TeamSpec
 
 Observations = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -34,7 +35,7 @@ class Policy:
     def __init__(self, actor: Actor, spec: TeamSpec) -> None:
         self.actor = actor.eval()
         self.spec = spec
-        self._hidden: Tensor | None = None
+        self._carried: dict[Key, Tensor] | None = None
         self._is_first = True
 
     @property
@@ -44,7 +45,7 @@ class Policy:
 
     def reset(self) -> None:
         """Clear the hidden state at the start of an episode; no effect on a policy without memory."""
-        self._hidden, self._is_first = None, True
+        self._carried, self._is_first = None, True
 
     @torch.no_grad()
     def __call__(self, observations: Observations, *, deterministic: bool = True, action_mask: Tensor | None = None) -> Tensor:
@@ -70,20 +71,21 @@ class Policy:
         own = self._own_actions(rows) if action_mask is None else self._available(action_mask, leading)
         batch.set(keys.ACTION_MASK if self.spec.discrete else keys.ACTION_DIMS, own)
         batch.set(keys.IS_FIRST, torch.full((len(rows), 1), self._is_first, device=rows.device))
-        hidden = self._remembered(len(rows))
-        if hidden is not None:
-            batch.set(keys.HIDDEN, hidden)
+        carried = self._remembered(len(rows))
+        for key, value in carried.items():
+            batch.set(key, value)
         self.actor(batch, deterministic=deterministic)
-        self._hidden, self._is_first = batch.get(keys.following(keys.HIDDEN), None), False
+        self._carried, self._is_first = {key: batch[keys.following(key)] for key in carried}, False
         action = self._bounded(batch[keys.ACTION])
         return action.reshape(*leading, *action.shape[1:])
 
-    def _remembered(self, rows: int) -> Tensor | None:
-        if self._hidden is None:
-            return self.actor.initial_hidden(rows)
-        if len(self._hidden) != rows:
-            raise MarlkitError(f"the hidden state is of {len(self._hidden)} rows of observations, got {rows}; call reset() first")
-        return self._hidden
+    def _remembered(self, rows: int) -> dict[Key, Tensor]:
+        if self._carried is None:
+            return self.actor.initial_state(rows)
+        known = next((len(value) for value in self._carried.values()), rows)
+        if known != rows:
+            raise MarlkitError(f"the hidden state is of {known} rows of observations, got {rows}; call reset() first")
+        return self._carried
 
     def _stacked(self, observations: Observations) -> Tensor:
         if isinstance(observations, Mapping):

@@ -59,8 +59,10 @@ class Annotator:
         self.value_is_read = not self.off_policy or bool({*critic.writes} & {*estimator.reads, *update.reads})
         read |= set(opponents.reads_for(self._beliefs))
         # What was played stays; what the policy says of it now may be another thing than then.
-        current = [key for key in actor.writes if key not in (keys.ACTION, keys.LOG_PROB)]
-        self.encoder_is_shared = bool(set(current) & set(critic.reads) & keys.WITH_GRADIENT)
+        chosen = [key for key in actor.writes if key[0] != "next"]
+        current = [key for key in chosen if key not in (keys.ACTION, keys.LOG_PROB)]
+        self.critic_trains_actor = bool(set(current) & set(critic.reads) & keys.WITH_GRADIENT)
+        self._next_choice = tuple(key for key in chosen if keys.following(key) in {*estimator.reads, *update.reads})
         self._refreshed = tuple(current) if self.off_policy and read & set(current) else ()
         self._read_of_steps = self._keys_read_of_steps(estimator, update)
 
@@ -72,7 +74,7 @@ class Annotator:
 
     def _keys_read_of_steps(self, estimator: Estimator, update: Update) -> frozenset[keys.Key]:
         """Keys of played steps that a component reads, and those that the learner reads itself."""
-        evaluated = {*self.actor.reads, *self.critic.reads, keys.HIDDEN}
+        evaluated = {*self.actor.reads, *self.critic.reads}
         evaluated |= set(self.opponents.reads) if self.opponents_are_read else set()
         steps = {*estimator.reads, *update.reads, keys.TERMINATED}
         return frozenset(evaluated | steps | {keys.following(key) for key in evaluated})
@@ -84,7 +86,10 @@ class Annotator:
         On policy, the next state of a step is the state of the step after it, so only the steps after which an episode was cut or
         the batch ended are evaluated again. Off policy every next state is, on actions that the policy chooses afresh; and
         the parameters of the policy's distribution become those of the current policy (``ACTION`` and ``LOG_PROB`` stay what was
-        played); of the present state only what somebody reads is written. After a true end nothing is worth anything.
+        played); of the present state only keys that a component reads are written. After a true end every value is zero.
+
+        What estimator or update read of the actor under ``next``, such as the log-probability of a soft value, belongs to the
+        action that the next value is bootstrapped with.
         """
         found = self.run_step("annotate", self._annotate_off_policy, batch) if self.off_policy else self._annotate_rollout(batch)
         for key, value in found.items():
@@ -104,7 +109,7 @@ class Annotator:
         following = rows["next"][index] if len(index) else None
         if following is not None:
             self._annotate_rows(following, target, self._beliefs if self._critic_reads_beliefs else (), imagined=True)
-        for key in self.critic.writes:
+        for key in (*self.critic.writes, *self._next_choice):
             values = found[keys.following(key)] = _shifted(rows[key], batch)
             if following is not None:
                 values[index] = following[key]
@@ -122,22 +127,22 @@ class Annotator:
         beliefs = self._beliefs if self._critic_reads_beliefs else ()
         self._annotate_rows(following, self.targets.critic(), beliefs, imagined=True)
         ended = rows[keys.TERMINATED]
-        for key in self.critic.writes:
+        for key in (*self.critic.writes, *self._next_choice):
             value = following[key]
-            found[keys.following(key)] = value.masked_fill(ended.view(-1, *[1] * (value.dim() - 1)), 0.0)
+            found[keys.following(key)] = value.masked_fill(ended.view(-1, *[1] * (value.dim() - 1)), 0)
         return _batch_major(found, batch)
 
     def _annotate_rows(
         self, rows: TensorDictBase, critic: Critic | None, beliefs: Sequence[keys.Key], *, imagined: bool = False
     ) -> None:
         """Write what the critic reads and says of ``rows``; ``imagined`` ones are states whose action nobody has taken."""
-        wanted = [*(critic.writes if critic else ()), *beliefs]
+        wanted = [*(critic.writes if critic else ()), *beliefs, *(self._next_choice if imagined else ())]
         if not wanted:
             return
         blocks = []
         for start in range(0, len(rows), ANNOTATED_ROWS):
             block = rows[start : start + ANNOTATED_ROWS]
-            if imagined and self._policy_is_read:
+            if imagined and (self._policy_is_read or self._next_choice):
                 self._choose(block)
             if beliefs:
                 self.opponents(block, played=not imagined)
@@ -157,7 +162,7 @@ class Annotator:
 
     def _encode(self, rows: TensorDictBase) -> None:
         """Let a critic that lags and reads an encoder of the actor read the encoder that lags with it."""
-        if self.encoder_is_shared and "lagging" in self.targets.traits:
+        if self.critic_trains_actor and "lagging" in self.targets.traits:
             self.targets.actor().distribution(rows)
 
 
@@ -179,4 +184,4 @@ def _shifted(values: Tensor, batch: TensorDictBase) -> Tensor:
     later[: -batch.batch_size[0]] = values[batch.batch_size[0] :]
     # What follows a true end is the first state of another episode.
     ended = batch[keys.TERMINATED].transpose(0, 1).reshape(-1, *[1] * (values.dim() - 1))
-    return later.masked_fill_(ended, 0.0)
+    return later.masked_fill_(ended, 0)

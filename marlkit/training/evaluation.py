@@ -11,6 +11,7 @@ from torch import Tensor
 
 from marlkit import keys, rng
 from marlkit.component import Actor, Environment
+from marlkit.keys import Key
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def play_episodes(
         watch: called before every step while environment 0 plays its first episode.
     """
     with rng.isolated(seed):
-        current, hidden = env.reset(), actor.initial_hidden(env.num_envs)
+        current, carried = env.reset(), actor.initial_state(env.num_envs)
         running = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
         returns = torch.zeros(env.num_envs, device=env.device)
         lengths = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device)
@@ -69,7 +70,7 @@ def play_episodes(
         for _ in range(steps):
             if watch is not None and running[0]:
                 watch(env)
-            arrived, current, hidden = _step(env, actor, current, hidden, deterministic)
+            arrived, current, carried = _step(env, actor, current, carried, deterministic)
             returns += arrived[keys.REWARD[1:]].mean(-2).squeeze(-1) * running
             lengths += running
             terminated |= running & arrived[keys.TERMINATED[1]].squeeze(-1)
@@ -80,11 +81,11 @@ def play_episodes(
 
 
 def _step(
-    env: Environment, actor: Actor, current: TensorDict, hidden: Tensor | None, deterministic: bool
-) -> tuple[TensorDict, TensorDict, Tensor | None]:
+    env: Environment, actor: Actor, current: TensorDict, carried: dict[Key, Tensor], deterministic: bool
+) -> tuple[TensorDict, TensorDict, dict[Key, Tensor]]:
     taken = current.copy()
-    if hidden is not None:
-        taken.set(keys.HIDDEN, hidden)
+    for key, value in carried.items():
+        taken.set(key, value)
     actor(taken, deterministic=deterministic)
     arrived, following = env.step(taken[keys.ACTION])
-    return arrived, following, taken.get(keys.following(keys.HIDDEN), None)
+    return arrived, following, {key: taken[keys.following(key)] for key in carried}

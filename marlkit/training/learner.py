@@ -107,7 +107,7 @@ class Learner(lightning.LightningModule):
         self.update.attach(self.actor, self.critic)
         self.targets.track(self.actor, self.critic)
         lags = "lagging" in self.targets.traits
-        if lags and self.annotator.encoder_is_shared and self.targets.actor() is self.actor:
+        if lags and self.annotator.critic_trains_actor and self.targets.actor() is self.actor:
             raise OptionError("actor", "must be true, because the critic reads the actor's encoder: both have to lag")
 
     # --- the four steps -------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def test_the_split_first_layer_is_the_whole_one(share: Any, views: int, view: st
     critic = critic_of(share=share, view=view, hidden=hidden)
     batch, own, joint = situation(views)
     own.requires_grad_()
-    got, expected = critic.action_value(batch, own, joint), plainly(critic, share, batch, own, joint)
+    got, expected = critic.action_value(batch, own, joint)[0], plainly(critic, share, batch, own, joint)
     assert got.shape == (ROWS, N, 1)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
     weight = torch.arange(1.0, N + 1, dtype=torch.float64).unsqueeze(-1)
@@ -86,19 +86,19 @@ def test_one_agent_alone() -> None:
     critic = critic_of(TeamSpec(1, 4, Continuous(F), state=6), share="none")
     batch, own, joint = situation(1, n_agents=1)
     expected = plainly(critic, "none", batch, own, joint)
-    torch.testing.assert_close(critic.action_value(batch, own, joint), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(critic.action_value(batch, own, joint)[0], expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("views", [1, N])
 def test_own_takes_the_place_of_the_own_entry_and_of_no_other(views: int) -> None:
     critic = critic_of(share="none")
     batch, own, joint = situation(views)
-    before = critic.action_value(batch, own, joint)
+    before = critic.action_value(batch, own, joint)[0]
     for viewer in range(views):
         for agent in range(N):
             moved = joint.clone()
             moved[:, viewer, agent] += 1.0
-            change = (critic.action_value(batch, own, moved) - before).abs().squeeze(-1)
+            change = (critic.action_value(batch, own, moved)[0] - before).abs().squeeze(-1)
             for valued in range(N):
                 sees = (views == 1 or valued == viewer) and valued != agent
                 assert (change[:, valued].min() > 1e-6) if sees else (change[:, valued].max() < 1e-12)
@@ -128,13 +128,13 @@ def test_padding_enters_nowhere() -> None:
     critic = critic_of(UNEQUAL)
     batch, own, joint = situation(N)
     own.requires_grad_()
-    before = critic.action_value(batch, own, joint)
+    before = critic.action_value(batch, own, joint)[0]
     (gradient,) = torch.autograd.grad(before.sum(), own)
     assert (gradient[:, 1, 1] == 0).all()
     assert (gradient[:, 1, 0] != 0).all()
     moved_own, moved = own.detach().clone(), joint.clone()
     moved_own[:, 1, 1], moved[:, :, 1, 1] = 9.0, -9.0
-    torch.testing.assert_close(critic.action_value(batch, moved_own, moved), before.detach(), rtol=0, atol=0)
+    torch.testing.assert_close(critic.action_value(batch, moved_own, moved)[0], before.detach(), rtol=0, atol=0)
 
 
 def test_separate_parameters_are_each_agents_own_and_in_one_order() -> None:
@@ -147,7 +147,7 @@ def test_separate_parameters_are_each_agents_own_and_in_one_order() -> None:
     batch, action, joint = situation()
     for agent in range(N):
         critic.zero_grad()
-        critic.action_value(batch, action, joint)[:, agent].sum().backward()
+        critic.action_value(batch, action, joint)[0][:, agent].sum().backward()
         reached = {id(p) for p in critic.parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         assert reached == {id(p) for p in own[agent]}
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from marlkit import keys
-from marlkit.nn.distributions import CategoricalTeam, NormalTeam
+from marlkit.nn.distributions import AgentDistribution, CategoricalTeam, NormalTeam, TeamDistribution
 
 
 def test_categorical_matches_hand_computed_numbers() -> None:
@@ -143,3 +144,63 @@ def test_samples_are_drawn_from_the_mixture() -> None:
     assert not (samples == 0).any()
     share = 0.4 / 2 + 0.6 / (1 + math.e**2)
     assert abs(float((samples == 1).float().mean()) - share) < 5 * math.sqrt(share * (1 - share) / 20000)
+
+
+# --- samples with gradient, and the same as distributions of torch ----------------------------------------------------------
+
+
+def test_normal_samples_carry_the_gradient_of_mean_and_deviation() -> None:
+    """``a = loc + scale z``: the derivative by loc is 1, by scale the standard score of the action."""
+    torch.manual_seed(0)
+    loc, scale = torch.randn(5, 3, 2, requires_grad=True), torch.rand(5, 3, 2).add_(0.1).requires_grad_()
+    team = NormalTeam(loc, scale)
+    action = team.rsample()
+    by_loc, by_scale = torch.autograd.grad(action.sum(), [loc, scale])
+    assert torch.equal(by_loc, torch.ones_like(loc))
+    torch.testing.assert_close(by_scale, ((action - loc) / scale).detach(), rtol=1e-4, atol=1e-5)
+    torch.manual_seed(1)
+    plain = team.sample()
+    torch.manual_seed(1)
+    assert torch.equal(plain, team.rsample())
+    assert not plain.requires_grad
+
+
+def test_categorical_samples_with_gradient_are_one_hot_and_exactly_distributed() -> None:
+    torch.manual_seed(0)
+    probabilities = torch.tensor([0.2, 0.5, 0.3])
+    logits = probabilities.log().expand(60_000, 1, 3).clone().requires_grad_()
+    features = CategoricalTeam(logits).rsample()
+    assert torch.equal(features.detach().amax(-1), torch.ones(60_000, 1))
+    torch.testing.assert_close(features.detach().sum(-1), torch.ones(60_000, 1))
+    frequencies = features.detach().mean((0, 1))
+    deviation = (probabilities * (1 - probabilities) / 60_000).sqrt()
+    assert ((frequencies - probabilities).abs() < 4 * deviation).all()
+    (gradient,) = torch.autograd.grad(features[..., 0].sum(), logits)
+    assert (gradient[..., 0] > 0).all()
+    torch.testing.assert_close(gradient.sum(-1), torch.zeros(60_000, 1), rtol=0, atol=1e-6)
+
+
+def test_categorical_samples_with_gradient_never_take_an_unavailable_action() -> None:
+    torch.manual_seed(0)
+    mask = torch.tensor([True, False, True]).expand(2_000, 1, 3)
+    features = CategoricalTeam(torch.zeros(2_000, 1, 3), mask).rsample(temperature=0.5)
+    assert features[..., 1].abs().max() == 0
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_the_same_as_a_distribution_of_torch(discrete: bool) -> None:
+    torch.manual_seed(0)
+    logits, loc, scale = torch.randn(4, 3, 5), torch.randn(4, 3, 2), torch.rand(4, 3, 2) + 0.5
+    team: TeamDistribution = CategoricalTeam(logits) if discrete else NormalTeam(loc, scale)
+    here = AgentDistribution(team)
+    normal = torch.distributions.Independent(torch.distributions.Normal(loc, scale), 1)
+    other: Any = torch.distributions.Categorical(logits=logits) if discrete else normal
+    assert here.batch_shape == other.batch_shape == (4, 3)
+    action = here.sample()
+    torch.testing.assert_close(here.log_prob(action).squeeze(-1), other.log_prob(action))
+    torch.testing.assert_close(here.entropy().squeeze(-1), other.entropy())
+    assert torch.equal(here.mode, team.mode())
+    assert torch.equal(here.deterministic_sample, team.mode())
+    assert here.rsample().shape == ((4, 3, 5) if discrete else (4, 3, 2))
+    with pytest.raises(ValueError, match="one action per agent at a time"):
+        here.sample((2,))

@@ -86,13 +86,13 @@ class Quadratics(Critic):
         self.phi = nn.Parameter(torch.tensor(coefficients, dtype=torch.float64))
 
     def predict(self, batch: TensorDictBase) -> Tensor:
-        return self.action_value(batch, batch[keys.ACTION], batch[keys.JOINT_ACTION])
+        return self.action_value(batch, batch[keys.ACTION], batch[keys.JOINT_ACTION])[0]
 
     def action_value(self, batch: TensorDictBase, own: Tensor, joint: Tensor) -> Tensor:
         joint = joint.expand(-1, 2, -1, -1)
         first = torch.stack(monomials(own[:, 0, 0], joint[:, 0, 1, 0]), -1) @ self.phi[0]
         second = torch.stack(monomials(joint[:, 1, 0, 0], own[:, 1, 0]), -1) @ self.phi[1]
-        return torch.stack([first, second], -1).unsqueeze(-1)
+        return torch.stack([first, second], -1).unsqueeze(-1).unsqueeze(0)
 
 
 class Believers(Opponents):
@@ -232,7 +232,7 @@ def test_without_coupling_the_losses_are_plain_ddpgs_bit_for_bit(action: Any, va
     torch.manual_seed(5)
     played = rows[keys.ACTION]
     joint = (torch.nn.functional.one_hot(played, 3).float() if spec.discrete else played).unsqueeze(1)
-    value = critic.action_value(rows, actor.reparametrised(rows), joint).detach()
+    value = critic.action_value(rows, actor.reparametrised(rows), joint)[0].detach()
     assert torch.equal(descent.losses[1], -value.contiguous().sum() / goal.numel())
 
 

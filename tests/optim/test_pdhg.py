@@ -66,6 +66,13 @@ class FourNumbers(Critic):
         return torch.stack([torch.cat([a, b[0]]) for a, b in zip(self.first, self.rest, strict=True)])
 
 
+class PartlyShared(FourNumbers):
+    """Agents agree on the three numbers of the second leaf and keep the first for themselves."""
+
+    def shared_parameters(self, agent: int) -> list[nn.Parameter]:
+        return [self.rest[agent]]
+
+
 class FittedUpdate(Update):
     """Some gradient steps on the costs of some agents."""
 
@@ -119,11 +126,18 @@ class Trial:
     """A wrapped :class:`FittedUpdate` at work on a critic of four numbers."""
 
     def __init__(
-        self, problem: Quadratics, steps: int, *, agents: list[int] | None = None, seed: int = 0, **options: Any
+        self,
+        problem: Quadratics,
+        steps: int,
+        *,
+        agents: list[int] | None = None,
+        seed: int = 0,
+        critic: type[FourNumbers] = FourNumbers,
+        **options: Any,
     ) -> None:
         torch.manual_seed(seed)
         spec = TeamSpec(len(problem.target), 1, Discrete(2))
-        self.critic = FourNumbers(spec)
+        self.critic = critic(spec)
         self.step = FittedUpdate(spec, problem, steps, agents)
         self.update = PdhgUpdate(spec, step=self.step, **options)
         self.update.attach(UNUSED, self.critic)
@@ -166,6 +180,23 @@ def test_the_optimum_of_the_sum_is_reached(topology: Any, steps: int, dual: str)
     assert metrics["consensus/gap"] < 1e-8
     assert metrics["consensus/dual_sum"] < 1e-10
     assert metrics["consensus/dual"] == pytest.approx(np.linalg.norm(trial.dual))
+
+
+def test_individual_parameters_are_kept_while_shared_ones_agree() -> None:
+    """``min sum_i f_i(u_i, v)`` with u_i agent i's own: v by the Schur complements of the curvatures, u_i by its own equation."""
+    problem = quadratics()
+    trial = Trial(problem, 900, critic=PartlyShared, topology="full", penalty=1.0)
+    assert trial.kept.dual.shape == (N, SIZE - 1)
+    trial.run()
+    a, t = problem.curvature, problem.target
+    cross = a[:, 1:, 0] / a[:, :1, 0]
+    schur = a[:, 1:, 1:] - np.einsum("np,nq->npq", cross, a[:, 0, 1:])
+    shared = np.linalg.solve(schur.sum(0), np.einsum("npq,nq->p", schur, t[:, 1:]))
+    own = t[:, 0] - np.einsum("np,np->n", a[:, 0, 1:], shared - t[:, 1:]) / a[:, 0, 0]
+    found = trial.copies()
+    assert np.abs(found[:, 1:] - shared).max() < 1e-8
+    assert np.abs(found[:, 0] - own).max() < 1e-8
+    assert np.ptp(found[:, 0]) > 0.1
 
 
 def test_uniform_weights_on_a_star_count_agents_by_their_neighbours() -> None:
@@ -652,7 +683,7 @@ def test_actors_are_shared_only_where_each_has_its_own(tmp_path: Path) -> None:
 
 
 def test_actors_are_shared_only_where_they_learn_by_gradient(tmp_path: Path) -> None:
-    step = "update: {type: pdhg, share_actor: true, step: {type: sequential, step: {type: ppo_clip}}}"
+    step = "update: {type: pdhg, share_actor: true, step: {type: sequential, step: {type: trust_region}}}"
     head, _, tail = TEAM.partition("update:")
     text = f"{head}{step}\n{tail[tail.index('optimizer') :]}"
     found = problem(tmp_path, text, ["critic.share=none", "actor.share=none", "env.pooled=true"])

@@ -139,8 +139,7 @@ def recurrent_batch(actor: StochasticActor, shape: tuple[int, int]) -> TensorDic
     batch.set(keys.ACTION_MASK if spec.discrete else keys.ACTION_DIMS, has.expand(*shape, -1, -1).clone())
     batch.set(keys.ALIVE, torch.rand(*shape, N, 1) < 0.7)
     batch.set(keys.IS_FIRST, torch.rand(*shape, 1) < 0.3)
-    hidden = actor.initial_hidden(math.prod(shape))
-    assert hidden is not None
+    hidden = actor.initial_state(math.prod(shape))[keys.HIDDEN]
     batch.set(keys.HIDDEN, torch.randn_like(hidden).unflatten(0, shape))
     for key in (keys.ADVANTAGE, keys.VALUE_TARGET, keys.STATE_VALUE):
         batch.set(key, torch.randn(*shape, N, 1))

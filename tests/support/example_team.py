@@ -68,8 +68,8 @@ class RecurrentActor(StochasticActor):
 
     contract = Contract(
         reads=(keys.OBSERVATION, keys.HIDDEN),
-        writes=(keys.ACTION, keys.LOG_PROB, keys.LOC, keys.SCALE, keys.HIDDEN),
-        traits=("stochastic", "recurrent"),
+        writes=(keys.ACTION, keys.LOG_PROB, keys.LOC, keys.SCALE, keys.following(keys.HIDDEN)),
+        traits=("stochastic",),
     )
 
 

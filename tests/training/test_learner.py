@@ -168,7 +168,7 @@ def critics(spec: TeamSpec) -> dict[str, Callable[[], Critic]]:
 def test_next_values_are_those_of_the_next_states(name: str, body: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although most are taken from the step after: evaluating every `next` says the same; after a true end there is nothing."""
     torch.manual_seed(0)
-    monkeypatch.setattr("marlkit.training.learner.ANNOTATED_ROWS", 7)  # several blocks
+    monkeypatch.setattr("marlkit.training.annotation.ANNOTATED_ROWS", 7)  # several blocks
     learner = scripted(DISCRETE, random_script(DISCRETE, B, 2 * T), critic=critics(DISCRETE)[name](), body=body)
     for _ in range(2):  # the second rollout goes on in the middle of episodes
         batch = annotated(learner)
@@ -200,7 +200,7 @@ def test_samples_of_the_others_are_drawn_anew_for_every_rollout_and_kept_within_
 def collected_by_hand(learner: Learner, rollouts: int) -> list[TensorDict]:
     """What collecting should store, gathered step by step in the plainest way."""
     env, actor = learner.env, learner.actor
-    current, hidden = env.reset(), actor.initial_hidden(B)
+    current, hidden = env.reset(), actor.initial_state(B).get(keys.HIDDEN)
     found = []
     for _ in range(rollouts):
         steps = []
