@@ -96,7 +96,7 @@ def _decided(entries: Iterable[Any], options: Mapping[str, Any], environment: Co
 
 
 def carried(reads: Iterable[Key], writes: Collection[Key]) -> tuple[Key, ...]:
-    """The keys that are read and written anew for the next step, such as the hidden state of a recurrent actor."""
+    """The keys that are read and written again for the next step, such as the hidden state of a recurrent actor."""
     return tuple(key for key in reads if following(key) in writes)
 
 

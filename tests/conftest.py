@@ -4,5 +4,5 @@ from __future__ import annotations
 
 import torch
 
-# The tensors of the tests are tiny: threads that wait for one another would only cost time.
+# The tensors of the tests are tiny: the synchronisation of threads would only cost time.
 torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Every exported component keeps its contract; whoever adds one gets these tests by adding it."""
+"""Every exported component keeps its contract; a new component is tested without further code."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def cases() -> list[Any]:
 
 
 def built(entry: Entry, spec: TeamSpec, **options: Any) -> Any:
-    """The component with these options; where it must be given a part, the first of the kind that needs none itself."""
+    """The component with these options; a required part is the first of its kind without required parts."""
     for name, option in entry.options.items():
         if option.required and option.part is not None:
             plain = (e for e in components(option.part).values() if not any(o.required for o in e.options.values()))
@@ -72,7 +72,7 @@ def test_every_kind_of_tensor_component_is_covered() -> None:
     assert len(covered) == sum(len(components(section)) for section in TENSOR_KINDS)
 
 
-def test_kinds_take_the_common_options_so_that_one_line_swaps_leave_nothing_over() -> None:
+def test_kinds_take_the_common_options_so_that_one_line_swaps_keep_all_options() -> None:
     for name, entry in components("critic").items():
         assert {"hidden", "share"} <= set(entry.options), name
     for name, entry in components("optimizer").items():
@@ -80,7 +80,7 @@ def test_kinds_take_the_common_options_so_that_one_line_swaps_leave_nothing_over
 
 
 def broken_critic(**changes: Any) -> Any:
-    """A critic with one lie in its contract or one fault in its forward pass."""
+    """A critic with one false entry in its contract or one fault in its forward pass."""
     from marlkit.critics.local import LocalCritic
 
     return type("BrokenCritic", (LocalCritic,), changes)(spec_examples()[0])
@@ -121,7 +121,7 @@ def test_a_critic_that_sees_the_own_action_fails() -> None:
         check_component(broken_critic(predict=predict, contract=contract))
 
 
-def test_fake_batch_makes_what_the_design_promises() -> None:
+def test_fake_batch_has_the_documented_values() -> None:
     from marlkit.critics.centralised import CentralisedCritic
 
     spec = spec_examples()[0]

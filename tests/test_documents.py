@@ -1,4 +1,4 @@
-"""What README and CONTRIBUTING tell people to type works as it is written."""
+"""The commands and code of README and CONTRIBUTING work as written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TINY = [
     "env.num_envs=4", "data.steps=8", "env.max_steps=8", "actor.hidden=[8]", "update.minibatch_size=16", "update.epochs=1",
     "trainer.iterations=1", "trainer.evaluation_episodes=2",
 ]  # fmt: skip
-"""What makes a documented training short; the command is otherwise run as it stands."""
+"""Overrides that make a documented training short; the command is otherwise run as documented."""
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -34,7 +34,7 @@ def commands(document: str, program: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A folder with the files that the documents ask for, and a finished run in it."""
+    """A folder with the files that the documents use, and a finished run in it."""
     folder = tmp_path_factory.mktemp("workshop")
     for block in [*blocks("README.md", "yaml"), *blocks("CONTRIBUTING.md", "python")]:
         name = re.match(r"# (\w+\.py)\n", block)

@@ -1,4 +1,4 @@
-"""A critic that somebody writes in a file of their own: trained, checked, resumed and, where it is broken, refused by name."""
+"""A critic in a user's file: trained, checked, resumed and, if it is broken, refused by name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from marlkit.spec import TeamSpec
 
 
 class NeighbourCritic(Critic):
-    """Values what an agent sees beside the mean of what the team sees.
+    """Values an agent's observation and the mean over the team.
 
     Args:
         spec: the team.
@@ -75,7 +75,7 @@ trainer: {type: lightning, iterations: 2, video: false, evaluation_episodes: 2}
 
 
 def write(folder: Path, module: str, critic: str = CRITIC, recipe: str = RECIPE) -> Path:
-    """The critic and beside it a recipe that names it."""
+    """The critic, and a recipe beside it that names it."""
     folder.mkdir(exist_ok=True)
     (folder / f"{module}.py").write_text(critic)
     file = folder / "team.yaml"
@@ -90,7 +90,7 @@ def the_run(root: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _search_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folders of components are added to the search path; take them off again."""
+    """Remove the folders of components from the search path again."""
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
@@ -156,12 +156,12 @@ BROKEN = {
         "return self.network(torch.cat([seen, mean], -1)).mean(-2)",
         ["dry run: critic (NeighbourCritic) wrote `agents.state_value` as float32 [1]", "[N 1] = [2, 1]"],
     ),
-    "it writes something else than it says": (
+    "it writes another key than it declares": (
         "writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE",
         "writes=(keys.STATE_VALUE, keys.ACTION_VALUE), predicts=keys.STATE_VALUE",
         ["dry run: critic (NeighbourCritic) failed: KeyError", "action_value"],
     ),
-    "it reads what nobody writes": (
+    "it reads a key that no component writes": (
         "batch[keys.OBSERVATION]",
         "batch[keys.ACTION_VALUES]",
         ["dry run: critic (NeighbourCritic) failed: KeyError", "action_values"],

@@ -122,9 +122,9 @@ def test_without_noise_there_is_no_ratio_and_without_warmth_no_gradient(option: 
 @pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
 def test_the_distribution_of_some_agents_is_their_part_of_all(spec: TeamSpec) -> None:
     actor, batch = actor_of(spec, share="none"), seen(spec, 4)
-    everybody, some = actor.distribution(batch).parameters(), actor.distribution(batch, [2, 0]).parameters()
+    every, some = actor.distribution(batch).parameters(), actor.distribution(batch, [2, 0]).parameters()
     for key, value in some.items():
-        torch.testing.assert_close(value, everybody[key][:, [2, 0]])
+        torch.testing.assert_close(value, every[key][:, [2, 0]])
 
 
 @pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])

@@ -221,7 +221,7 @@ def test_discrete_tokens_are_a_start_flag_and_the_actions_before() -> None:
 def test_continuous_tokens_are_the_actions_before_in_half_ranges_without_padding() -> None:
     actor, batch = actor_of(CONTINUOUS), batch_of(CONTINUOUS, rows=1)
     batch.set(keys.ACTION, torch.tensor([[[0.5, 3.0], [3.0, -1.0], [9.0, 9.0]]], dtype=torch.float64))
-    # Agent 0 has bounds ±1 and ±2, agent 1 0 to 4 and ±1; the third agent's action is read by nobody.
+    # Agent 0 has bounds ±1 and ±2, agent 1 0 to 4 and ±1; no token holds the third agent's action.
     assert tokens_read(actor, batch).tolist() == [[[0.0, 0.0], [0.5, 1.5], [0.5, -1.0]]]
     padded = TeamSpec(2, 4, Continuous(2), action_sizes=(1, 2))
     actor, batch = actor_of(padded), batch_of(padded, rows=1)
@@ -547,7 +547,7 @@ def test_stored_log_probabilities_are_those_of_the_first_minibatch(spec: TeamSpe
 
 
 def test_a_permuted_minibatch_gives_the_same_rows() -> None:
-    """The team of a row is never divided, and rows do not see one another."""
+    """The team of a row is never divided, and rows do not depend on each other."""
     actor, batch = actor_of(DISCRETE), batch_of(DISCRETE, rows=7)
     order = torch.tensor([4, 0, 6, 2])
     whole, part = parameters_of(actor, batch)[keys.LOGITS], parameters_of(actor, batch[order])[keys.LOGITS]

@@ -1,4 +1,4 @@
-"""The command line: what it prints, where, its exit codes, and that the quick commands stay quick."""
+"""The command line: its output and exit codes, and that quick commands import no torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """In place of the functions that train and play: remembers how it was called."""
+    """Replaces the functions that train and play: stores its arguments."""
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
 
     def remember(name: str, answer: Any) -> Any:
@@ -63,7 +63,7 @@ def test_check(team: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert err == ""
 
 
-def test_check_says_what_a_swap_dropped(team: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_the_options_that_a_swap_dropped(team: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", team, "critic={type: marginalised, samples: 3}", "critic=local"]) == 0
     out, err = capsys.readouterr()
     assert err == "note: critic: `marginalised` became `local`, which does not take `samples`: dropped.\n"
@@ -161,7 +161,7 @@ def test_list_component(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "opponents.logits (when discrete)" in out
 
 
-def test_list_of_a_component_of_ones_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_of_a_users_component(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(DATA)
     assert main(["list", "critic.example_team.DiscreteCritic"]) == 0
     out = capsys.readouterr().out
@@ -172,7 +172,7 @@ def test_list_of_a_component_of_ones_own(monkeypatch: pytest.MonkeyPatch, capsys
 @pytest.mark.parametrize(
     ("what", "hint"), [("marginalized", "`marginalised`"), ("critic.lokal", "`local`"), ("recipe.mappo", "")]
 )
-def test_list_of_nothing(what: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_of_an_unknown_name(what: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", what]) == 2
     assert hint in capsys.readouterr().err
 
@@ -197,7 +197,7 @@ def test_evaluate_play_and_resume(library: SimpleNamespace, capsys: pytest.Captu
     assert capsys.readouterr().out.splitlines() == ["return  1.25", "length  100", "team.gif", "runs/team/1"]
 
 
-def test_interrupted_training_says_how_to_go_on(
+def test_interrupted_training_prints_how_to_continue(
     team: str, tmp_path: Path, library: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def train(recipe: Recipe, root: Path, **_: bool) -> Path:

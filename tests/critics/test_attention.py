@@ -71,7 +71,7 @@ def test_weights_by_hand() -> None:
     torch.testing.assert_close(weights, torch.tensor([[0, share, 1 - share], [0.5, 0, 0.5], [0.5, 0.5, 0]]))
 
 
-def test_of_two_agents_each_attends_wholly_to_the_other_and_one_to_nobody() -> None:
+def test_of_two_agents_each_attends_wholly_to_the_other_and_a_single_agent_to_none() -> None:
     torch.manual_seed(0)
     pair = weights_of_others(torch.randn(5, 2, 3, 4), torch.randn(5, 1, 2, 3, 4))
     assert torch.equal(pair, torch.tensor([[0.0, 1.0], [1.0, 0.0]]).expand(5, 3, 2, 2))

@@ -1,4 +1,4 @@
-"""The recent past that data show of every step, against a walk back through the log of all that was played."""
+"""The recent past of every step, against a walk back through the log of all played steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LOGGED = (keys.OBSERVATION, keys.ACTION, keys.IS_FIRST)
 
 
 def numbered(spec: TeamSpec, envs: int) -> Script:
-    """A random script whose reward says which step it was: ``100 env + time``."""
+    """A random script whose reward identifies the step: ``100 env + time``."""
     script = random_script(spec, envs, K, ends=0.2)
     number = torch.arange(K).view(K, 1) + 100 * torch.arange(envs)
     script.reward = number.view(K, envs, 1, 1).expand(K, envs, spec.n_agents, 1).float()
@@ -39,7 +39,7 @@ def numbered(spec: TeamSpec, envs: int) -> Script:
 
 
 class Play:
-    """Plays with some data and logs all that was played."""
+    """Plays with a data component and logs all steps."""
 
     def __init__(self, spec: TeamSpec, data: Data, history: int, body: Any = "mlp", envs: int = B) -> None:
         self.spec, self.data = spec, data
@@ -54,12 +54,12 @@ class Play:
         return list(self.data.batches(played, self.actor))
 
     def joined(self, *selected: keys.Key) -> TensorDict:
-        """All that was played, ``[B, steps so far]``."""
+        """All played steps, ``[B, steps so far]``."""
         log: TensorDict = torch.cat([batch.select(*selected) for batch in self.log], 1)
         return log
 
     def past(self, env: int, last: int, oldest: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The steps of the running episode up to ``last``, walking back from it; observations, actions and which there are."""
+        """The steps of the running episode up to ``last``, walking back from it; observations, actions and which exist."""
         length, log = self.data.history, self.joined(*LOGGED)
         observation = torch.zeros(length, N, self.spec.observation)
         action = torch.zeros_like(log[keys.ACTION][0, :1]).expand(length, *[-1] * (log[keys.ACTION].dim() - 2)).clone()
@@ -75,7 +75,7 @@ class Play:
         return observation, action, valid
 
     def check(self, batch: TensorDictBase, oldest: int = 0) -> int:
-        """Compare every row of a batch; the number of steps shown to its rows."""
+        """Compare every row of a batch; return the number of valid past steps."""
         rows = batch.flatten()
         for row in rows:
             number = int(row[keys.REWARD][0, 0])
@@ -91,7 +91,7 @@ class Play:
 
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize(("steps", "history"), [(6, 3), (6, 1), (2, 5), (1, 3), (12, 12)])
-def test_rollouts_show_the_past_across_their_borders(spec: TeamSpec, steps: int, history: int) -> None:
+def test_rollouts_have_the_past_across_their_borders(spec: TeamSpec, steps: int, history: int) -> None:
     torch.manual_seed(0)
     play = Play(spec, RolloutData(spec, steps=steps), history)
     shown = sum(play.check(batch) for _ in range(K // steps - 1) for batch in play.iterate())
@@ -106,8 +106,8 @@ def test_rollouts_show_the_past_across_their_borders(spec: TeamSpec, steps: int,
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("body", ["mlp", "gru"])
 @pytest.mark.parametrize("history", [1, 3, 20])
-def test_replay_shows_the_past_as_far_as_it_is_kept(spec: TeamSpec, body: Any, history: int) -> None:
-    """Also where the ring has been written over, and where more is asked for than it holds."""
+def test_replay_has_the_past_as_far_as_it_is_stored(spec: TeamSpec, body: Any, history: int) -> None:
+    """Also where the ring has been overwritten, and where the history is longer than the ring."""
     torch.manual_seed(0)
     data = ReplayData(spec, steps=4, capacity=10 * B, batch_size=60, updates=2, warm_up=0)
     play = Play(spec, data, history, body)
@@ -118,7 +118,7 @@ def test_replay_shows_the_past_as_far_as_it_is_kept(spec: TeamSpec, body: Any, h
     assert shown > 300
 
 
-def test_what_was_never_written_into_the_ring_is_not_shown() -> None:
+def test_slots_that_were_never_written_are_not_valid() -> None:
     data = ReplayData(DISCRETE, steps=2, capacity=20 * B, batch_size=60, updates=1, warm_up=0)
     play = Play(DISCRETE, data, 5)
     play.iterate()
@@ -159,9 +159,7 @@ def test_the_past_goes_on_after_a_resume() -> None:
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("body", ["mlp", "gru"])
 @pytest.mark.parametrize("history", [0, FREE_SIZES["M"]])
-def test_data_write_what_they_declare_where_somebody_asks_and_else_nothing(
-    entry: Entry, spec: TeamSpec, body: Any, history: int
-) -> None:
+def test_data_write_the_keys_that_a_component_reads_and_no_others(entry: Entry, spec: TeamSpec, body: Any, history: int) -> None:
     cls: Any = load_class(entry)
     play = Play(spec, cls(spec, **cls.brief(8)), history, body, envs=2)
     (batch,) = play.iterate()

@@ -1,4 +1,4 @@
-"""Replay: what is kept, what is drawn, what is forgotten; against the log of everything that was played."""
+"""Replay: stored, drawn and overwritten steps, against the log of all played steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GAMMA = 0.9
 
 
 def numbered(spec: TeamSpec, *, envs: int = B, ends: float = 0.25) -> Script:
-    """A random script whose reward says which step it was: ``100 env + time``."""
+    """A random script whose reward identifies the step: ``100 env + time``."""
     script = random_script(spec, envs, K, ends=ends)
     number = torch.arange(K).view(K, 1) + 100 * torch.arange(envs)
     script.reward = number.view(K, envs, 1, 1).expand(K, envs, spec.n_agents, 1).float()
@@ -47,7 +47,7 @@ def an_actor(spec: TeamSpec, body: Any = "mlp", length: int = 4) -> StochasticAc
 
 
 class Play:
-    """Plays with a replay and logs all that was played."""
+    """Plays with a replay and logs all steps."""
 
     def __init__(self, data: ReplayData, actor: StochasticActor, script: Script) -> None:
         self.data, self.actor = data, actor
@@ -111,7 +111,7 @@ def test_every_step_drawn_is_as_it_was_played(spec: TeamSpec, body: Any) -> None
 
 
 def test_batches_are_time_major_inside() -> None:
-    """So that flattening them in the order in which the learner does is a view."""
+    """So that flattening in the learner's order is a view."""
     data = ReplayData(DISCRETE, steps=5, capacity=60, batch_size=40, warm_up=0)
     (batch,) = Play(data, an_actor(DISCRETE, "gru"), numbered(DISCRETE)).iterate()
     assert all(batch[key].transpose(0, 1).is_contiguous() for key in batch.keys(True, True))
@@ -140,7 +140,7 @@ def test_draws_are_uniform(body: Any, length: int, iterations: int) -> None:
     assert chi_squared(counts) > 2.0, "draws are independent, not dealt out evenly"
 
 
-def test_sequences_are_consecutive_and_stay_on_one_side_of_where_is_written() -> None:
+def test_sequences_are_consecutive_and_do_not_cross_the_next_slot() -> None:
     torch.manual_seed(0)
     data = ReplayData(DISCRETE, steps=3, capacity=10 * B, batch_size=401, updates=1, warm_up=0)
     play = Play(data, an_actor(DISCRETE, "gru"), numbered(DISCRETE))
@@ -156,7 +156,7 @@ def test_sequences_are_consecutive_and_stay_on_one_side_of_where_is_written() ->
         newest = 3 * iteration - 1
         assert times.max() == newest
         assert times.min() == max(0, newest - 9), "up to the oldest and the newest step"
-        assert batches[0][keys.IS_FIRST][:, 1:].any(), "sequences go on behind the end of an episode"
+        assert batches[0][keys.IS_FIRST][:, 1:].any(), "sequences continue after the end of an episode"
 
 
 def test_batch_does_not_change_when_playing_goes_on() -> None:
@@ -170,7 +170,7 @@ def test_batch_does_not_change_when_playing_goes_on() -> None:
         assert all(torch.equal(batch[key], wanted[key]) for key in wanted.keys(True, True))
 
 
-def test_what_is_written_into_a_batch_does_not_reach_what_is_kept() -> None:
+def test_writing_into_a_batch_does_not_change_stored_steps() -> None:
     data = ReplayData(DISCRETE, steps=4, capacity=8 * B, batch_size=32, updates=2, warm_up=0)
     play = Play(data, an_actor(DISCRETE), numbered(DISCRETE))
     for batch in play.iterate(2):
@@ -233,7 +233,7 @@ def test_killed_and_resumed_equals_uninterrupted(body: Any, before: int, history
     assert all(map(same, cut.log, whole.log[before:]))
 
 
-def test_state_holds_what_is_kept_and_no_more_and_does_not_change() -> None:
+def test_state_holds_the_stored_steps_only_and_does_not_change() -> None:
     data = ReplayData(DISCRETE, steps=4, capacity=1000 * B, batch_size=16, warm_up=0)
     play = Play(data, an_actor(DISCRETE), numbered(DISCRETE))
     assert data.state_dict() == {"player": {}}
@@ -255,7 +255,7 @@ def test_state_holds_what_is_kept_and_no_more_and_does_not_change() -> None:
 
 
 class FirstFeatureCritic(Critic):
-    """Believes that an agent's value is the first number that it sees."""
+    """Predicts the first number of an agent's observation."""
 
     contract = Contract(reads=(keys.OBSERVATION,), writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE)
 
@@ -269,7 +269,7 @@ class FirstFeatureCritic(Critic):
 
 
 class BeliefCritic(FirstFeatureCritic):
-    """Reads what the opponents are believed to do, so that the policy's distribution is asked for."""
+    """Reads beliefs about opponents, so that the policy's distribution is evaluated."""
 
     contract = Contract(reads=(keys.OBSERVATION, keys.OPPONENT_LOGITS), writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE)
 
@@ -294,7 +294,7 @@ def one_batch(learner: Learner) -> TensorDict:
 
 
 def absurd(script: Script, at: str) -> Script:
-    """1e6 as the first number seen at every reset, or wherever an episode ends in one of the ways."""
+    """1e6 as the first number of the observation at every reset, or at every end of an episode of one kind."""
     changed = Script(**{name: tensor.clone() for name, tensor in vars(script).items()})
     if at == "reset":
         changed.fresh[..., 0] = 1e6
@@ -349,7 +349,7 @@ def test_the_distribution_is_that_of_the_current_policy_and_the_log_probability_
 UNREAD = keys.following(keys.IS_FIRST)
 
 
-def test_what_nobody_reads_is_neither_kept_nor_shown() -> None:
+def test_keys_that_no_component_reads_are_neither_stored_nor_drawn() -> None:
     torch.manual_seed(0)
     learner = a_learner(numbered(DISCRETE))
     read = learner.data.shown
@@ -364,7 +364,7 @@ def test_what_nobody_reads_is_neither_kept_nor_shown() -> None:
     assert {*kept} == here & {*read, *PAST}
 
 
-def test_what_was_kept_for_others_is_passed_over() -> None:
+def test_stored_keys_that_are_no_longer_read_are_skipped() -> None:
     torch.manual_seed(0)
     everything, some = a_learner(numbered(DISCRETE)), a_learner(numbered(DISCRETE))
     everything.data.shown = None
@@ -392,7 +392,7 @@ def test_nothing_is_learnt_before_the_warm_up_ends(body: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["steps", "capacity", "batch_size", "updates"])
-def test_nothing_may_be_zero(name: str) -> None:
+def test_no_option_may_be_zero(name: str) -> None:
     with pytest.raises(OptionError, match=f"`{name}`: must be at least 1"):
         ReplayData(DISCRETE, **{name: 0})
 
@@ -438,7 +438,7 @@ def test_a_warm_up_longer_than_the_training_is_refused() -> None:
 
 
 @pytest.mark.parametrize("body", ["mlp", "gru"])
-def test_a_trial_has_something_to_learn_from_at_once(body: Any) -> None:
+def test_a_trial_draws_a_batch_at_once(body: Any) -> None:
     data = ReplayData(DISCRETE, **ReplayData.brief(5))
     data.refuse_unfit(2, 1, 5)
     (batch,) = Play(data, an_actor(DISCRETE, body, 5), numbered(DISCRETE, envs=2)).iterate()

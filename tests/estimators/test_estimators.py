@@ -1,4 +1,4 @@
-"""Estimators of bootstrapped returns against double loops, over both values; what they need of the data."""
+"""Estimators of bootstrapped returns against double loops, over both values; and their needs of the data."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def rollout(seed: int) -> TensorDict:
 
 
 def n_step(batch: TensorDict, value: str, b: int, t: int, n: int) -> np.ndarray:
-    """At most ``n`` rewards of the episode, and what the value says of the state behind the last of them."""
+    """At most ``n`` rewards of the episode, and the value of the state after the last of them."""
     total, factor = np.zeros((N, 1)), 1.0
     for step in range(t, min(t + n, T)):
         total += factor * batch[keys.REWARD][b, step].numpy()
@@ -103,7 +103,7 @@ def test_returns_equal_double_loops(name: str, bootstrap: Bootstrap, seed: int) 
 @pytest.mark.parametrize("bootstrap", BOTH)
 @pytest.mark.parametrize("name", estimators("state_value"))
 def test_ends_and_cuts(name: str, bootstrap: Bootstrap) -> None:
-    """GAE-3: what stands behind a true end, and whatever happens after a reset, counts for nothing; behind a cut it counts."""
+    """GAE-3: values after a true end, and all steps after a reset, do not enter; the value after a cut does."""
     estimator, plain = estimators(bootstrap)[name], rollout(3)
     target = estimator(plain.clone())[keys.VALUE_TARGET]
     following = keys.following(VALUES[bootstrap])
@@ -170,7 +170,7 @@ def test_one_step_returns_take_any_data(tmp_path: Path) -> None:
     assert all(p.where != "estimator" for p in problems(tmp_path, overrides=["estimator=one_step", "data=replay"]))
 
 
-def test_a_part_is_held_to_what_it_needs(tmp_path: Path) -> None:
+def test_the_needs_of_a_part_are_checked(tmp_path: Path) -> None:
     text = TEAM.replace("{type: gae, gamma: 0.9}", "{type: counterfactual, target: {type: td_lambda, bootstrap: action_value}}")
     discrete = ["env.continuous_actions=false", "critic=counterfactual"]
     assert read(tmp_path, text, discrete).options("estimator.target")["lmbda"] == 0.8
@@ -196,7 +196,7 @@ def test_no_critic_is_proposed_that_the_environment_rules_out(tmp_path: Path) ->
     assert all("counterfactual" in remedy for remedy in remedies)
 
 
-def test_what_needs_no_part_is_proposed_first(tmp_path: Path) -> None:
+def test_components_without_required_parts_are_proposed_first(tmp_path: Path) -> None:
     found = problems(tmp_path, TEAM.replace("{type: gae, gamma: 0.9}", "example_team.ValueEstimator"))
     assert "(`estimator=gae`)" in found[0].remedy
     assert "counterfactual" in found[0].remedy

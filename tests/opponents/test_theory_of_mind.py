@@ -1,4 +1,4 @@
-"""Learnt beliefs about others: against networks written out, and on opponents whose policies are known (MOA-1, MOA-2)."""
+"""Learnt beliefs about others: against networks written out, and for opponents with known policies (MOA-1, MOA-2)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def model(spec: TeamSpec, **options: Any) -> TheoryOfMindOpponents:
 
 
 def livelier(opponents: TheoryOfMindOpponents) -> TheoryOfMindOpponents:
-    """Parameters that matter: biases that are not zero, outputs that are not near-uniform."""
+    """Set biases that are not zero and outputs that are not nearly uniform, so that every parameter has an effect."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in opponents.parameters():
@@ -72,7 +72,7 @@ class Steps:
 
 
 def played_batch(spec: TeamSpec, envs: int, steps: int, history: int, seed: int = 0, ends: float = 0.2) -> TensorDict:
-    """Random play ``[B, T]``; the recent past is put together step by step."""
+    """Random play ``[B, T]``; the recent past is assembled step by step."""
     generator = torch.Generator().manual_seed(seed)
     wanted = [keys.OBSERVATION, keys.ACTION, keys.ALIVE, keys.ACTION_MASK if spec.discrete else keys.ACTION_DIMS]
     batch = fake_batch(spec, [envs, steps], wanted, seed)
@@ -196,7 +196,7 @@ def test_normals_equal_the_networks_written_out() -> None:
         torch.testing.assert_close(batch[keys.OPPONENT_SCALE][env, step, network, agent, :own], scale[:own], rtol=1e-12, atol=0)
 
 
-def test_many_rows_are_believed_as_few(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beliefs_do_not_depend_on_the_size_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     opponents = livelier(model(DISCRETE))
     batch = played_batch(DISCRETE, 3, 7, 3)
     opponents.observe(batch)
@@ -242,7 +242,7 @@ def test_pairs_by_hand() -> None:
 
 @pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
 @pytest.mark.parametrize("share", SHARES, ids=str)
-def test_what_was_played_is_known_and_what_was_not_is_believed(spec: TeamSpec, share: Any) -> None:
+def test_played_actions_are_copied_and_others_come_from_beliefs(spec: TeamSpec, share: Any) -> None:
     opponents = livelier(model(spec, share=share))
     batch = played_batch(spec, 2, 5, 3)
     action = batch[keys.ACTION].clone()
@@ -283,7 +283,7 @@ def test_imagined_normal_actions_have_the_believed_moments_and_no_padding() -> N
         assert not drawn[:, i, j, own:].any()
 
 
-def test_an_action_that_is_masked_now_is_not_believed_in() -> None:
+def test_a_masked_action_has_no_belief() -> None:
     opponents = livelier(model(DISCRETE))
     batch = played_batch(DISCRETE, 4, 6, 3)
     batch[keys.ACTION_MASK][..., 2, 0] = False
@@ -293,7 +293,7 @@ def test_an_action_that_is_masked_now_is_not_believed_in() -> None:
     assert not batch[keys.JOINT_ACTION][:, :, :2, 2].eq(0).any()
 
 
-def test_the_present_action_is_not_seen() -> None:
+def test_the_present_action_does_not_enter() -> None:
     opponents = livelier(model(DISCRETE))
     batch = played_batch(DISCRETE, 2, 6, 3, ends=0.0)
     opponents.observe(batch)
@@ -311,7 +311,7 @@ def test_the_present_action_is_not_seen() -> None:
 
 
 def numbered(firsts: list[list[int]]) -> TensorDict:
-    """Two environments that count: observation ``10 env + step``, actions 0; episodes begin where ``firsts`` says."""
+    """Two environments with observations ``10 env + step`` and actions 0; episodes begin at ``firsts``."""
     spec = TeamSpec(2, 1, Discrete(2))
     steps = len(firsts[0])
     batch = fake_batch(spec, [2, steps], [keys.OBSERVATION, keys.ACTION, keys.ALIVE, keys.ACTION_MASK])
@@ -364,7 +364,7 @@ def test_the_latest_steps_replace_the_oldest() -> None:
     assert sorted(ring.steps()[keys.OBSERVATION][:, 0, 0].tolist()) == [1, 2, 10, 11, 12]
 
 
-def test_characters_are_made_anew_after_a_fit_and_before_the_first() -> None:
+def test_characters_are_recomputed_after_a_fit_and_before_the_first() -> None:
     opponents = livelier(model(DISCRETE))
     batch = played_batch(DISCRETE, 2, 9, 3)
     assert not opponents.character.any()
@@ -391,7 +391,7 @@ def test_a_fit_trains_the_characters_through_a_few_trajectories() -> None:
 
 
 @pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
-def test_a_model_that_is_loaded_goes_on_as_the_one_that_was_saved(spec: TeamSpec) -> None:
+def test_a_loaded_model_continues_as_the_saved_one(spec: TeamSpec) -> None:
     batches = played_batch(spec, 2, 18, 3, ends=0.1).split(3, 1)
     options = {"character_batch": 2, "fit_rows": 4, "every": 2, "recent": 30}
 
@@ -496,7 +496,7 @@ def test_every_network_learns_from_its_own_beliefs_alone_and_of_others_only() ->
         assert not parameters[2].grad.any()
 
 
-def test_what_agents_that_are_not_alive_do_is_not_learnt() -> None:
+def test_actions_of_agents_that_are_not_alive_are_not_learnt() -> None:
     opponents = livelier(model(DISCRETE, character_batch=99))
     batch = played_batch(DISCRETE, 2, 6, 3)
     batch[keys.ALIVE][..., 1, :] = False
@@ -509,7 +509,7 @@ def test_what_agents_that_are_not_alive_do_is_not_learnt() -> None:
     assert torch.equal(losses[0], losses[1])
 
 
-def test_other_losses_leave_it_alone_and_its_own_leaves_them_alone() -> None:
+def test_other_losses_do_not_train_it_and_its_own_trains_nothing_else() -> None:
     opponents = livelier(model(CONTINUOUS))
     batch = played_batch(CONTINUOUS, 2, 4, 3)
     opponents.observe(batch)
@@ -529,7 +529,7 @@ def test_other_losses_leave_it_alone_and_its_own_leaves_them_alone() -> None:
     assert weight.grad is None
 
 
-def test_it_fits_every_few_updates_on_at_most_so_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_fits_at_its_interval_on_at_most_fit_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     opponents = model(DISCRETE, every=3, fit_rows=5, max_grad_norm=2.5)
     batch = played_batch(DISCRETE, 2, 6, 3)
     opponents.observe(batch)
@@ -557,7 +557,7 @@ def test_it_fits_every_few_updates_on_at_most_so_many_rows(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("spec", [TeamSpec(1, 3, Discrete(2)), TeamSpec(1, 3, Continuous(2))], ids=["discrete", "continuous"])
-def test_a_single_agent_has_nobody_to_model(spec: TeamSpec) -> None:
+def test_a_single_agent_has_no_other_to_model(spec: TeamSpec) -> None:
     opponents = model(spec)
     batch = played_batch(spec, 2, 4, 3)
     before = copy.deepcopy(opponents.state_dict())
@@ -581,7 +581,7 @@ QUICK: dict[str, Any] = {
 
 
 def team_play(actions: Tensor, history: int, observation: Tensor | None = None, actions_each: int = 3) -> TensorDict:
-    """Play ``[B, T]`` of one episode each, from the actions ``[B, T, N]``; everybody sees nothing, or ``observation``."""
+    """Play ``[B, T]`` of one episode each, from the actions ``[B, T, N]``; every observation is zero, or ``observation``."""
     envs, steps, n_agents = actions.shape[:3]
     if observation is None:
         observation = torch.zeros(envs, steps, n_agents, 1)
@@ -611,7 +611,7 @@ def entropy(p: Tensor) -> float:
 
 
 def population_optimum(policies: Tensor, head_coef: float) -> tuple[Tensor, Tensor]:
-    """Natural predictions and beliefs that minimise the expected loss when observations tell nothing, by descent on logits."""
+    """Natural predictions and beliefs that minimise the expected loss with uninformative observations, by descent on logits."""
     natural = torch.zeros_like(policies, requires_grad=True)
     impromptu = torch.zeros_like(policies[0], requires_grad=True)
     descent = torch.optim.LBFGS([natural, impromptu], max_iter=500, tolerance_grad=1e-9)
@@ -635,7 +635,7 @@ def stationary(policies: Tensor, envs: int, steps: int) -> Tensor:
 
 
 @pytest.mark.parametrize("head_coef", [1.0, 0.05])
-def test_character_tells_apart_who_looks_alike(head_coef: float) -> None:
+def test_characters_distinguish_agents_with_equal_observations(head_coef: float) -> None:
     """MOA-1: equal observations, different policies. Agent 0 models agents 1 and 2 with one network."""
     policies = torch.tensor([[0.1, 0.8, 0.1], [0.7, 0.2, 0.1], [0.1, 0.2, 0.7]])
     opponents = model(TeamSpec(3, 1, Discrete(3)), **QUICK, history=2, head_coef=head_coef)
@@ -672,8 +672,8 @@ def test_character_tells_apart_who_looks_alike(head_coef: float) -> None:
         assert observed["belief"] < own + 0.015
 
 
-def test_mental_state_tells_what_someone_is_up_to() -> None:
-    """MOA-1: agent 1 mostly repeats its last action, which nothing but the recent past can tell."""
+def test_mental_states_predict_from_the_recent_past() -> None:
+    """MOA-1: agent 1 mostly repeats its last action, which only the recent past shows."""
     stay = 0.9
 
     def play() -> TensorDict:
@@ -759,7 +759,7 @@ def test_it_is_trained_beside_the_policy(spec: TeamSpec) -> None:
     assert int(opponents.updates) == 3
 
 
-def test_beliefs_that_nobody_reads_are_not_computed_for_played_steps() -> None:
+def test_beliefs_that_no_component_reads_are_not_computed_for_played_steps() -> None:
     opponents = TheoryOfMindOpponents(spec_examples()[0], memory=4, hidden=[4], characters=2)
     batch = fake_batch(opponents.spec, [3], opponents.reads)
     opponents.wanted = frozenset({keys.JOINT_ACTION})

@@ -40,8 +40,8 @@ from marlkit.training.learner import Learner
 
 N = 8
 NOTHING = TensorDict({}, batch_size=[])
-NOBODY: Any = None
-"""Stands for a component that nobody asks."""
+UNUSED: Any = None
+"""Stands for a component that is not used."""
 
 
 # --- a critic of four numbers per agent -----------------------------------------------------------------------------------
@@ -140,13 +140,13 @@ class Trial:
         self.critic = critic(spec)
         self.step = FittedUpdate(spec, problem, steps, agents)
         self.update = PdhgUpdate(spec, step=self.step, **options)
-        self.update.attach(NOBODY, self.critic)
+        self.update.attach(UNUSED, self.critic)
         self.start = self.copies()
         self.minimise = Descent(self.critic)
 
     def run(self) -> dict[str, float]:
         """One update."""
-        learning = Learning(NOBODY, self.critic, NOBODY, self.minimise, 0.0)
+        learning = Learning(UNUSED, self.critic, UNUSED, self.minimise, 0.0)
         return {name: value.item() for name, value in self.update.update(NOTHING, learning).items()}
 
     def copies(self) -> np.ndarray[Any, Any]:
@@ -624,8 +624,8 @@ def test_the_critic_agreed_on_fits_the_mean_of_the_targets_and_the_gap_shrinks()
                 return {}
 
         update = PdhgUpdate(SPEC, step=RegressionUpdate(), topology=topology, penalty=3.0)
-        update.attach(NOBODY, critic)
-        learning = Learning(NOBODY, critic, NOBODY, Descent(critic, 0.03), 0.0)
+        update.attach(UNUSED, critic)
+        learning = Learning(UNUSED, critic, UNUSED, Descent(critic, 0.03), 0.0)
         gaps[topology] = [update.update(rows, learning)["consensus/gap"].item() for _ in range(5)]
         found[topology] = critic.predict(rows).detach()
     assert (found["none"] - own).abs().max() < 0.2

@@ -291,12 +291,12 @@ def test_accepted_step_is_the_longest_that_stays_inside_and_gains(
 
 
 @pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("fault", ["zero advantage", "advantage that is no number", "nobody alive"])
+@pytest.mark.parametrize("fault", ["zero advantage", "advantage that is no number", "no agent alive"])
 @pytest.mark.parametrize("sequential", [False, True])
 def test_policy_stays_bit_for_bit_where_there_is_no_step(spec: TeamSpec, fault: str, sequential: bool) -> None:
     actor = StochasticActor(spec, hidden=[7], share="none", output_gain=1.0)
     batch = batch_of(actor)
-    if fault == "nobody alive":
+    if fault == "no agent alive":
         batch[keys.ALIVE].zero_()
     else:
         batch[keys.ADVANTAGE].fill_(math.nan if "number" in fault else 0.0)

@@ -52,7 +52,7 @@ EVERY_STEP = [pytest.param(cls, options, id=cls.__name__) for cls, options in ST
 @pytest.mark.parametrize("share", ["all", "none"])
 @pytest.mark.parametrize("cls", [PpoClipUpdate, PolicyGradientUpdate])
 def test_first_gradient_is_the_policy_gradient(spec: TeamSpec, share: Any, cls: type[Update]) -> None:
-    """PPO-1: at the policy that collected, the ratio is 1 and the clip asleep."""
+    """PPO-1: at the policy that collected, the ratio is 1 and the clip has no effect."""
     actor = StochasticActor(spec, hidden=[7], share=share, output_gain=1.0)
     batch = batch_of(actor).apply(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
     actor.double()
@@ -194,7 +194,7 @@ def test_every_epoch_sees_every_step_once(size: int | None, counts: list[int], c
     for seen in epochs:
         assert sorted(seen) == list(range(B * T))
     if size is not None and size < B * T:
-        assert epochs[0] != epochs[1] != epochs[2], "every epoch is shuffled anew"
+        assert epochs[0] != epochs[1] != epochs[2], "every epoch is shuffled again"
 
 
 def test_sequences_stay_whole_and_in_order() -> None:
@@ -225,7 +225,7 @@ class MovingStep(Update):
         self.turns: list[tuple[str, list[int], Tensor]] = []
 
     def update(self, batch: TensorDictBase, learning: Learning) -> Metrics:
-        raise AssertionError("nobody asked for a simultaneous update")
+        raise AssertionError("no simultaneous update was requested")
 
     def prepare(self, batch: TensorDictBase, learning: Learning) -> TensorDictBase:
         return batch.clone()
@@ -301,7 +301,7 @@ class WatchedStep(Update):
         self.attached += [actor, critic]
 
     def update(self, batch: TensorDictBase, learning: Learning) -> Metrics:
-        raise AssertionError("nobody asked for a simultaneous update")
+        raise AssertionError("no simultaneous update was requested")
 
     def prepare(self, batch: TensorDictBase, learning: Learning) -> TensorDictBase:
         return self.inner.prepare(batch, learning)
@@ -330,7 +330,7 @@ class WatchedStep(Update):
 def test_a_policy_moves_in_its_own_turn_only(
     spec: TeamSpec, weight_decay: float, cls: type[Update], options: dict[str, Any]
 ) -> None:
-    """Adam's momentum of earlier turns and its weight decay move nobody whose turn it is not."""
+    """Adam's momentum of earlier turns and its weight decay move no agent outside its turn."""
     torch.manual_seed(0)
     actor = StochasticActor(spec, hidden=[7], share="none")
     owners = Counter(id(parameter) for agent in range(N) for parameter in actor.agent_parameters([agent]))

@@ -56,7 +56,7 @@ def component(found: Combination, path: str, spec: TeamSpec) -> Any:
 
 
 def learner_of(found: Combination, seed: int) -> Learner:
-    """A learner outside Lightning: what it would ask of the trainer stands here."""
+    """A learner outside Lightning, with the attributes of the trainer that it uses."""
     torch.manual_seed(seed)
     spec = SPECS[found.actions]
     env = ScriptedEnvironment(spec, random_script(spec, envs=3, steps=3 * STEPS))
@@ -113,7 +113,7 @@ def different(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("found", TRIED, ids=lambda found: found.name)
-def test_what_is_accepted_trains_and_resumes_exactly(found: Combination) -> None:
+def test_accepted_combinations_train_and_resume_exactly(found: Combination) -> None:
     with rng.isolated(0):
         learner = learner_of(found, seed=1)
         before = copy.deepcopy(learner.state_dict())
@@ -133,7 +133,7 @@ def test_what_is_accepted_trains_and_resumes_exactly(found: Combination) -> None
 
 
 @pytest.mark.parametrize("actions", sorted(SPECS))
-def test_what_is_refused_is_refused_in_words_that_help(actions: str) -> None:
+def test_refused_combinations_have_messages_with_a_remedy(actions: str) -> None:
     for found in (found for found in REFUSED if found.actions == actions):
         for problem in check_fit(found):
             named = {entry.name for entry in found.entries.values()} & set(problem.message.replace("`", " ").split())
@@ -141,6 +141,6 @@ def test_what_is_refused_is_refused_in_words_that_help(actions: str) -> None:
             assert problem.remedy, problem
 
 
-def test_the_page_says_what_fits() -> None:
+def test_the_page_lists_the_accepted_combinations() -> None:
     page = Path(__file__).parents[2] / "docs" / "combinations.md"
     assert page.read_text(encoding="utf-8") == combinations.document(), "run `make combinations`"

@@ -1,4 +1,4 @@
-"""`extends` and overrides: what changes, what is kept, and what is dropped with a note."""
+"""`extends` and overrides: changes, kept options, and options dropped with a note."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _load(file: Path, *overrides: str) -> Recipe:
     return load_recipe(file, overrides, folders=[DATA])
 
 
-def test_change_of_type_keeps_what_the_new_one_takes_and_says_what_it_dropped(tmp_path: Path) -> None:
+def test_change_of_type_keeps_the_options_of_the_new_one_and_notes_the_dropped_ones(tmp_path: Path) -> None:
     text = TEAM.replace("critic: centralised", "critic: {type: marginalised, samples: 7, hidden: [9], share: none}")
     recipe = read(tmp_path, text, ["critic=local"])
     assert recipe.config.critic.type == "local"

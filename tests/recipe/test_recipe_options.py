@@ -1,4 +1,4 @@
-"""What a value in a recipe may be, and how it is described."""
+"""The valid values of options, and their descriptions."""
 
 from __future__ import annotations
 

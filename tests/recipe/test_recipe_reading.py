@@ -1,4 +1,4 @@
-"""Reading one recipe: what is filled in, what is refused, and where the message points."""
+"""Reading one recipe: defaults, refusals, and the place that a message names."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_missing_blank_after_a_colon(tmp_path: Path, old: str, new: str, line: i
     assert only.remedy == f"Write `{found.replace(':', ': ')}`."
 
 
-def test_what_stands_behind_a_missing_blank_is_checked_too(tmp_path: Path) -> None:
+def test_values_after_a_missing_blank_are_checked_too(tmp_path: Path) -> None:
     blank, value = problems(tmp_path, TEAM.replace("lr: 3e-4", "lr:-1.5"))
     assert "`lr:-1.5` has no blank" in blank.message
     assert (value.where, value.line) == ("optimizer.lr", 10)

@@ -1,4 +1,4 @@
-"""The shipped recipes: flat, complete, commented, related as they claim, and running wherever they may be swapped to."""
+"""The shipped recipes: flat, complete, commented, related as described, and running after every swap that fits."""
 
 from __future__ import annotations
 
@@ -160,9 +160,7 @@ def test_variant_trains_and_changes_the_parameters(overrides: list[str], tmp_pat
         ("mappo", ["actor.uniform_share=0.1"], r"actor\.uniform_share: mixes in discrete actions"),
     ],
 )
-def test_what_would_train_nothing_or_something_else_is_refused_before_it_starts(
-    name: str, overrides: list[str], message: str
-) -> None:
+def test_options_that_would_train_nothing_or_something_else_are_refused(name: str, overrides: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         dry_run(load_recipe(name, overrides))
 
@@ -172,7 +170,7 @@ def test_an_opponent_model_whose_keys_are_not_read_fits() -> None:
 
 
 def test_lagging_targets_keep_value_targets_in_bounds(tmp_path: Path) -> None:
-    """GAE with a copy of the critic: an error that added up along the chain would grow a hundredfold in a few iterations."""
+    """GAE with a copy of the critic: an error accumulated along the recursion would grow a hundredfold in a few iterations."""
     tiny = ["env.num_envs=8", "update.minibatch_size=400", "trainer.iterations=4", "trainer.video=false"]
     overrides = ["targets={type: hard, interval: 200}", *tiny, "trainer.evaluation_episodes=2"]
     folder = run.train(load_recipe("mappo", overrides), tmp_path, progress=False)

@@ -1,4 +1,4 @@
-"""Lightning callbacks of one's own: what they see, what they may end, and what of them is saved."""
+"""A user's Lightning callbacks: the metrics that they receive, early stopping, and their saved state."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tiny(*overrides: str) -> Recipe:
 
 
 class Diary(Callback):
-    """Notes the metrics of every iteration, and remembers how many there were."""
+    """Stores the metrics of every iteration, and counts the iterations."""
 
     def __init__(self) -> None:
         self.notes: list[dict[str, float]] = []
@@ -52,7 +52,7 @@ def saved(folder: Path) -> dict[str, Any]:
 
 
 def flat(state: Any) -> list[Any]:
-    """All numbers of a checkpoint's part, in order."""
+    """All numbers of a part of a checkpoint, in order."""
     if isinstance(state, torch.Tensor):
         return state.flatten().tolist()
     if isinstance(state, (dict, list, tuple)):
@@ -73,7 +73,7 @@ def test_a_callback_sees_every_metric_of_every_iteration(tmp_path: Path) -> None
     assert diary.notes[2]["evaluation/return"] == diary.notes[1]["evaluation/return"]
 
 
-def test_early_stopping_leaves_a_whole_run_that_can_go_on(tmp_path: Path) -> None:
+def test_early_stopping_leaves_a_complete_run_that_can_resume(tmp_path: Path) -> None:
     enough = EarlyStopping("evaluation/return", mode="max", stopping_threshold=-100.0)
     folder = marlkit.train(tiny(), tmp_path, progress=False, callbacks=[enough])
     assert saved(folder)["marlkit"]["iteration"] == 1
@@ -85,7 +85,7 @@ def test_early_stopping_leaves_a_whole_run_that_can_go_on(tmp_path: Path) -> Non
         assert flat(saved(folder)[part]) == flat(saved(whole)[part])
 
 
-def test_what_a_callback_remembers_is_saved_as_the_iteration_left_it(tmp_path: Path) -> None:
+def test_the_state_of_a_callback_is_saved_as_of_the_end_of_the_iteration(tmp_path: Path) -> None:
     enough = EarlyStopping("frames", mode="max", stopping_threshold=3 * 32 - 1)
     folder = marlkit.train(tiny(), tmp_path, progress=False, callbacks=[Diary(), enough])
     assert saved(folder)["callbacks"]["Diary"] == {"count": 3}
@@ -109,7 +109,7 @@ def test_a_resumed_callback_sees_what_the_one_before_it_saw(tmp_path: Path) -> N
     assert "evaluation/return" in second.notes[0]
 
 
-def test_a_callback_that_remembers_more_than_plain_data_is_named(tmp_path: Path) -> None:
+def test_a_callback_whose_state_is_more_than_plain_data_is_named(tmp_path: Path) -> None:
     diary = Diary()
     diary.state_dict = lambda: {"count": object()}  # type: ignore[method-assign]
     with pytest.raises(CheckpointError, match=r"not saved: `checkpoint\['callbacks'\]\['Diary'\]\['count'\]` is a object"):

@@ -170,14 +170,14 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, archive: bo
         ({Path("x"): 1}, r"is a \w*Path"),
     ],
 )
-def test_what_could_not_be_loaded_again_is_not_saved(tmp_path: Path, value: dict[Any, Any], where: str) -> None:
+def test_values_that_could_not_be_loaded_are_not_saved(tmp_path: Path, value: dict[Any, Any], where: str) -> None:
     path = tmp_path / "last.ckpt"
     with pytest.raises(CheckpointError, match=where):
         save_checkpoint(value, path)
     assert not path.exists()
 
 
-def test_missing_keys_a_folder_and_a_missing_file_get_clear_answers(tmp_path: Path) -> None:
+def test_missing_keys_a_folder_and_a_missing_file_give_clear_errors(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     save_checkpoint({"epoch": 1}, path)
     with pytest.raises(CheckpointError, match="it lacks state_dict, recipe"):

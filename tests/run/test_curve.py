@@ -1,4 +1,4 @@
-"""Learning curves: what is drawn, from which numbers."""
+"""Learning curves: the lines and panels drawn from given numbers."""
 
 from __future__ import annotations
 

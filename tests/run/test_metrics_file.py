@@ -75,7 +75,7 @@ def test_resuming_drops_the_resumed_iteration_and_all_later_ones(tmp_path: Path)
     assert path.read_text() == "iteration,x,y\n0,0.0,\n1,1.0,\n2,2.0,\n3,30.0,\n4,40.0,1.0\n"
 
 
-def test_starting_anew_replaces_an_older_file(tmp_path: Path) -> None:
+def test_a_new_training_replaces_an_older_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     write(path, {i: {"x": 1.0} for i in range(5)})
     write(path, {0: {"y": 2.0}})
@@ -83,7 +83,7 @@ def test_starting_anew_replaces_an_older_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", range(len("2,0.125,4.5\n")))
-def test_a_half_written_last_row_is_passed_over(tmp_path: Path, kept: int) -> None:
+def test_a_half_written_last_row_is_skipped(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "metrics.csv"
     whole = "iteration,a,b\n0,1.0,2.0\n1,3.0,4.0\n"
     path.write_text(whole + "2,0.125,4.5\n"[:kept])
@@ -142,13 +142,13 @@ def test_a_row_needs_its_iteration(tmp_path: Path) -> None:
         (b"\xff\xfe\x00", "no metrics can be read"),
     ],
 )
-def test_a_foreign_file_gets_a_clear_answer(tmp_path: Path, content: bytes, message: str) -> None:
+def test_another_file_gives_a_clear_error(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "metrics.csv"
     path.write_bytes(content)
     with pytest.raises(RunError, match=message):
         read_metrics(path)
 
 
-def test_a_missing_file_gets_a_clear_answer(tmp_path: Path) -> None:
+def test_a_missing_file_gives_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no metrics can be read"):
         read_metrics(tmp_path / "metrics.csv")

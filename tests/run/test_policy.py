@@ -98,7 +98,7 @@ def test_list_and_mapping_and_tensor_are_the_same_observations(policy: Policy) -
 
 
 def test_each_agent_acts_on_its_own_observation_only(policy: Policy) -> None:
-    """Over three steps of an episode, so that a memory would have time to be mixed up."""
+    """Over three steps of an episode, so that hidden states could be mixed up."""
     steps = [observations(policy, seed=seed) for seed in range(3)]
     expected = [policy(step) for step in steps]
     for agent in range(policy.spec.n_agents):
@@ -175,7 +175,7 @@ def test_observations_that_do_not_fit_are_refused(policy: Policy) -> None:
 
 
 def test_an_observation_of_another_agents_size_is_refused(policy: Policy) -> None:
-    """It would be padded to something that the agent never saw."""
+    """Padding would turn it into an observation that does not occur."""
     sizes = policy.spec.own_observation_sizes
     if len(set(sizes)) == 1:
         pytest.skip("all agents see as much")
@@ -197,7 +197,7 @@ def episode_returns(env: Environment, policy: Policy, steps: int) -> Tensor:
     return total
 
 
-def test_an_episode_by_hand_returns_what_evaluation_says(folder: Path, policy: Policy) -> None:
+def test_an_episode_by_hand_has_the_return_of_the_evaluation(folder: Path, policy: Policy) -> None:
     recipe = load_recipe(folder / "recipe.yaml")
     said = run.evaluate(folder, episodes=7)
     seed = recipe.seed + EVALUATION_SEED

@@ -1,4 +1,4 @@
-"""Memory that a process keeps, counted in the pages that the system had to hand out."""
+"""Memory that a process keeps, counted in the pages that the system allocated."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_freed_blocks_are_used_again() -> None:
     if kept == "False":
         pytest.skip("of the GNU C library")
     assert blocks < 3
-    # Why it is needed: by default the system hands out each of the ten anew.
+    # Why it is needed: by default the system allocates new pages for each of the ten.
     _, by_default = blocks_handed_out("None")
     assert by_default > blocks
 
@@ -50,7 +50,7 @@ class Knot:
         self.itself = self
 
 
-def test_what_is_there_is_left_alone_until_the_end_whatever_happens() -> None:
+def test_existing_objects_are_excluded_until_the_end_also_after_an_error() -> None:
     knot = Knot()
     reference = weakref.ref(knot)
 

@@ -1,4 +1,4 @@
-"""The progress bar: what it shows on a terminal, in a log file, after a resume and on other ranks."""
+"""The progress bar: on a terminal, in a log file, after a resume and on other ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from marlkit.run.progress import IterationProgress
 
 
 class Clock:
-    """Seconds that pass only when told."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.seconds = 100.0
@@ -53,7 +53,7 @@ def lines(iterations: range, total: int, seconds: float, **options: Any) -> list
     return output.getvalue().splitlines()
 
 
-def test_without_a_terminal_a_line_is_written_now_and_then_and_at_the_end() -> None:
+def test_without_a_terminal_a_line_is_written_at_intervals_and_at_the_end() -> None:
     assert lines(range(5), 5, seconds=20.0, seconds_between_lines=30.0) == [
         "iteration 2/5  return 1  61,234 frames/s  elapsed 0:00:40  left 0:01:00",
         "iteration 4/5  return 3  evaluation 3.5  61,234 frames/s  elapsed 0:01:20  left 0:00:20",

@@ -77,7 +77,7 @@ ENDED = torch.tensor([[[1, 0, 1], [0, 0, 1]], [[0, 0, 0], [0, 1, 0]]], dtype=tor
 
 
 def rollout(rank: int) -> TensorDict:
-    """Two environments, three steps and two agents, who are paid the same."""
+    """Two environments, three steps and two agents with the same reward."""
     reward = torch.arange(6.0).reshape(2, 3) + 10 * rank
     batch = TensorDict({}, batch_size=[2, 3])
     batch.set(keys.REWARD, reward.reshape(2, 3, 1, 1).expand(2, 3, 2, 1).clone())
@@ -85,7 +85,7 @@ def rollout(rank: int) -> TensorDict:
 
 
 def facts(ranks: Ranks) -> dict[str, Any]:
-    """What one of two ranks finds."""
+    """The results on one of two ranks."""
     values, alive = VALUES[ranks.index], ALIVE[ranks.index]
     normaliser = ValueNormaliser(enabled=True).double()
     normaliser.update(values, ranks)
@@ -211,7 +211,7 @@ RUN = [
 
 
 def overrides(name: str, *extra: str) -> list[str]:
-    """Those that the components of a recipe know."""
+    """Those of the options that the components of a recipe have."""
     entries = load_recipe(name).entries
     split = [(text, *text.partition("=")[0].rpartition(".")[::2]) for text in RUN]
     return [*(text for text, path, option in split if path in entries and option in entries[path].options), *extra]
@@ -249,8 +249,8 @@ def last(folder: Path) -> dict[str, Any]:
     return load_checkpoint(folder / "checkpoints" / LAST)
 
 
-def test_ranks_stop_together_when_a_callback_says_so(tmp_path: Path) -> None:
-    """Only the first rank evaluates; the others would train on, and wait for it for ever."""
+def test_ranks_stop_together_when_a_callback_stops_the_training(tmp_path: Path) -> None:
+    """Only the first rank evaluates; the others would continue, and wait for it without end."""
     (tmp_path / "script.py").write_text(STOPS_EARLY)
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "runs"), *overrides("mappo", "trainer.iterations=6")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment(), check=False)
@@ -280,7 +280,7 @@ def test_two_ranks_stopped_and_resumed_equal_two_that_were_not(name: str, tmp_pa
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one rank that says it was one of two."""
+    """A run of one rank whose checkpoint is marked as one of two."""
     given = overrides("mappo", "trainer.iterations=1", "trainer.devices=1")
     folder = run.train(load_recipe("mappo", given), tmp_path_factory.mktemp("runs"), progress=False)
     saved = last(folder)
@@ -320,7 +320,7 @@ def children(process: int) -> Sequence[int]:
 
 
 def runs(process: int) -> bool:
-    """Whether a process does anything still; one whose parent is dead may stay in the table."""
+    """Whether a process still runs; a zombie may remain in the process table."""
     status = Path(f"/proc/{process}/stat")
     try:
         return status.read_text().rpartition(")")[2].split()[0] != "Z"
@@ -331,7 +331,7 @@ def runs(process: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the second rank in /proc")
 @pytest.mark.parametrize("victim", [0, 1])
-def test_the_death_of_a_rank_stops_the_run(victim: int, tmp_path: Path) -> None:
+def test_the_failure_of_a_rank_stops_the_run(victim: int, tmp_path: Path) -> None:
     given = overrides("mappo", "trainer.iterations=100000", "trainer.evaluation_interval=0", "--root", str(tmp_path))
     command = [sys.executable, "-m", "marlkit", "train", "mappo", *given, "--no-progress"]
     with (tmp_path / "log").open("w") as log:

@@ -1,4 +1,4 @@
-"""Where the time goes: shares while training, a table at the end."""
+"""Times of the steps: shares during training, a table at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Versions: what is named, what must not be imported, and whose commit it is."""
+"""Versions: the packages listed, no import of simulators, and the right commit."""
 
 from __future__ import annotations
 

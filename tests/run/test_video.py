@@ -61,7 +61,7 @@ def test_large_frames_are_shrunk_in_proportion(tmp_path: Path) -> None:
         ([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)], "differ in size"),
     ],
 )
-def test_what_is_no_video_is_an_error(tmp_path: Path, frames: list[Frame], message: str) -> None:
+def test_invalid_frames_are_an_error(tmp_path: Path, frames: list[Frame], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         write_gif(frames, tmp_path / "team.gif", fps=10)
     assert not (tmp_path / "team.gif").exists()

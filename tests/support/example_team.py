@@ -58,13 +58,13 @@ class TinyEnvironment(Environment):
 
 
 class UntoldEnvironment(TinyEnvironment):
-    """Its source does not tell which actions it has, nor whether rewards are pooled."""
+    """Its source determines neither the kind of actions nor whether rewards are pooled."""
 
     contract = Contract(writes=(*KEYS, When("discrete", (keys.ACTION_MASK,)), When("continuous", (keys.ACTION_DIMS,))))
 
 
 class RecurrentActor(StochasticActor):
-    """Reads what it wrote at the step before."""
+    """Reads the keys that it wrote at the previous step."""
 
     contract = Contract(
         reads=(keys.OBSERVATION, keys.HIDDEN),
@@ -128,7 +128,7 @@ class ClosedCritic(LocalCritic):
 
 
 class SilentCritic(Critic):
-    """Writes a value and has it regressed on nothing."""
+    """Writes a value and predicts no key."""
 
     contract = Contract(reads=(keys.OBSERVATION,), writes=(keys.STATE_VALUE,))
 
@@ -148,4 +148,4 @@ class WholeTeamUpdate(Update):
 
 
 class NotAComponent:
-    """Extends nothing of marlkit's."""
+    """Extends no class of marlkit."""

@@ -1,4 +1,4 @@
-"""Convex costs ``f_i(w) = (w - t_i)' A_i (w - t_i) / 2`` of some agents, whose optima numpy knows."""
+"""Convex costs ``f_i(w) = (w - t_i)' A_i (w - t_i) / 2`` of some agents, whose optima NumPy computes."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def tiny(name: str) -> Recipe:
 
 
 class WithStream(Ranks):
-    """A single rank that draws in common what several would."""
+    """A single rank that makes the common draws of several."""
 
     @contextmanager
     def common(self) -> Iterator[None]:
@@ -79,7 +79,7 @@ def played(recipe: Recipe) -> tuple[TensorDict, TeamSpec]:
 
 
 def learnt(recipe: Recipe, spec: TeamSpec, batch: TensorDict, ranks: Ranks) -> dict[str, Any]:
-    """Parameters and statistics after some updates, where no row's random numbers depend on the rows beside it."""
+    """Parameters and statistics after some updates, where no row's random numbers depend on other rows."""
     fixed: list[AbstractContextManager[Any]] = [
         mock.patch.object(torch, "randint", lambda high, size, **_: torch.zeros(size, dtype=torch.int64)),
         mock.patch.object(torch, "rand_like", lambda tensor: torch.full_like(tensor, 0.5)),

@@ -1,4 +1,4 @@
-"""Recipes for the tests of the recipe layer, and what is wrong with them."""
+"""Recipes for the tests of the recipe layer, and their problems."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ update:
   minibatch_size: 40
 optimizer: {type: adam, lr: 3e-4}
 """
-"""A recipe in order; the tests change one line of it."""
+"""A valid recipe; the tests change one line of it."""
 
 
 def read(folder: Path, text: str = TEAM, overrides: Sequence[str] = (), *, fit: bool = True) -> Recipe:
@@ -35,14 +35,14 @@ def read(folder: Path, text: str = TEAM, overrides: Sequence[str] = (), *, fit: 
 
 
 def problems(folder: Path, text: str = TEAM, overrides: Sequence[str] = ()) -> tuple[Problem, ...]:
-    """What is wrong with a recipe."""
+    """The problems of a recipe."""
     with pytest.raises(RecipeError) as caught:
         read(folder, text, overrides)
     return caught.value.problems
 
 
 def problem(folder: Path, text: str = TEAM, overrides: Sequence[str] = ()) -> Problem:
-    """The only thing that is wrong with a recipe."""
+    """The only problem of a recipe."""
     found = problems(folder, text, overrides)
     assert len(found) == 1, "\n".join(map(str, found))
     return found[0]

@@ -1,4 +1,4 @@
-"""Recorded functions held against the functions themselves."""
+"""Comparison of recorded functions with the functions themselves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from marlkit.recorder.recording import Recording, preserved, record
 
 
 def agree(function: Callable[..., Any], inputs: list[list[Tensor]], varying: list[Tensor]) -> Recording:
-    """Record at the first inputs; at all of them, replay and function give the same bits, in results and in what varies."""
+    """Record at the first inputs; at all of them, replay and function give the same bits, in results and in changed tensors."""
     recording = record(function, inputs[0], varying, undo=True)
     for each in inputs:
         with preserved(varying):
@@ -29,7 +29,7 @@ def agree(function: Callable[..., Any], inputs: list[list[Tensor]], varying: lis
 
 
 def same(found: Any, expected: Any) -> None:
-    """Equal structures of equal things; tensors bit by bit, types and shapes included."""
+    """Equality of nested structures; of tensors bit by bit, types and shapes included."""
     here, there = pytree.tree_flatten(found), pytree.tree_flatten(expected)
     assert here[1] == there[1]
     for one, other in zip(here[0], there[0], strict=True):

@@ -1,4 +1,4 @@
-"""An environment that plays a script, and a training in memory: for tests that have to know what happens when."""
+"""An environment that plays a script, and a training in memory: for tests that need to determine what happens at each step."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Script:
 
 
 def random_script(spec: TeamSpec, envs: int, steps: int, *, seed: int = 0, ends: float = 0.3) -> Script:
-    """Random observations and rewards; an episode ends at a step with probability ``ends``, in either way."""
+    """Random observations and rewards; an episode ends at a step with probability ``ends``, terminated or truncated."""
     draw = torch.Generator().manual_seed(seed)
     ended = torch.rand(steps, envs, 1, generator=draw) < ends
     truly = torch.rand(steps, envs, 1, generator=draw) < 0.5
@@ -142,7 +142,7 @@ def learner_of(
     optimizer: AdamOptimizer | None = None,
     iterations: int = 10,
 ) -> Learner:
-    """A learner of these components; what is not given is the plainest there is."""
+    """A learner of these components; those not given are the simplest ones."""
     return Learner(
         env=env,
         actor=actor,
@@ -158,7 +158,7 @@ def learner_of(
 
 
 def fit(learner: Learner, iterations: int) -> None:
-    """Train for some iterations and leave nothing behind."""
+    """Train for some iterations without writing files."""
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_epochs=iterations,

@@ -1,4 +1,4 @@
-"""Shipped recipes made tiny, runs of them that die on purpose, and what is left of a run."""
+"""Shipped recipes made tiny, runs that fail on purpose, and the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL = [
     "trainer.iterations=4", "trainer.evaluation_interval=2", "trainer.evaluation_episodes=2", "trainer.video=false",
     "trainer.checkpoint_seconds=0",
 ]  # fmt: skip
-"""Overrides that make a recipe tiny; each recipe takes those that its components know."""
+"""Overrides that make a recipe tiny; each recipe takes those that its components have."""
 GRU = ["actor.body=gru", "actor.sequence_length=5"]
 
 
@@ -39,11 +39,11 @@ def small(name: str, *extra: str) -> list[str]:
 
 
 class KilledError(Exception):
-    """Stands for the death of the process."""
+    """Stands for the end of the process by a kill."""
 
 
 def killed_at(iteration: int, monkeypatch: pytest.MonkeyPatch, death: type[BaseException] = KilledError) -> None:
-    """Die in the middle of an iteration, after collecting."""
+    """Fail in the middle of an iteration, after collecting."""
     annotate = Learner.annotate
 
     def dying(self: Learner, batch: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""An actor's batch without an environment, and optimiser steps that remember what they were given."""
+"""An actor's batch without an environment, and optimiser steps that store their inputs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def batch_of(actor: Actor, seed: int = 0, shape: tuple[int, ...] = (B, T)) -> Te
 
 
 def log_probs(actor: StochasticActor, batch: TensorDictBase) -> Tensor:
-    """``log pi_i(a_i | o_i)`` ``[*, N]``, written out from the actor's network and not from its distribution."""
+    """``log pi_i(a_i | o_i)`` ``[*, N]``, computed from the actor's network instead of its distribution."""
     outputs = actor.network(batch[keys.OBSERVATION])
     action = batch[keys.ACTION]
     if actor.spec.discrete:
@@ -52,7 +52,7 @@ def log_probs(actor: StochasticActor, batch: TensorDictBase) -> Tensor:
 
 
 class Descent:
-    """A ``minimise`` that takes plain gradient steps and remembers losses and gradients."""
+    """A ``minimise`` that takes plain gradient steps and stores losses and gradients."""
 
     def __init__(self, module: nn.Module, lr: float = 0.0) -> None:
         self.parameters = list(module.parameters())

@@ -1,4 +1,4 @@
-"""What values are bootstrapped with: the online networks, or copies that follow them, buffers and counters included."""
+"""The networks of bootstrap values: the online ones, or copies that follow them, with buffers and counters."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def differ(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 def move(*online: nn.Module) -> None:
-    """Every parameter and every buffer becomes another number."""
+    """Change every parameter and every buffer."""
     for module in online:
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.data += torch.rand_like(tensor) + 0.1
@@ -73,7 +73,7 @@ def test_online_targets_are_the_networks_themselves() -> None:
     targets.follow(["actor", "critic"])
 
 
-def test_soft_copies_go_a_share_of_the_way_at_every_step() -> None:
+def test_soft_copies_move_by_tau_at_every_step() -> None:
     actor, critic = networks()
     targets = SoftTargets(SPEC, tau=0.25)
     targets.track(actor, critic)
@@ -149,7 +149,7 @@ def test_copies_follow_the_steps_of_a_training() -> None:
     assert not differ(state(trained.targets.critic()), state(trained.critic))
 
 
-def test_an_update_of_the_critic_alone_leaves_the_policy_where_it_is() -> None:
+def test_an_update_of_the_critic_alone_does_not_move_the_policy() -> None:
     trained = learner(SoftTargets(SPEC, tau=1.0))
     trained.manual_backward = lambda loss, *_, **__: loss.backward()  # type: ignore[method-assign]
     optimizer = trained.configure_optimizers()
@@ -184,7 +184,7 @@ def test_copies_and_counters_resume(kind: Any, tmp_path: Path) -> None:
         second.follow(["actor", "critic"])
 
 
-def test_a_soft_copy_of_what_is_no_fraction_is_equal() -> None:
+def test_a_soft_copy_of_an_integer_tensor_is_equal() -> None:
     actor, critic = networks()
     critic.register_buffer("count", torch.tensor(3))
     targets = SoftTargets(SPEC, tau=0.5)
@@ -210,7 +210,7 @@ def test_soft_copies_are_bit_for_bit_those_of_one_tensor_at_a_time() -> None:
 
 @pytest.mark.parametrize("targets", [SoftTargets(SPEC, tau=1.0), HardTargets(SPEC, interval=1)], ids=["soft", "hard"])
 @pytest.mark.parametrize("how", ["moved", "assigned"])
-def test_tensors_that_a_network_exchanges_are_followed_still(targets: Any, how: str) -> None:
+def test_tensors_that_a_network_replaces_are_still_followed(targets: Any, how: str) -> None:
     actor, critic = networks()
     targets.track(actor, critic)
     targets.follow(["actor", "critic"])

@@ -41,7 +41,7 @@ TEAM = TeamSpec(3, 4, Discrete(3), state=5, team_reward=True, action_sizes=(3, 2
 
 
 def critic_of_table(table: list[list[float]]) -> CounterfactualCritic:
-    """A linear critic that says ``Q(a_1, a_2) = table[a_1][a_2]`` of two agents; the table is symmetric."""
+    """A linear critic ``Q(a_1, a_2) = table[a_1][a_2]`` of two agents; the table is symmetric."""
     spec = TeamSpec(2, 1, Discrete(2), team_reward=True)
     critic = CounterfactualCritic(spec, hidden=[], agent_id=False, value_norm=False)
     for parameter in critic.parameters():
@@ -107,7 +107,7 @@ def plain_q(critic: CounterfactualCritic, batch: TensorDictBase, row: tuple[int,
 def seen(spec: TeamSpec, critic: Critic, views: int, size: tuple[int, ...] = (4,)) -> TensorDict:
     batch = fake_batch(spec, size, critic.reads)
     joint = batch[keys.ACTION].unsqueeze(-2).repeat(*[1] * len(size), views, 1)
-    if views > 1:  # everybody knows its own action and believes something of the others'
+    if views > 1:  # every agent's own action, and its beliefs about the others'
         own = torch.eye(spec.n_agents, dtype=torch.bool)
         joint = torch.where(own, joint, torch.randint(spec.action_features, joint.shape))
     return batch.set(keys.JOINT_ACTION, joint)
@@ -225,7 +225,7 @@ class EveryJointAction:
 
 
 def of_critic(game: EveryJointAction, seed: int) -> tuple[Tensor, Tensor]:
-    """Q of the action taken and the baseline, of a random critic, which knows nothing of the game."""
+    """Q of the action taken and the baseline, of a random critic, independent of the game."""
     torch.manual_seed(100 + seed)
     critic = CounterfactualCritic(TEAM, hidden=[5], own_observation=True, value_norm=False).double()
     with torch.no_grad():
@@ -246,7 +246,7 @@ def test_the_baseline_adds_nothing_to_the_expected_gradient(seed: int, share: fl
 
 @pytest.mark.parametrize("agent", range(3))
 def test_the_advantage_is_zero_on_average_whatever_the_others_do(agent: int) -> None:
-    """Under the policy that acts, uniform share included: another policy in the baseline would leave a rest."""
+    """Under the policy that acts, uniform share included: another policy in the baseline would leave a bias."""
     game = EveryJointAction(seed=4)
     value, baseline = of_critic(game, 4)
     advantage = (game.log_prob.detach().exp() * (value - baseline))[:, agent, 0]
@@ -286,7 +286,7 @@ def _replaced(joint: Tensor, agent: int) -> list[tuple[Tensor, ...]]:
     return found
 
 
-def test_the_baseline_makes_the_gradient_quieter() -> None:
+def test_the_baseline_reduces_the_variance_of_the_gradient() -> None:
     """On average over random tables of values that are far from zero, as returns are."""
     ratios = []
     for seed in range(6):
@@ -299,7 +299,7 @@ def test_the_baseline_makes_the_gradient_quieter() -> None:
 # --- the floor of the policy ----------------------------------------------------------------------------------------------
 
 
-def test_actor_plays_what_it_says_with_its_uniform_share() -> None:
+def test_actor_plays_its_stored_distribution_with_the_uniform_share() -> None:
     torch.manual_seed(0)
     actor = StochasticActor(TEAM, hidden=[4], output_gain=2.0, uniform_share=0.5, uniform_share_end=0.1)
     batch = fake_batch(TEAM, [6], actor.reads)
@@ -319,7 +319,7 @@ def test_actor_plays_what_it_says_with_its_uniform_share() -> None:
 
 
 def test_the_share_travels_with_the_policy() -> None:
-    """Copies of the policy, checkpoints among them, explore as it did; a policy without one keeps no state of it."""
+    """Copies and checkpoints of the policy keep the share; a policy without one has no state for it."""
     actor = StochasticActor(TEAM, uniform_share=0.5, uniform_share_end=0.0)
     actor.schedule(0.5)
     other = StochasticActor(TEAM, uniform_share=0.5, uniform_share_end=0.0)
@@ -358,13 +358,13 @@ def coma(script: Script, *, steps: int = T, interval: int = 200) -> Learner:
 
 
 def moved(learner: Learner) -> None:
-    """Online networks that are no longer what their copies are."""
+    """Online networks that differ from their copies."""
     for parameter in (*learner.actor.parameters(), *learner.critic.parameters()):
         parameter.data += torch.randn_like(parameter)
 
 
 def spied(learner: Learner) -> dict[tuple[float, ...], Tensor]:
-    """The actions that the policy will choose behind a cut, by the first agent's observation."""
+    """The actions that the policy chooses after a cut, by the first agent's observation."""
     chosen: dict[tuple[float, ...], Tensor] = {}
     policy = learner.actor
     original = policy.bootstrap
@@ -393,7 +393,7 @@ def next_values(batch: TensorDict, critic: CounterfactualCritic, chosen: dict[tu
         row = TensorDict({keys.STATE: following[keys.STATE][None], keys.JOINT_ACTION: action[None, None]}, batch_size=[1])
         for agent in range(N):
             found[b, t, agent] = plain_q(critic, row, (0,), agent)[action[agent]].item()
-    assert not chosen, "no other step was valued on an action that nobody took"
+    assert not chosen, "no other step was valued on an action that was not executed"
     return found
 
 
@@ -472,7 +472,7 @@ LR, ALONE = 3e-3, TeamSpec(1, 3, Discrete(4), team_reward=True)
 
 
 class RecordedData(RolloutData):
-    """Keeps what was played."""
+    """Stores the played steps."""
 
     def __init__(self, spec: TeamSpec, *, steps: int) -> None:
         super().__init__(spec, steps=steps)
@@ -553,7 +553,7 @@ def test_one_agent_is_a_q_actor_critic_with_the_policy_mean_as_value() -> None:
         torch.testing.assert_close(got.detach().double(), should.detach(), rtol=0, atol=1e-5)
 
 
-def test_action_features_are_what_the_critic_takes_in() -> None:
+def test_action_features_are_the_critics_inputs() -> None:
     """One-hot vectors of the padded length, so that a weight belongs to one action of one agent."""
     features = action_features(torch.tensor([[2, 0, 1]]), TEAM)
     assert features.tolist() == [[[0, 0, 1], [1, 0, 0], [0, 1, 0]]]

@@ -1,4 +1,4 @@
-"""The theorems of PERLA (Mguni et al.) by enumeration of every executed action and every tuple of K samples.
+"""The theorems of PERLA (Jafferjee et al. 2022) by enumeration of every executed action and every tuple of K samples.
 
 ``Q(a_i, a_-i)`` is marginalised to ``Qt(a_i) = E_{a_-i}[Q]`` and estimated by ``Qh_K(a_i)``, the mean over K samples of a_-i.
 """

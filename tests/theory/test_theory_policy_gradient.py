@@ -26,7 +26,7 @@ JOINT = list(itertools.product(range(ACTIONS), repeat=2))
 
 
 class TwoStepGame:
-    """Two agents, three states: the start leads to one of two middle states or ends; whatever is done there ends the game."""
+    """Two agents, three states: the start leads to one of two middle states or ends; every action there ends the game."""
 
     def __init__(self, seed: int) -> None:
         generator = np.random.default_rng(seed)

@@ -231,7 +231,7 @@ class OwnLayer(nn.Linear):
 
 
 class OwnNetwork(nn.Module):
-    """What somebody might write who has never heard of precisions."""
+    """A user's component without any code for precisions."""
 
     def __init__(self) -> None:
         super().__init__()
