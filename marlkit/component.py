@@ -24,7 +24,7 @@ from marlkit.keys import Key
 from marlkit.learning import Afterwards, Learning, Metrics, RunStep, at_once, run_directly
 from marlkit.nn.distributions import TeamDistribution
 from marlkit.nn.normalisers import ValueNormaliser
-from marlkit.options import CompileMode, problem_with
+from marlkit.options import CompileMode, problem_with, with_those_above
 from marlkit.spec import TeamSpec
 
 
@@ -47,14 +47,15 @@ class Runtime:
 def option_parameters(component: type) -> dict[str, inspect.Parameter]:
     """The options of a component class: its keyword-only constructor arguments, annotations resolved.
 
-    Where the constructor ends in ``**options``, it hands them to the one above it, whose options count too.
+    Where the constructor ends in ``**options``, it hands them to the one above it, whose options count too; each has its default
+    in the nearest constructor that names it.
     """
     found: dict[str, inspect.Parameter] = {}
     for constructor in (vars(cls)["__init__"] for cls in component.__mro__ if "__init__" in vars(cls)):
         hints = get_type_hints(constructor, include_extras=True)
         parameters = inspect.signature(constructor).parameters.values()
         own = {p.name: p.replace(annotation=hints.get(p.name, Any)) for p in parameters if p.kind is p.KEYWORD_ONLY}
-        found = own | found
+        found = with_those_above(found, own)
         if all(p.kind is not p.VAR_KEYWORD for p in parameters):
             break
     return found

@@ -11,9 +11,11 @@ import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from marlkit.contract import as_yaml
+
+_Option = TypeVar("_Option")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,14 @@ class Range:
         if self.below is not None and value >= self.below:
             return f"must be below {self.below:g}, got {value}"
         return None
+
+
+def with_those_above(own: Mapping[str, _Option], above: Mapping[str, _Option]) -> dict[str, _Option]:
+    """The options of a constructor that ends in ``**options``, and ``above`` those of the constructor that it hands them to.
+
+    New ones come first; one that it names again, with another default, keeps its place.
+    """
+    return {name: option for name, option in own.items() if name not in above} | dict(above) | dict(own)
 
 
 PositiveInt = Annotated[int, Range(at_least=1)]

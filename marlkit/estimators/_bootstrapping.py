@@ -38,10 +38,10 @@ class BootstrappingEstimator(Estimator):
 
     Args:
         spec: the team.
-        bootstrap: which value.
+        bootstrap: `state_value`, or `action_value` of the next action, without an advantage.
     """
 
-    def __init__(self, spec: TeamSpec, bootstrap: Bootstrap) -> None:
+    def __init__(self, spec: TeamSpec, *, bootstrap: Bootstrap = "state_value") -> None:
         super().__init__()
         self.spec = spec
         self.value: Key = {"state_value": keys.STATE_VALUE, "action_value": keys.ACTION_VALUE}[bootstrap]

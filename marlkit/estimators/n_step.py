@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from marlkit.contract import Contract
-from marlkit.estimators._bootstrapping import READS, WRITES, Bootstrap, BootstrappingEstimator
+from marlkit.estimators._bootstrapping import READS, WRITES, BootstrappingEstimator
 from marlkit.functional.returns import n_step_return
 from marlkit.options import Discount, PositiveInt
 from marlkit.spec import TeamSpec
@@ -20,15 +22,13 @@ class NStepEstimator(BootstrappingEstimator):
         spec: the team.
         gamma: discount factor; 0.9 to 0.999.
         n: number of rewards; 5 (EPyMARL) to 10 (PERLA).
-        bootstrap: `state_value`, or `action_value` of the next action, without an advantage.
+        options: those of :class:`BootstrappingEstimator`.
     """
 
     contract = Contract(reads=READS, writes=WRITES, needs={"data": ("on_policy",)})
 
-    def __init__(
-        self, spec: TeamSpec, *, gamma: Discount = 0.99, n: PositiveInt = 5, bootstrap: Bootstrap = "state_value"
-    ) -> None:
-        super().__init__(spec, bootstrap)
+    def __init__(self, spec: TeamSpec, *, gamma: Discount = 0.99, n: PositiveInt = 5, **options: Any) -> None:
+        super().__init__(spec, **options)
         self.gamma = gamma
         self.n = n
 

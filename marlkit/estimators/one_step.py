@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from marlkit.contract import Contract
-from marlkit.estimators._bootstrapping import READS, WRITES, Bootstrap, BootstrappingEstimator
+from marlkit.estimators._bootstrapping import READS, WRITES, BootstrappingEstimator
 from marlkit.functional.returns import lambda_return
 from marlkit.options import Discount
 from marlkit.spec import TeamSpec
@@ -20,13 +22,13 @@ class OneStepEstimator(BootstrappingEstimator):
     Args:
         spec: the team.
         gamma: discount factor; 0.9 to 0.999.
-        bootstrap: `state_value`, or `action_value` of the next action, without an advantage.
+        options: those of :class:`BootstrappingEstimator`.
     """
 
     contract = Contract(reads=READS, writes=WRITES)
 
-    def __init__(self, spec: TeamSpec, *, gamma: Discount = 0.99, bootstrap: Bootstrap = "state_value") -> None:
-        super().__init__(spec, bootstrap)
+    def __init__(self, spec: TeamSpec, *, gamma: Discount = 0.99, **options: Any) -> None:
+        super().__init__(spec, **options)
         self.gamma = gamma
 
     def returns(self, reward: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor) -> Tensor:

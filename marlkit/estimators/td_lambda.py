@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from marlkit.contract import Contract
-from marlkit.estimators._bootstrapping import READS, WRITES, Bootstrap, BootstrappingEstimator
+from marlkit.estimators._bootstrapping import READS, WRITES, BootstrappingEstimator
 from marlkit.functional.returns import lambda_return
 from marlkit.options import Discount, Probability
 from marlkit.spec import TeamSpec
@@ -21,15 +23,13 @@ class TdLambdaEstimator(BootstrappingEstimator):
         spec: the team.
         gamma: discount factor; 0.9 to 0.999.
         lmbda: 0 for one-step returns (biased, quiet), 1 for whole returns (unbiased, noisy); 0.8 in COMA.
-        bootstrap: `state_value`, or `action_value` of the next action, without an advantage.
+        options: those of :class:`BootstrappingEstimator`.
     """
 
     contract = Contract(reads=READS, writes=WRITES, needs={"data": ("on_policy",)})
 
-    def __init__(
-        self, spec: TeamSpec, *, gamma: Discount = 0.99, lmbda: Probability = 0.8, bootstrap: Bootstrap = "state_value"
-    ) -> None:
-        super().__init__(spec, bootstrap)
+    def __init__(self, spec: TeamSpec, *, gamma: Discount = 0.99, lmbda: Probability = 0.8, **options: Any) -> None:
+        super().__init__(spec, **options)
         self.gamma = gamma
         self.lmbda = lmbda
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDictBase
@@ -22,6 +22,7 @@ from marlkit.functional.reduce import masked_mean, standardise
 from marlkit.functional.schedule import linear
 from marlkit.keys import Key
 from marlkit.learning import Learning, Metrics, mean_metrics
+from marlkit.options import NonNegativeFloat, PositiveFloat, PositiveInt
 from marlkit.spec import TeamSpec
 
 OLD_PREDICTION: Key = ("agents", "old_prediction")
@@ -53,25 +54,25 @@ class ActorCriticUpdate(Update):
     Args:
         spec: the team.
         epochs: passes over the batch.
-        minibatch_size: joint steps per minibatch; ``None``: the whole batch.
-        value_coef: weight c_V of the critic's loss.
-        value_clip: how far the critic may gain per iteration, in normalised units; ``None``: unclipped.
-        huber_delta: error beyond which the critic's loss grows linearly, in normalised units; ``None``: squared loss.
+        minibatch_size: joint steps per minibatch; `null`: the whole batch.
+        value_coef: weight c_V of the critic's loss; 0.5 to 1.
+        value_clip: how far the critic may gain per iteration, in normalised units; `null`: unclipped.
+        huber_delta: error beyond which the critic's loss grows linearly, in normalised units; `null`: squared loss.
         normalise_advantage: shift and scale the advantages of a batch to mean 0 and deviation 1.
-        max_grad_norm: gradient norm that each component is clipped to; ``None``: unclipped.
+        max_grad_norm: gradient norm that actor and critic are each clipped to; `null`: unclipped.
     """
 
     def __init__(
         self,
         spec: TeamSpec,
-        *,
         epochs: int,
         minibatch_size: int | None,
-        value_coef: float,
-        value_clip: float | None,
-        huber_delta: float | None,
-        normalise_advantage: bool,
-        max_grad_norm: float | None,
+        *,
+        value_coef: NonNegativeFloat = 1.0,
+        value_clip: PositiveFloat | None = 0.2,
+        huber_delta: PositiveFloat | None = 10.0,
+        normalise_advantage: bool = True,
+        max_grad_norm: PositiveFloat | None = 10.0,
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -150,35 +151,24 @@ class JointLossUpdate(ActorCriticUpdate):
 
     Args:
         spec: the team.
-        entropy_coef: weight c_H of the entropy.
-        entropy_coef_end: its value at the end of the training, reached linearly; ``None``: unchanged.
-        epochs, minibatch_size, value_coef, value_clip, huber_delta, normalise_advantage, max_grad_norm: as above.
+        epochs: passes over the batch; 4 to 15.
+        minibatch_size: joint steps per minibatch; `null`: the whole batch.
+        entropy_coef: weight c_H of the entropy; 0 to 0.1.
+        entropy_coef_end: its value at the end of the training, reached linearly; `null`: unchanged.
+        options: those of :class:`ActorCriticUpdate`.
     """
 
     def __init__(
         self,
         spec: TeamSpec,
         *,
-        entropy_coef: float,
-        entropy_coef_end: float | None,
-        epochs: int,
-        minibatch_size: int | None,
-        value_coef: float,
-        value_clip: float | None,
-        huber_delta: float | None,
-        normalise_advantage: bool,
-        max_grad_norm: float | None,
+        epochs: PositiveInt = 5,
+        minibatch_size: PositiveInt | None = None,
+        entropy_coef: NonNegativeFloat = 0.01,
+        entropy_coef_end: NonNegativeFloat | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            spec,
-            epochs=epochs,
-            minibatch_size=minibatch_size,
-            value_coef=value_coef,
-            value_clip=value_clip,
-            huber_delta=huber_delta,
-            normalise_advantage=normalise_advantage,
-            max_grad_norm=max_grad_norm,
-        )
+        super().__init__(spec, epochs, minibatch_size, **options)
         self.entropy_coefs = (entropy_coef, entropy_coef_end)
 
     @abstractmethod

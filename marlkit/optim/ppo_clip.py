@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from marlkit import keys
@@ -9,7 +11,7 @@ from marlkit.contract import Contract
 from marlkit.functional import losses
 from marlkit.learning import Metrics
 from marlkit.optim._actor_critic import JointLossUpdate, Taken
-from marlkit.options import NonNegativeFloat, PositiveFloat, PositiveInt
+from marlkit.options import PositiveFloat
 from marlkit.spec import TeamSpec
 
 
@@ -22,15 +24,7 @@ class PpoClipUpdate(JointLossUpdate):
     Args:
         spec: the team.
         clip_epsilon: how far the ratio may gain; 0.05 to 0.3.
-        epochs: passes over the batch; 4 to 15.
-        minibatch_size: joint steps per minibatch; `null`: the whole batch.
-        entropy_coef: weight c_H of the entropy; 0 to 0.1.
-        entropy_coef_end: its value at the end of the training, reached linearly; `null`: unchanged.
-        value_coef: weight c_V of the critic's loss; 0.5 to 1.
-        value_clip: how far the critic may gain per iteration, in normalised units; `null`: unclipped.
-        huber_delta: error beyond which the critic's loss grows linearly, in normalised units; `null`: squared loss.
-        normalise_advantage: shift and scale the advantages of a batch to mean 0 and deviation 1.
-        max_grad_norm: gradient norm that actor and critic are each clipped to; `null`: unclipped.
+        options: those of :class:`JointLossUpdate`.
     """
 
     contract = Contract(
@@ -40,33 +34,8 @@ class PpoClipUpdate(JointLossUpdate):
         at_most={"minibatch_size": ("env.num_envs", "data.steps")},
     )
 
-    def __init__(
-        self,
-        spec: TeamSpec,
-        *,
-        clip_epsilon: PositiveFloat = 0.2,
-        epochs: PositiveInt = 5,
-        minibatch_size: PositiveInt | None = None,
-        entropy_coef: NonNegativeFloat = 0.01,
-        entropy_coef_end: NonNegativeFloat | None = None,
-        value_coef: NonNegativeFloat = 1.0,
-        value_clip: PositiveFloat | None = 0.2,
-        huber_delta: PositiveFloat | None = 10.0,
-        normalise_advantage: bool = True,
-        max_grad_norm: PositiveFloat | None = 10.0,
-    ) -> None:
-        super().__init__(
-            spec,
-            entropy_coef=entropy_coef,
-            entropy_coef_end=entropy_coef_end,
-            epochs=epochs,
-            minibatch_size=minibatch_size,
-            value_coef=value_coef,
-            value_clip=value_clip,
-            huber_delta=huber_delta,
-            normalise_advantage=normalise_advantage,
-            max_grad_norm=max_grad_norm,
-        )
+    def __init__(self, spec: TeamSpec, *, clip_epsilon: PositiveFloat = 0.2, **options: Any) -> None:
+        super().__init__(spec, **options)
         self.clip_epsilon = clip_epsilon
 
     def policy_loss(self, log_prob: Tensor, taken: Taken) -> tuple[Tensor, Metrics]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -54,10 +55,8 @@ class TrustRegionUpdate(ActorCriticUpdate):
         epochs: passes of the critic over the batch; 4 to 15.
         minibatch_size: joint steps per minibatch of the critic; `null`: the whole batch.
         value_coef: weight of the critic's loss; 0.5 to 1.
-        value_clip: how far the critic may gain per iteration, in normalised units; `null`: unclipped.
-        huber_delta: error beyond which the critic's loss grows linearly, in normalised units; `null`: squared loss.
-        normalise_advantage: shift and scale the advantages of a batch to mean 0 and deviation 1.
         max_grad_norm: norm that the critic's gradient is clipped to; `null`: unclipped.
+        options: those of :class:`marlkit.optim._actor_critic.ActorCriticUpdate`.
     """
 
     contract = Contract(
@@ -79,22 +78,9 @@ class TrustRegionUpdate(ActorCriticUpdate):
         accept_ratio: Probability = 0.5,
         epochs: PositiveInt = 5,
         minibatch_size: PositiveInt | None = None,
-        value_coef: NonNegativeFloat = 1.0,
-        value_clip: PositiveFloat | None = 0.2,
-        huber_delta: PositiveFloat | None = 10.0,
-        normalise_advantage: bool = True,
-        max_grad_norm: PositiveFloat | None = 10.0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            spec,
-            epochs=epochs,
-            minibatch_size=minibatch_size,
-            value_coef=value_coef,
-            value_clip=value_clip,
-            huber_delta=huber_delta,
-            normalise_advantage=normalise_advantage,
-            max_grad_norm=max_grad_norm,
-        )
+        super().__init__(spec, epochs, minibatch_size, **options)
         self.kl_limit = kl_limit
         self.damping = damping
         self.cg_iterations = cg_iterations

@@ -8,6 +8,8 @@ instead of importing makes ``marlkit check`` fast, and lets a stranger's recipe 
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -21,6 +23,7 @@ from typing import Any
 
 from marlkit.contract import KINDS, Contract, Kind
 from marlkit.errors import ComponentError, did_you_mean
+from marlkit.options import with_those_above
 from marlkit.recipe import docstrings
 from marlkit.recipe.source_reader import Class, KindStub, Module, Sources, annotation, attribute, evaluate
 
@@ -62,7 +65,7 @@ class Entry:
         file, line: where it is written.
         docstring: of the class, or of the nearest class above it that has one.
         summary: the first sentence about it: of its file, or of the class where the file holds several.
-        options: its options by name, in the order of the constructor.
+        options: its options by name, in the order of the constructor, then of those above that it hands options to.
         contract: what it reads, writes, needs and has.
         trusted: whether its contract is marlkit's own, so that the contract's ``check`` may be called.
     """
@@ -215,24 +218,30 @@ def _contract(owner: Class) -> Contract:
 
 
 def _options(lineage: Sequence[Class]) -> dict[str, Option]:
-    """Options of the nearest constructor; where it ends in ``**options``, those of the constructor above it too."""
-    position = next((i for i, member in enumerate(lineage) if member.constructor is not None), None)
-    if position is None:
-        return {}
-    cls = lineage[position]
-    constructor = cls.constructor
-    assert constructor is not None
-    inherited = _options(lineage[position + 1 :]) if constructor.args.kwarg is not None else {}
+    """Options of the nearest constructor; where it ends in ``**options``, those of the constructor above it too.
+
+    Each has its default in the nearest constructor that names it, and its description in the nearest docstring that tells of it.
+    """
+    found: dict[str, Option] = {}
+    for cls, constructor in ((member, member.constructor) for member in lineage):
+        if constructor is not None:
+            found = with_those_above(found, _own_options(cls, constructor))
+            if constructor.args.kwarg is None:
+                break
     described = {n: text for member in reversed(lineage) for n, text in docstrings.arguments(docstrings.of(member.node)).items()}
+    return {name: dataclasses.replace(option, description=described.get(name, "")) for name, option in found.items()}
+
+
+def _own_options(cls: Class, constructor: ast.FunctionDef) -> dict[str, Option]:
+    """The keyword-only arguments of a constructor."""
     own = {}
     for argument, default in zip(constructor.args.kwonlyargs, constructor.args.kw_defaults, strict=True):
         try:
             value = REQUIRED if default is None else evaluate(default, cls.module)
         except ComponentError as error:
             raise ComponentError(f"the default of option `{argument.arg}` of `{cls.dotted}` cannot be read: {error}") from error
-        kind = annotation(argument.annotation, cls.module)
-        own[argument.arg] = Option(argument.arg, kind, value, described.get(argument.arg, ""))
-    return inherited | own
+        own[argument.arg] = Option(argument.arg, annotation(argument.annotation, cls.module), value)
+    return own
 
 
 def load_class(entry: Entry, folders: Sequence[Path] = ()) -> type:

@@ -25,7 +25,7 @@ class LaggingTargets(Targets):
         actor: whether the policy has a lagging copy too.
     """
 
-    def __init__(self, spec: TeamSpec, actor: bool) -> None:
+    def __init__(self, spec: TeamSpec, *, actor: bool = True) -> None:
         super().__init__()
         self.spec = spec
         self.copies_actor = actor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from marlkit.component import Actor, Critic
@@ -18,13 +20,13 @@ class HardTargets(LaggingTargets):
     Args:
         spec: the team.
         interval: optimiser steps between two copies; 200 in COMA.
-        actor: whether the policy has a lagging copy too.
+        options: those of :class:`marlkit.targets._lagging.LaggingTargets`.
     """
 
     contract = Contract(traits=("lagging",))
 
-    def __init__(self, spec: TeamSpec, *, interval: PositiveInt = 200, actor: bool = True) -> None:
-        super().__init__(spec, actor)
+    def __init__(self, spec: TeamSpec, *, interval: PositiveInt = 200, **options: Any) -> None:
+        super().__init__(spec, **options)
         self.interval = interval
         # Counted on the host: a counter on the device would be waited for at every step.
         self.steps: dict[str, int] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from marlkit.contract import Contract
@@ -17,13 +19,13 @@ class SoftTargets(LaggingTargets):
     Args:
         spec: the team.
         tau: share of the way that a copy goes at each step; 0.001 to 0.01.
-        actor: whether the policy has a lagging copy too.
+        options: those of :class:`marlkit.targets._lagging.LaggingTargets`.
     """
 
     contract = Contract(traits=("lagging",))
 
-    def __init__(self, spec: TeamSpec, *, tau: Probability = 0.005, actor: bool = True) -> None:
-        super().__init__(spec, actor)
+    def __init__(self, spec: TeamSpec, *, tau: Probability = 0.005, **options: Any) -> None:
+        super().__init__(spec, **options)
         self.tau = tau
 
     def approach(self, name: str, afterwards: Afterwards) -> None:

@@ -249,6 +249,22 @@ def test_of_a_class_reached_twice_the_nearer_one_decides(tmp_path: Path) -> None
     assert entry.options["a"].default == 2
 
 
+def test_an_option_that_is_handed_on_has_its_nearest_default_and_description(tmp_path: Path) -> None:
+    _write(
+        tmp_path,
+        "class Base(Critic):\n    'Base.\\n\\n    Args:\\n        a: one.\\n        b: two.\\n    '\n"
+        "    def __init__(self, spec, *, a: int = 1, b: int = 2): ...\n"
+        "class MyCritic(Base):\n    'Mine.\\n\\n    Args:\\n        c: three.\\n        b: mine.\\n    '\n"
+        "    def __init__(self, spec, *, b: int = 4, c: int = 3, **options): ...\n",
+        "handed_on",
+    )
+    entry = find("critic", "handed_on.MyCritic", [tmp_path])
+    read = [(option.name, option.default, option.description) for option in entry.options.values()]
+    assert read == [("c", 3, "three."), ("a", 1, "one."), ("b", 4, "mine.")]
+    parameters = option_parameters(load_class(entry, [tmp_path]))
+    assert [(name, parameter.default) for name, parameter in parameters.items()] == [row[:2] for row in read]
+
+
 def test_summary_is_that_of_the_file_unless_it_holds_several(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text(
         '"""What it\ncomputes.\n\nMore."""\nfrom marlkit.component import Critic\nclass OneCritic(Critic):\n    "One."\n'
