@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from marlkit import keys
 from marlkit.component import Actor, Critic, Estimator, Opponents
+from marlkit.contract import When
 from marlkit.recipe.catalogue import Entry, components, load_class
 from marlkit.spec import TeamSpec
 from marlkit.testing import check_component, fake_batch, spec_examples
@@ -25,12 +26,12 @@ def cases() -> list[Any]:
     for section in TENSOR_KINDS:
         for name, entry in components(section).items():
             conditions = {
-                part.strip()
+                str(part)
                 for field in (entry.contract.reads, entry.contract.writes, entry.contract.traits)
                 for item in field
-                if hasattr(item, "condition")
-                for part in item.condition.split("&")
-                if "=" in part
+                if isinstance(item, When)
+                for part in item.parts
+                if part.value is not None
             }
             variants = [{}, *({str(k): v for k, v in OmegaConf.from_dotlist([c]).items()} for c in sorted(conditions))]
             for variant in variants:
