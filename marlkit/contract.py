@@ -8,9 +8,39 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from marlkit.keys import Key, following
+
+
+def as_yaml(value: Any) -> str:
+    """A scalar as a recipe would write it: ``true``, ``null``, ``0.5``."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One thing that must be true: an option has a value, or the environment has a trait.
+
+    Attributes:
+        name: the option or the trait.
+        value: the option's value as YAML writes it; ``None`` for a trait.
+    """
+
+    name: str
+    value: str | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.value is None else f"{self.name}={self.value}"
+
+    def holds(self, options: Mapping[str, Any], environment: Collection[str]) -> bool:
+        """Whether it is true of these options and of this environment's traits."""
+        return self.name in environment if self.value is None else as_yaml(options.get(self.name)) == self.value
 
 
 @dataclass(frozen=True)
@@ -24,25 +54,15 @@ class When:
     condition: str
     then: tuple[Any, ...]
 
+    @cached_property
+    def parts(self) -> tuple[Condition, ...]:
+        """What is joined by ``" & "``, each by itself."""
+        split = (part.strip().partition("=") for part in self.condition.split("&"))
+        return tuple(Condition(name, value if equals else None) for name, equals, value in split)
+
     def holds(self, options: Mapping[str, Any], environment: Collection[str]) -> bool:
         """Whether every part of the condition holds for these options and the environment's traits."""
-        return all(_holds(part.strip(), options, environment) for part in self.condition.split("&"))
-
-
-def _holds(part: str, options: Mapping[str, Any], environment: Collection[str]) -> bool:
-    option, equals, value = part.partition("=")
-    if not equals:
-        return part in environment
-    return as_yaml(options.get(option)) == value
-
-
-def as_yaml(value: Any) -> str:
-    """A scalar as a recipe would write it: ``true``, ``null``, ``0.5``."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
+        return all(part.holds(options, environment) for part in self.parts)
 
 
 @dataclass(frozen=True)

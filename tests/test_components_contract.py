@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from marlkit import keys
 from marlkit.component import Actor, Critic, Estimator, Opponents
+from marlkit.contract import When
 from marlkit.recipe.catalogue import Entry, components, load_class
 from marlkit.spec import TeamSpec
 from marlkit.testing import check_component, fake_batch, spec_examples
@@ -25,12 +26,12 @@ def cases() -> list[Any]:
     for section in TENSOR_KINDS:
         for name, entry in components(section).items():
             conditions = {
-                part.strip()
+                str(part)
                 for field in (entry.contract.reads, entry.contract.writes, entry.contract.traits)
                 for item in field
-                if hasattr(item, "condition")
-                for part in item.condition.split("&")
-                if "=" in part
+                if isinstance(item, When)
+                for part in item.parts
+                if part.value is not None
             }
             variants = [{}, *({str(k): v for k, v in OmegaConf.from_dotlist([c]).items()} for c in sorted(conditions))]
             for variant in variants:
@@ -134,4 +135,5 @@ def test_every_public_constructor_takes_options_by_keyword_only() -> None:
     for section in (*TENSOR_KINDS, "env", "data", "update", "optimizer", "trainer"):
         for entry in components(section).values():
             parameters = list(inspect.signature(load_class(entry)).parameters.values())
-            assert [p.kind for p in parameters[1:]] == [inspect.Parameter.KEYWORD_ONLY] * len(parameters[1:]), entry.dotted
+            by_keyword = {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
+            assert {parameter.kind for parameter in parameters[1:]} <= by_keyword, entry.dotted

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from marlkit import keys
-from marlkit.contract import KINDS, When, as_yaml
+from marlkit.contract import KINDS, Condition, When, as_yaml
 from marlkit.recipe.catalogue import Entry, components
 from marlkit.recipe.fit import Member, environments, fits, members, unmet, writers
 from marlkit.recipe.located_yaml import Place
@@ -81,11 +81,15 @@ def combinations() -> Iterator[Combination]:
 def _environment(wanted: set[str]) -> tuple[Entry, dict[str, Any]]:
     """The first environment that has these traits under some options, and these options."""
     for entry in components("env").values():
-        conditions = [item.condition for item in entry.contract.traits if isinstance(item, When) and wanted & set(item.then)]
-        options = {name: _value(value) for name, _, value in (condition.partition("=") for condition in conditions)}
+        options = {part.name: _value(part.value) for part in _conditions(entry.contract.traits, wanted) if part.value is not None}
         if wanted <= set(entry.contract.resolve("traits", entry.defaults | options, ())):
             return entry, options
     raise LookupError(f"no environment of marlkit has the traits {', '.join(sorted(wanted))}")
+
+
+def _conditions(entries: Iterable[Any], wanted: set[Any]) -> Iterator[Condition]:
+    """What decides whether any of ``wanted`` is among the entries of a contract."""
+    yield from (part for entry in entries if isinstance(entry, When) and wanted & set(entry.then) for part in entry.parts)
 
 
 def _value(text: str) -> Any:
@@ -134,21 +138,16 @@ def _changes(combination: Combination) -> Iterator[tuple[str, str, Any]]:
 
 
 def _giving(member: Member, what: str, wanted: set[Any]) -> Iterator[tuple[str, str, Any]]:
-    for entry in getattr(member.entry.contract, what):
-        if isinstance(entry, When) and wanted & set(entry.then):
-            for part in entry.condition.split("&"):
-                option, equals, value = part.strip().partition("=")
-                if equals and as_yaml(member.options.get(option)) != value:
-                    yield member.path, option, _value(value)
+    for part in _conditions(getattr(member.entry.contract, what), wanted):
+        if part.value is not None and as_yaml(member.options.get(part.name)) != part.value:
+            yield member.path, part.name, _value(part.value)
 
 
 def _without(member: Member, unread: set[Any]) -> Iterator[tuple[str, str, Any]]:
-    for entry in member.entry.contract.reads:
-        if isinstance(entry, When) and unread & set(entry.then):
-            for part in entry.condition.split("&"):
-                option, equals, value = part.strip().partition("=")
-                others = [v for v in typing.get_args(_annotation(member, option)) if as_yaml(v) != value] if equals else []
-                yield from ((member.path, option, other) for other in others[:1])
+    for part in _conditions(member.entry.contract.reads, unread):
+        if part.value is not None:
+            others = [value for value in typing.get_args(_annotation(member, part.name)) if as_yaml(value) != part.value]
+            yield from ((member.path, part.name, other) for other in others[:1])
 
 
 def _annotation(member: Member, option: str) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from marlkit import keys
-from marlkit.contract import When, carried
+from marlkit.contract import Condition, When, carried
 from marlkit.errors import Problem
 from marlkit.keys import Key
 from marlkit.recipe.catalogue import Entry, components
@@ -238,15 +238,15 @@ class _Check:
     def _settings(self, member: Member, field: str, wanted: Any) -> list[str]:
         for entry in getattr(member.entry.contract, field):
             if isinstance(entry, When) and wanted in entry.then and not entry.holds(member.options, self.environment):
-                return [text for part in entry.condition.split("&") for text in self._setting(member, part.strip())]
+                return [text for part in entry.parts for text in self._setting(member, part)]
         return []
 
-    def _setting(self, member: Member, part: str) -> list[str]:
-        if When(part, ()).holds(member.options, self.environment):
+    def _setting(self, member: Member, part: Condition) -> list[str]:
+        if part.holds(member.options, self.environment):
             return []
-        if "=" in part:
+        if part.value is not None:
             return [f"{member.path}.{part}"]
-        inside = self._settings(self.team["env"], "traits", part) if member.path != "env" else []
+        inside = self._settings(self.team["env"], "traits", part.name) if member.path != "env" else []
         return inside or [f"an environment with the trait `{part}`"]
 
     def _candidates(self, entry: Entry, field: str, wanted: Any) -> list[str]:
@@ -283,6 +283,6 @@ def _possible(entry: Entry, field: str, environment: Collection[str]) -> set[Any
     for item in getattr(entry.contract, field):
         if not isinstance(item, When):
             found.add(item)
-        elif all("=" in part or part.strip() in environment for part in item.condition.split("&")):
+        elif all(part.value is not None or part.name in environment for part in item.parts):
             found.update(item.then)
     return found

@@ -23,7 +23,9 @@ from marlkit.recipe.located_yaml import Located, Place, read_file
 from marlkit.recipe.merging import Merge, read_overrides
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-SHIPPED = next(folder for folder in (_PACKAGE.parent / "recipes", _PACKAGE / "recipes") if folder.is_dir())
+_INSTALLED = _PACKAGE / "recipes"
+SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "recipes"
+"""A checkout has the recipes beside the package, a wheel brings them inside; what lies beside that is somebody else's."""
 SUFFIXES = (".yaml", ".yml")
 
 

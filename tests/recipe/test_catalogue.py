@@ -76,13 +76,12 @@ def test_every_contract_names_what_there_is(section: str, name: str) -> None:
     entry = EVERYTHING[section][name]
     contract = entry.contract
     for item in (*contract.reads, *contract.writes, *contract.traits):
-        for part in item.condition.split("&") if isinstance(item, When) else ():
-            option, equals, value = part.strip().partition("=")
-            if equals:
-                written = OmegaConf.create(f"value: {value}").value
-                assert problem_with(written, entry.options[option].annotation) is None
+        for part in item.parts if isinstance(item, When) else ():
+            if part.value is not None:
+                written = OmegaConf.create(f"value: {part.value}").value
+                assert problem_with(written, entry.options[part.name].annotation) is None
             else:
-                assert option in TRAITS["env"]
+                assert part.name in TRAITS["env"]
     for key in (*_all(contract.reads), *_all(contract.writes)):
         assert keys.describe(key)
     for target, traits in contract.needs.items():
