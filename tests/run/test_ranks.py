@@ -155,7 +155,7 @@ def test_common_draws_are_equal_and_leave_the_ranks_own_alone(found: list[dict[s
 def test_rounding_is_undone_and_more_is_refused(found: list[dict[str, Any]]) -> None:
     for each in found:
         assert torch.equal(torch.cat(each["aligned"]), torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0]))
-        assert "apart by 1 of the largest" in each["apart"]
+        assert "differ by 1 of the largest" in each["apart"]
 
 
 def test_means_keep_shape_and_type(found: list[dict[str, Any]]) -> None:
