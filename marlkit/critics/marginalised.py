@@ -1,4 +1,4 @@
-"""The marginalised critic: values averaged over what the other agents may do (PERLA, Mguni et al.)."""
+"""The marginalised critic: values averaged over what the other agents may do (PERLA, Jafferjee et al. 2022)."""
 
 from __future__ import annotations
 
