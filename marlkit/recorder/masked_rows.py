@@ -103,7 +103,7 @@ class MaskedSelection(Watching):
             raise NotRecordable(f"`{func}` of rows that a mask selects depends on how many there are, at {source_line()}")
 
     def mark(self, tensor: Tensor) -> _Mark | None:
-        """How a tensor was selected."""
+        """How a tensor ``[*]`` was selected; ``None`` where it was not."""
         found = self._marks.get(tensor.untyped_storage()._cdata)
         return None if found is None else found[0]
 

@@ -31,7 +31,7 @@ _AS_IT_IS = (torch.float32, torch.float64)
 
 
 class Program:
-    """What of a tape has to run, given the registers that are wanted at the end.
+    """What of a tape has to run, given the registers that are returned at the end. Tensors are of any shape ``[*]``.
 
     Args:
         tape: a finished tape.

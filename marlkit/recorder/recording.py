@@ -25,7 +25,7 @@ __all__ = ["Graph", "NotRecordable", "Recording", "preserved", "record"]
 
 
 class Recording:
-    """A recorded function; made by :func:`record`.
+    """A recorded function; made by :func:`record`. Its inputs and results are tensors of any shape ``[*]``.
 
     Attributes:
         first: what the recorded run returned, detached; ``None`` if the run was undone. Yours to delete.
@@ -91,7 +91,7 @@ class Recording:
 
 
 def record(function: Callable[..., Any], inputs: Sequence[Tensor], varying: Iterable[Tensor], *, undo: bool = False) -> Recording:
-    """Run ``function(*inputs)`` once and write down its operations.
+    """Run ``function(*inputs)``, whose tensors are of any shape ``[*]``, once and write down its operations.
 
     The run is a real one: it changes what the function changes, and its results are in ``Recording.first``. With ``undo``,
     memory that existed before and torch's generators are put back after it (attributes of Python objects are not).
@@ -136,7 +136,7 @@ def record(function: Callable[..., Any], inputs: Sequence[Tensor], varying: Iter
 
 
 class Graph:
-    """A recording captured as one CUDA graph: a replay costs one launch.
+    """A recording captured as one CUDA graph, for tensors of any shape ``[*]``: a replay costs one launch.
 
     Args:
         recording: what to capture.
@@ -194,7 +194,7 @@ class Graph:
 
 @contextmanager
 def preserved(tensors: Iterable[Tensor], generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
-    """Put back, after the block, what the tensors hold, and the states of these and of all global random generators."""
+    """Put back, after the block, what the tensors ``[*]`` hold, and the states of these and of all global random generators."""
     whole = {tensor.untyped_storage()._cdata: whole_memory(tensor) for tensor in tensors}
     saved = {address: memory.clone() for address, memory in whole.items()}
     drawn, own = rng.state(), [(generator, generator.get_state()) for generator in generators]

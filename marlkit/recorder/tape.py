@@ -157,7 +157,7 @@ class _Calls(TorchFunctionMode):
 
 
 class Tape(Watching):
-    """Writes down what happens while it is active.
+    """Records the operations on tensors of any shape ``[*]`` while it is active.
 
     Args:
         inputs: tensors handed to every replay.
@@ -186,7 +186,7 @@ class Tape(Watching):
         self.inputs = [self.register(tensor, given=True) for tensor in inputs]
         handed = {self.registers[register].storage for register in self.inputs}
         if len(handed) < len(inputs) or any(tensor.untyped_storage()._cdata in self._storage_of for tensor in varying):
-            raise NotRecordable("inputs share memory with one another or with what varies: hand over copies")
+            raise NotRecordable("inputs share memory with each other or with what varies: give copies")
         self.varying = {self.registers[self.register(tensor, given=True)].storage for tensor in [*inputs, *varying]}
         self.tainted = set(self.varying)
 
@@ -356,7 +356,7 @@ def leaves(thing: Any, kind: type[Leaf]) -> Iterator[Leaf]:
 
 
 def whole_memory(tensor: Tensor) -> Tensor:
-    """All bytes of a tensor's storage."""
+    """All bytes of the storage of a tensor ``[*]``: ``[bytes]`` uint8."""
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
