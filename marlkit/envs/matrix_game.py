@@ -1,6 +1,6 @@
-"""Matrix games: one discrete move each, everybody is paid the entry of a payoff table.
+"""Matrix games: one discrete move each, every agent is paid the entry of a payoff table.
 
-`cooperation` is the game of Mguni et al. 2023 ("PERLA", section on matrix games), `climbing` and `penalty` are those of Claus
+`cooperation` is the game of Jafferjee et al. 2022 ("PERLA", section on matrix games), `climbing` and `penalty` are those of Claus
 and Boutilier 1998 ("The dynamics of reinforcement learning in cooperative multiagent systems", figures 2 and 3).
 """
 
@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from marlkit import keys
 from marlkit.component import Runtime
 from marlkit.contract import Contract
+from marlkit.envs._adapter import WRITES
 from marlkit.envs.one_step import OneStepGame
 from marlkit.errors import OptionError
 from marlkit.options import PositiveInt
@@ -38,18 +38,15 @@ class MatrixGameEnvironment(OneStepGame):
         game: which table.
         payoff: a table of your own instead, as nested lists: N levels of A numbers.
         num_envs: number of games B played at once.
-        n_agents: number of agents N, 2 to 20; `null` means what the table asks for, or 2.
-        n_actions: number of moves A, 2 to 15; `null` means what the table asks for, or 3 (2 for `xor`).
+        n_agents: number of agents N, 2 to 20; `null` means what the table needs, or 2.
+        n_actions: number of moves A, 2 to 15; `null` means what the table needs, or 3 (2 for `xor`).
 
     Raises:
         OptionError: the table is not N levels of A numbers, or `n_agents` or `n_actions` does not fit it.
     """
 
     contract = Contract(
-        writes=(
-            *(keys.OBSERVATION, keys.STATE, keys.ALIVE, keys.IS_FIRST, keys.ACTION_MASK),
-            *(keys.REWARD, keys.TERMINATED, keys.TRUNCATED, keys.DONE),
-        ),
+        writes=WRITES,
         traits=("discrete", "team_reward"),
     )
 
@@ -68,9 +65,9 @@ class MatrixGameEnvironment(OneStepGame):
         if payoff is not None or game in _TABLES:
             self._table = _table(_TABLES[game] if payoff is None else payoff).to(runtime.device)
             given = {"n_agents": (n_agents, self._table.ndim), "n_actions": (n_actions, self._table.shape[0])}
-            for option, (asked, has) in given.items():
-                if asked not in (None, has):
-                    raise OptionError(option, f"the payoff table has {has}, not {asked}; leave it out or set it to {has}")
+            for option, (wanted, has) in given.items():
+                if wanted not in (None, has):
+                    raise OptionError(option, f"the payoff table has {has}, not {wanted}; leave it out or set it to {has}")
             n_agents, n_actions = self._table.ndim, self._table.shape[0]
         n_agents = n_agents or 2
         n_actions = n_actions or (2 if game == "xor" else 3)

@@ -1,4 +1,4 @@
-"""What games of a single joint action have in common: everybody sees 1, everybody receives the same reward, then it is over."""
+"""What games of a single joint action share: every agent sees 1, receives the same reward, and the episode ends."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
-from marlkit import keys
-from marlkit.component import Environment, Runtime
+from marlkit.component import Runtime
+from marlkit.envs._adapter import AdapterEnvironment, Outcome
 from marlkit.spec import TeamSpec
 
 
-class OneStepGame(Environment):
+class OneStepGame(AdapterEnvironment[Tensor]):
     """Base of the one-step games: a subclass says what a joint action is worth.
 
     Args:
@@ -23,40 +22,33 @@ class OneStepGame(Environment):
         num_envs: number of games B played at once.
     """
 
+    name = "this game"
+
     def __init__(self, runtime: Runtime, spec: TeamSpec, num_envs: int) -> None:
-        self.spec = spec
-        self.num_envs = num_envs
-        self.device = runtime.device
-        yes = torch.ones((), dtype=torch.bool, device=self.device)
-        self._yes, self._no = yes.expand(num_envs, 1), (~yes).expand(num_envs, 1)
-        mask = "action_mask" if spec.discrete else "action_dims"
-        team = (num_envs, spec.n_agents)
-        self._agents = {
-            "observation": torch.ones(*team, 1, device=self.device),
-            "alive": yes.expand(*team, 1),
-            mask: yes.expand(*team, spec.action_features),
-        }
+        super().__init__(runtime, num_envs=num_envs, max_steps=None, reward="individual")
+        self.prepare(spec)
+        self._position = torch.ones(num_envs, spec.n_agents, 1, device=self.device)
 
     @abstractmethod
     def payoff(self, action: Tensor) -> Tensor:
         """What joint actions ``[B, N]`` or ``[B, N, D]`` are worth: ``[B]``."""
 
-    def reset(self) -> TensorDict:
-        """Every game before its only move."""
-        return self._position(self._yes)
+    def restart(self) -> Tensor:
+        """Every game before its only move, ``[B, N, 1]``."""
+        return self._position
 
-    def step(self, action: Tensor) -> tuple[TensorDict, TensorDict]:
-        """Play every game and start it anew; see :meth:`Environment.step`.
-
-        Raises:
-            MarlkitError: the actions have a wrong shape or type.
-        """
-        self.refuse_unfit_action(action, "this game")
-        arrived = self._position(self._no)
+    def simulate(self, action: Tensor) -> Outcome[Tensor]:
+        """Play every game with actions ``[B, N]`` or ``[B, N, D]``."""
         reward = self.payoff(action).reshape(self.num_envs, 1, 1).expand(-1, self.spec.n_agents, -1)
-        arrived.set(("agents", "reward"), reward)
-        arrived.set("terminated", self._yes).set("truncated", self._no).set("done", self._yes)
-        return arrived, self._position(self._yes)
+        return Outcome(self._position, reward, self._all, self._none)
+
+    def proceed(self, seen: Tensor, done: Tensor, finished: Tensor) -> Tensor:
+        """Every game before its only move, ``[B, N, 1]``."""
+        return self._position
+
+    def observation(self, seen: Tensor) -> Tensor:
+        """``[B, N, 1]``."""
+        return seen
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: every step is a whole episode and nothing is random."""
@@ -64,8 +56,3 @@ class OneStepGame(Environment):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to continue from."""
-
-    def _position(self, is_first: Tensor) -> TensorDict:
-        state = self._agents["observation"].flatten(1)
-        step = {"agents": dict(self._agents), keys.STATE: state, keys.IS_FIRST: is_first}
-        return TensorDict(step, batch_size=[self.num_envs], device=self.device)

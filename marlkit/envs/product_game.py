@@ -1,12 +1,12 @@
-"""The product game: everybody is paid the product of all actions, a saddle where independent gradients fail to agree."""
+"""The product game: every agent is paid the product of all actions, a saddle where independent gradients fail to agree."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from marlkit import keys
 from marlkit.component import Runtime
 from marlkit.contract import Contract
+from marlkit.envs._adapter import WRITES
 from marlkit.envs.one_step import OneStepGame
 from marlkit.options import PositiveInt
 from marlkit.spec import Continuous, TeamSpec
@@ -25,10 +25,7 @@ class ProductGameEnvironment(OneStepGame):
     """
 
     contract = Contract(
-        writes=(
-            *(keys.OBSERVATION, keys.STATE, keys.ALIVE, keys.IS_FIRST, keys.ACTION_DIMS),
-            *(keys.REWARD, keys.TERMINATED, keys.TRUNCATED, keys.DONE),
-        ),
+        writes=WRITES,
         traits=("continuous", "team_reward"),
     )
 

@@ -13,24 +13,20 @@ from typing import Any, Literal
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torchrl.data import Bounded, Categorical, OneHot, Unbounded
+from torchrl.envs import EnvBase, SerialEnv
+from torchrl.envs.utils import step_mdp
 
 from marlkit import keys, rng
-from marlkit.component import Environment, Runtime
+from marlkit.component import Runtime
 from marlkit.contract import Contract, When
-from marlkit.envs.installed import TORCHRL_MISSING
+from marlkit.envs._adapter import POOLED, WRITES, AdapterEnvironment, Outcome, Pooling
 from marlkit.errors import MarlkitError, OptionError
 from marlkit.options import PositiveInt
 from marlkit.spec import Continuous, Discrete, TeamSpec
 
-try:
-    from torchrl.data import Bounded, Categorical, OneHot, Unbounded
-    from torchrl.envs import EnvBase, SerialEnv
-    from torchrl.envs.utils import step_mdp
-except ImportError as error:  # pragma: no cover - depends on what is installed
-    raise MarlkitError(f"the environment `torchrl` {TORCHRL_MISSING}") from error
 
-
-class TorchrlEnvironment(Environment):
+class TorchrlEnvironment(AdapterEnvironment[TensorDictBase]):
     """A TorchRL environment made by a function of yours or by a class of TorchRL.
 
     Its agents must be stacked in one group, with the action under ``(group, "action")`` as in TorchRL's `VmasEnv` and in its
@@ -49,27 +45,20 @@ class TorchrlEnvironment(Environment):
         options: keyword arguments of the callable.
         num_envs: number of environments B; handed to a callable that takes `num_envs`, and otherwise the batch size that the
             environment must have; one without a batch is made B times.
-        max_steps: steps after which an episode is truncated; null leaves that to the environment.
-        reward: each agent's own, or the mean or sum over the team for everybody.
+        max_steps, reward: as in :class:`AdapterEnvironment`.
 
     Raises:
         OptionError: the callable cannot be imported or fails, or what it returns does not fit the description above.
     """
 
     contract = Contract(
-        writes=(
-            *(keys.OBSERVATION, keys.STATE, keys.ALIVE, keys.IS_FIRST),
-            When("discrete", (keys.ACTION_MASK,)),
-            When("continuous", (keys.ACTION_DIMS,)),
-            *(keys.REWARD, keys.TERMINATED, keys.TRUNCATED, keys.DONE),
-        ),
+        writes=WRITES,
         traits=(
             When("actions=continuous", ("continuous",)),
             When("actions=discrete", ("discrete",)),
-            When("reward=mean", ("team_reward",)),
-            When("reward=sum", ("team_reward",)),
+            *POOLED,
         ),
-        check="marlkit.envs.installed:check_torchrl",
+        check="marlkit.envs._factory:check",
     )
 
     def __init__(
@@ -81,78 +70,59 @@ class TorchrlEnvironment(Environment):
         options: dict[str, Any] | None = None,
         num_envs: PositiveInt = 1,
         max_steps: PositiveInt | None = None,
-        reward: Literal["individual", "mean", "sum"] = "individual",
+        reward: Pooling = "individual",
     ) -> None:
-        self.num_envs = num_envs
-        self.device = runtime.device
-        self.max_steps = max_steps
-        self._pool = {"individual": None, "mean": torch.mean, "sum": torch.sum}[reward]
+        super().__init__(runtime, num_envs=num_envs, max_steps=max_steps, reward=reward)
         with rng.isolated(runtime.seed):
             self.env = _build(factory, dict(options or {}), num_envs).to(runtime.device)
             self.env.set_seed(runtime.seed)
             self._layout = _Layout(self.env)
             self._now = self.env.reset()
-        self.spec = self._team_spec(actions, team_reward=reward != "individual" or self._layout.shared_reward)
-        self._steps = torch.zeros(num_envs, 1, dtype=torch.int64, device=self.device)
-        yes = torch.ones((), dtype=torch.bool, device=self.device)
-        self._all, self._none = yes.expand(num_envs, 1), (~yes).expand(num_envs, 1)
-        self._everything = yes.expand(num_envs, self.spec.n_agents, self.spec.action_features)
+        self.prepare(self._team_spec(actions))
 
-    @torch.no_grad()
-    def reset(self) -> TensorDict:
-        """Start every environment anew: batch ``[B]`` with all current keys of the contract."""
-        self._steps.zero_()
+    def restart(self) -> TensorDictBase:
+        """Reset the environment; what it shows, batch ``[B]``."""
         self._now = self.env.reset()
-        return self._step(self._now, self._all)
+        return self._now
 
-    @torch.no_grad()
-    def step(self, action: Tensor) -> tuple[TensorDict, TensorDict]:
-        """One joint step with actions ``[B, N]`` or ``[B, N, D]``; see :meth:`Environment.step`.
+    def simulate(self, action: Tensor) -> Outcome[TensorDictBase]:
+        """One step of the environment with actions ``[B, N]`` or ``[B, N, D]``."""
+        self._stepped = self.env.step(self._now.set(self._layout.action_key, self._layout.encode(action)))
+        following = self._stepped["next"]
+        return Outcome(following, self._layout.reward(following, self.spec.n_agents), *self._layout.ends(following))
 
-        Raises:
-            MarlkitError: the actions have a wrong shape or type.
-        """
-        self.refuse_unfit_action(action, "the environment")
-        stepped = self.env.step(self._now.set(self._layout.action_key, self._layout.encode(action)))
-        following = stepped["next"]
-        terminated, truncated = self._layout.ends(following)
-        self._steps += 1
-        if self.max_steps is not None:
-            truncated = truncated | (self._steps >= self.max_steps)
-        truncated = truncated & ~terminated
-        done = terminated | truncated
-        arrived = self._step(following, self._none)
-        reward = self._layout.reward(following, self.spec.n_agents)
-        pooled = reward if self._pool is None else self._pool(reward, dim=1, keepdim=True).expand_as(reward)
-        arrived.set(("agents", "reward"), pooled)
-        arrived.set("terminated", terminated).set("truncated", truncated).set("done", done)
-        self._now = self._after_resets(step_mdp(stepped), done)
-        return arrived, self._step(self._now, done)
+    def proceed(self, seen: TensorDictBase, done: Tensor, finished: Tensor) -> TensorDictBase:
+        """Reset the environments that are ``done`` ``[B, 1]``; what the environment shows afterwards, batch ``[B]``."""
+        self._now = step_mdp(self._stepped)
+        if finished.numel():
+            for key in self.env.reset_keys:
+                place = key[:-1] if isinstance(key, tuple) else ()
+                shape = self.env.full_done_spec[(*place, "done")].shape
+                self._now.set(key, done.reshape(self.num_envs, *[1] * (len(shape) - 1)).expand(shape).clone())
+            self._now = self.env.reset(self._now)
+        return self._now
 
-    def _after_resets(self, now: TensorDictBase, done: Tensor) -> TensorDictBase:
-        if not done.any():
-            return now
-        self._steps.masked_fill_(done, 0)
-        for key in self.env.reset_keys:
-            place = key[:-1] if isinstance(key, tuple) else ()
-            shape = self.env.full_done_spec[(*place, "done")].shape
-            now.set(key, done.reshape(self.num_envs, *[1] * (len(shape) - 1)).expand(shape).clone())
-        return self.env.reset(now)
+    # What is read is copied: the environment may write to its own tensors at the next step.
 
-    def _step(self, now: TensorDictBase, is_first: Tensor) -> TensorDict:
-        layout = self._layout
-        observation = layout.observation(now)
-        mask = layout.mask(now)
-        agents = {
-            "observation": observation,
-            "alive": layout.alive(now, self.spec.n_agents),
-            "action_mask" if self.spec.discrete else "action_dims": self._everything if mask is None else mask,
-        }
-        state = observation.flatten(1) if layout.state_size is None else now["state"].reshape(self.num_envs, -1).float()
-        step = {"agents": agents, keys.STATE: state, keys.IS_FIRST: is_first}
-        return TensorDict(step, batch_size=[self.num_envs], device=self.device).clone()
+    def observation(self, seen: TensorDictBase) -> Tensor:
+        """``[B, N, O]``."""
+        return self._layout.observation(seen).clone()
 
-    def _team_spec(self, actions: str, team_reward: bool) -> TeamSpec:
+    def state(self, seen: TensorDictBase) -> Tensor | None:
+        """The environment's own state ``[B, S]``, where it has one."""
+        return None if self._layout.state_size is None else seen["state"].reshape(self.num_envs, -1).float().clone()
+
+    def alive(self, seen: TensorDictBase) -> Tensor:
+        """``[B, N, 1]``; all agents where the environment has no mask of them."""
+        found = self._layout.alive(seen, self.spec.n_agents)
+        return super().alive(seen) if found is None else found.clone()
+
+    def available(self, seen: TensorDictBase) -> Tensor:
+        """``[B, N, A]`` or ``[B, N, D]``; all actions where the environment has no mask of them."""
+        found = self._layout.mask(seen)
+        return super().available(seen) if found is None else found.clone()
+
+    def _team_spec(self, actions: str) -> TeamSpec:
         layout = self._layout
         found = "discrete" if isinstance(layout.action, Discrete) else "continuous"
         if found != actions:
@@ -164,7 +134,7 @@ class TorchrlEnvironment(Environment):
             action=layout.action,
             state=layout.state_size,
             horizon=self.max_steps,
-            team_reward=team_reward,
+            team_reward=self.pools_reward or layout.shared_reward,
         )
 
     # --- saving --------------------------------------------------------------------------------------------------------------
@@ -180,7 +150,7 @@ class TorchrlEnvironment(Environment):
         """Continue from :meth:`state_dict`.
 
         Raises:
-            MarlkitError: the environment could not export its state, so that an exact continuation is not to be had.
+            MarlkitError: the environment could not export its state, so that it cannot continue exactly.
         """
         if not state["resumable"] or not hasattr(self.env, "import_state"):
             raise MarlkitError(
@@ -189,7 +159,7 @@ class TorchrlEnvironment(Environment):
             )
         self.env.import_state(state["simulation"])
         self._now = TensorDict(state["now"], batch_size=[self.num_envs], device=self.device)
-        self._steps = state["steps"].to(self.device, copy=True)
+        self._steps = state["steps"].reshape(-1).to(self.device, copy=True)
 
     def close(self) -> None:
         """Close the environment."""
@@ -228,9 +198,9 @@ class _Layout:
     def mask(self, now: TensorDictBase) -> Tensor | None:
         return None if self._mask_key is None else self._per_agent(now[self._mask_key])
 
-    def alive(self, now: TensorDictBase, n_agents: int) -> Tensor:
+    def alive(self, now: TensorDictBase, n_agents: int) -> Tensor | None:
         if self._alive_key is None:
-            return torch.ones(self.batch, n_agents, 1, dtype=torch.bool, device=now.device)
+            return None
         return self._per_agent(now[self._alive_key]).reshape(self.batch, n_agents, 1)
 
     def reward(self, following: TensorDictBase, n_agents: int) -> Tensor:

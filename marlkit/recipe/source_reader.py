@@ -377,7 +377,8 @@ class Class:
         kinds: list[Kind] = []
         for base in self.node.bases:
             try:
-                found = evaluate(base, self.module)
+                # A base class may be generic: `Base[Tensor]`.
+                found = evaluate(base.value if isinstance(base, ast.Subscript) else base, self.module)
             except ComponentError:
                 continue  # a library's class, such as nn.Module, which adds no options and no contract
             if isinstance(found, Class):

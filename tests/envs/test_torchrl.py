@@ -16,7 +16,7 @@ from torchrl.envs import EnvBase
 
 from marlkit import keys, rng
 from marlkit.component import Runtime
-from marlkit.envs.installed import check_torchrl
+from marlkit.envs._factory import check
 from marlkit.envs.torchrl import TorchrlEnvironment
 from marlkit.errors import MarlkitError, OptionError
 from marlkit.spec import Continuous, Discrete
@@ -280,7 +280,7 @@ def test_actions_of_a_wrong_shape_are_refused() -> None:
 
 
 def test_a_factory_must_be_a_dotted_path() -> None:
-    assert list(check_torchrl({"factory": "torchrl.envs.VmasEnv"})) == []
-    [(option, message)] = check_torchrl({"factory": "VmasEnv"})
+    assert list(check({"factory": "torchrl.envs.VmasEnv"})) == []
+    [(option, message)] = check({"factory": "VmasEnv"})
     assert option == "factory"
     assert "dotted path" in message

@@ -133,30 +133,30 @@ def placed(scenario: str, positions: dict[int, list[list[float]]], **options: An
 
 @pytest.mark.parametrize("near", [True, False])
 def test_a_scenarios_own_question_is_answered_for_the_batch(near: bool) -> None:
-    """Navigation punishes nearness a little beyond contact, but only if somebody of the batch is in contact."""
+    """Navigation punishes nearness a little beyond contact, but only if some environment of the batch is in contact."""
     other = [0.0, 0.19] if near else [0.0, 0.9]
     places = {0: [[0.0, 0.0], [0.0, 0.0]], 1: [[0.0, 0.203], other]}
-    plain, asked = (placed("navigation", places, n_agents=2, agent_radius=0.1, collisions=True) for _ in range(2))
-    for of in (plain, asked):
-        of.scenario.world.step = lambda: None  # nobody moves
+    plain, tested = (placed("navigation", places, n_agents=2, agent_radius=0.1, collisions=True) for _ in range(2))
+    for of in (plain, tested):
+        of.scenario.world.step = lambda: None  # no body moves
     action = plain.no_action()
-    same(settled(asked, action), plain.advance(action))
+    same(settled(tested, action), plain.advance(action))
     punished = plain.agents[0].agent_collision_rew.tolist()
     assert punished == ([-1.0, -1.0] if near else [0.0, 0.0])
 
 
 def test_pairs_out_of_reach_everywhere_have_no_forces() -> None:
     """A line repels a little beyond its ends, where no pair is in reach: a step skips the pair, and so must a replay."""
-    plain, asked = simulation("balance", 2), simulation("balance", 2)
-    for of in (plain, asked):
+    plain, tested = simulation("balance", 2), simulation("balance", 2)
+    for of in (plain, tested):
         line, agent = of.scenario.line, of.agents[0]
         line.set_rot(torch.zeros(2, 1), batch_index=None)
         beyond = line.shape.length / 2 + agent.shape.radius + 0.003
         agent.set_pos(line.state.pos + torch.tensor([beyond, 0.0]), batch_index=None)
     action = plain.no_action()
     plain.advance(action)
-    settled(asked, action)
-    for one, other in zip(plain.scenario.world.entities, asked.scenario.world.entities, strict=True):
+    settled(tested, action)
+    for one, other in zip(plain.scenario.world.entities, tested.scenario.world.entities, strict=True):
         torch.testing.assert_close(one.state.vel, other.state.vel, rtol=0, atol=1e-7)
 
 
@@ -172,7 +172,7 @@ def test_masked_rows_are_written_where_the_mask_is_true() -> None:
 
 @pytest.mark.parametrize("use", [lambda x, m: x[m].sum(), lambda x, m: x[m].shape, lambda x, m: len(x[m]), lambda x, m: x[m] + x])
 def test_other_uses_of_masked_rows_are_refused(use: Any) -> None:
-    with MaskedSelection(), pytest.raises(NotRecordable, match=r"test_envs_recorded\.py"):
+    with MaskedSelection(), pytest.raises(NotRecordable, match=r"test_vmas_recorded\.py"):
         use(torch.ones(3), torch.tensor([True, False, True]))
 
 

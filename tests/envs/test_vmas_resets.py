@@ -136,10 +136,10 @@ def test_reset_rows_have_the_resets_distribution(scenario: str) -> None:
     """What the agents see in merged rows against what they see after VMAS' own resets, within five standard errors."""
     simulation, observation = lived(build(scenario, GROUP))
     fresh = ResetPool(partial(build, scenario), GROUP, seed=3)
-    everybody = torch.arange(GROUP)
+    all_rows = torch.arange(GROUP)
     ours = []
     for _ in range(GROUPS):
-        fresh.take(simulation, everybody, observation)
+        fresh.take(simulation, all_rows, observation)
         ours.append(observation.clone())
     reference = make_env(scenario.rpartition("/")[2], num_envs=GROUP, seed=0, **OPTIONS.get(scenario, {}))
     theirs = [torch.stack(reference.reset(), 1) for _ in range(GROUPS)]

@@ -248,6 +248,20 @@ def test_of_a_class_reached_twice_the_nearer_one_decides(tmp_path: Path) -> None
     assert entry.options["a"].default == 2
 
 
+def test_a_generic_base_class_hands_its_options_on(tmp_path: Path) -> None:
+    (tmp_path / "generic.py").write_text(
+        "from typing import Any, Generic, TypeVar\nfrom marlkit.critics.local import LocalCritic\n"
+        "Kind = TypeVar('Kind')\n"
+        "class AnyCritic(LocalCritic, Generic[Kind]):\n    pass\n"
+        "class OwnCritic(AnyCritic[int]):\n"
+        "    def __init__(self, spec, *, own: int = 3, **options: Any) -> None:\n        super().__init__(spec, **options)\n"
+    )
+    entry = find("critic", "generic.OwnCritic", [tmp_path])
+    assert entry.options["own"].default == 3
+    assert set(components("critic")["local"].options) < set(entry.options)
+    assert entry.contract == components("critic")["local"].contract
+
+
 def test_an_option_that_is_handed_on_has_its_nearest_default_and_description(tmp_path: Path) -> None:
     _write(
         tmp_path,

@@ -436,13 +436,15 @@ class WheelGame(OneStepGame):
     def payoff(self, action: Tensor) -> Tensor:
         return (action == self.right).float().mean(-1)
 
-    def _position(self, is_first: Tensor) -> TensorDict:
-        if is_first is self._yes:
-            angle = torch.rand(self.num_envs, 2, device=self.device)
-            self.right = (3 * angle).long()
-            turn = 2 * torch.pi * angle
-            self._agents["observation"] = torch.stack([turn.cos(), turn.sin()], -1)
-        return super()._position(is_first)
+    def restart(self) -> Tensor:
+        angle = torch.rand(self.num_envs, 2, device=self.device)
+        self.right = (3 * angle).long()
+        turn = 2 * torch.pi * angle
+        self._position = torch.stack([turn.cos(), turn.sin()], -1)
+        return self._position
+
+    def proceed(self, seen: Tensor, done: Tensor, finished: Tensor) -> Tensor:
+        return self.restart()
 
 
 def learnt(precision: Precision, seed: int, iterations: int = 12) -> float:

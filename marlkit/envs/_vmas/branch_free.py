@@ -1,11 +1,11 @@
-"""Questions that VMAS asks of all environments at once, answered by tensors instead of branches.
+"""Tests of all environments at once that decide branches in VMAS, replaced by tensors.
 
-Whether two bodies are in reach of one another decides in Python: their forces are computed if they are in at least one
+Whether two bodies are in reach of each other decides in Python: their forces are computed if they are in at least one
 environment of the batch. While :class:`BranchFree` is active, every pair is computed, and the answer is applied to the
 result: the forces of a pair that was in reach nowhere are zero, exactly as if they had been left out. (Between two spheres they
 are zero anyway, because reach and contact are the same distance.)
 
-A scenario that asks itself (``if self.world.collides(a, b):``) is followed if all that depends on it is ``tensor[mask] += …``:
+A scenario that tests by itself (``if self.world.collides(a, b):``) is followed if only ``tensor[mask] += …`` depends on it:
 what is written is then written where the answer is yes. Assertions on tensors are taken to hold, as Python's option `-O` does;
 they are checked wherever steps are not replayed.
 """
@@ -39,7 +39,7 @@ class BranchFree(TorchDispatchMode):
     """Answers questions about pairs, and whether an assertion holds, with yes, and sees to it that it makes no difference.
 
     Args:
-        world: who is asked about pairs.
+        world: whose tests of pairs are replaced.
     """
 
     def __init__(self, world: World) -> None:
@@ -47,7 +47,7 @@ class BranchFree(TorchDispatchMode):
         self._world = world
         self._pairs: dict[tuple[int, int], Tensor] = {}
         self._in_joint = False
-        self._asked: list[Tensor] = []
+        self._tested: list[Tensor] = []
         self._asking = False
         self._branch: _Branch | None = None
 
@@ -65,7 +65,7 @@ class BranchFree(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
             if self._asking:
-                self._asked.append(args[0])
+                self._tested.append(args[0])
                 return True
             frame = calling_frame()
             if frame.f_lineno in _lines(frame.f_code.co_filename).asserting:
@@ -82,9 +82,9 @@ class BranchFree(TorchDispatchMode):
         possible = World.collides(self._world, a, b)
         self._asking = False
         self._branch = None
-        if not self._asked:
+        if not self._tested:
             return bool(possible)
-        answer = self._asked.pop()
+        answer = self._tested.pop()
         if caller.f_globals.get("__name__") == World.__module__:
             self._pairs[id(a), id(b)] = self._pairs[id(b), id(a)] = answer
         else:

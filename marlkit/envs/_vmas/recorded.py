@@ -63,12 +63,12 @@ class RecordedSimulation:
     """Takes the steps of a simulation, recorded where that can be done.
 
     Args:
-        simulation: whose steps; everything else is asked of it directly.
+        simulation: whose steps are recorded; everything else is read from it directly.
         name: what to call the scenario in a warning.
         mode: ``record`` replays operations, ``graph`` replays them as one CUDA graph.
 
     Attributes:
-        reason: why steps are not recorded; empty as long as they are. It is told once, as a warning.
+        reason: why steps are not recorded; empty as long as they are. One warning says it.
         replays: how many steps were replayed.
     """
 
@@ -85,7 +85,7 @@ class RecordedSimulation:
         self._current: RecordedStep | None = None
 
     def advance(self, action: Tensor) -> Step:
-        """One step, as :meth:`Simulation.advance`."""
+        """One step with actions ``[B, N]`` or ``[B, N, D]``, as :meth:`Simulation.advance`."""
         if self.reason or (torch.is_grad_enabled() and action.requires_grad):
             return self.simulation.advance(action)
         with torch.no_grad():
@@ -174,13 +174,13 @@ class RecordedStep:
         self._contents: list[Any] = []
 
     def replay(self, action: Tensor) -> Step:
-        """One step from the homes to the homes."""
+        """One step with actions ``[B, N]`` or ``[B, N, D]`` from the homes to the homes."""
         return self._replay(action)
 
     # --- between steps -------------------------------------------------------------------------------------------------------
 
     def at_home(self) -> bool:
-        """Whether every container holds what it held when the state moved in, and nobody has written to a constant."""
+        """Whether every container holds what it held when the state moved in, and no constant was written to."""
         for values, expected in self._left:
             if list(map(id, values)) != expected:
                 return False

@@ -1,10 +1,10 @@
 """Fresh environments in stock: any number of finished environments are reset for the price of at most one reset.
 
 VMAS resets one environment at a time and computes every observation anew each time, at about the price of a step. Here a twin
-of the simulation is reset as a whole, and each finished environment receives one row of the twin that nobody has used yet:
+of the simulation is reset as a whole, and each finished environment receives one row of the twin that is still unused:
 every per-environment tensor's row, and the observation that goes with it. The twin is reset again when its rows are used up.
 
-This asks that environments be exchangeable: a reset as a whole draws every row from the same distribution, so that it does not
+Environments must be exchangeable: a reset as a whole draws every row from the same distribution, so that it does not
 matter which row an environment receives. What all environments of a batch share (in some scenarios of MPE which landmark is
 the goal) is not drawn anew while others are in the middle of an episode; only a reset of all of them together does that. What
 is changed for all of them by hand (a difficulty, say) takes effect with the next stock.
@@ -58,7 +58,7 @@ class ResetPool:
             return _tried(self._build(self.num_envs))
 
     def take(self, simulation: Simulation, finished: Tensor, observation: Tensor) -> None:
-        """Reset the environments ``finished`` (indices) of a simulation, and write what they see into ``observation``."""
+        """Reset the environments ``finished`` ``[F]`` of a simulation; write what they see into ``observation`` ``[B, N, O]``."""
         target = survey(simulation.scenario)
         while finished.numel():
             if self._used == self.num_envs:

@@ -1,7 +1,7 @@
 """What can be known of VMAS' scenarios from their source files: names and options. Imports neither torch nor VMAS.
 
-A scenario reads its options from ``kwargs`` one by one (``kwargs.pop("n_agents", 4)``) and VMAS only warns of the ones that
-nobody read. Reading the names from the source turns such a warning into an error before anything is built.
+A scenario reads its options from ``kwargs`` one by one (``kwargs.pop("n_agents", 4)``) and VMAS only warns of those that are
+not read. Reading the names from the source turns such a warning into an error before anything is built.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A batch of VMAS worlds stepped with stacked tensors.
 
 VMAS' own `Environment` takes and returns one tensor per agent, swaps the state of three random generators around every call,
-asserts on tensors (a synchronisation each) and computes diagnostics nobody asked for. This drives the scenario and its world
+asserts on tensors (a synchronisation each) and computes diagnostics that are not used. This drives the scenario and its world
 directly, in the same order: actions, `pre_step`, physics, `post_step`, rewards, observations, end of the episode. Random
-numbers come from the global generators, like anybody's.
+numbers come from the global generators, like those of VMAS.
 """
 
 from __future__ import annotations

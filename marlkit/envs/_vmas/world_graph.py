@@ -46,7 +46,7 @@ class Survey:
         objects: everything that holds something (objects, lists, tuples, dicts, closures), by name.
         names: the name of each of them, by ``id``.
         tensors: the places of the tensors, by name.
-        values: the places of numbers, words, ``None`` and references to objects, by name; empty unless asked for.
+        values: the places of numbers, words, ``None`` and references to objects, by name; empty unless requested.
     """
 
     objects: dict[str, Any] = field(default_factory=dict)
@@ -91,7 +91,7 @@ def survey(scenario: Any, *, values: bool = False) -> Survey:
 
 
 def _role(kind: type) -> str:
-    """How contents of a type are treated; remembered, because a survey asks thousands of times."""
+    """How contents of a type are treated; cached, because a survey needs it thousands of times."""
     if issubclass(kind, Tensor):
         role = "tensor"
     elif issubclass(kind, (*_VALUES, enum.Enum)):
@@ -133,7 +133,7 @@ def learn_axes(smaller: Survey, larger: Survey, sizes: tuple[int, int]) -> dict[
     """The axis of every tensor that follows the number of environments, from two worlds that differ in nothing else.
 
     Raises:
-        MarlkitError: a tensor follows it in another way, or a Python container does, so that rows cannot be told apart.
+        MarlkitError: a tensor follows it in another way, or a Python container does, so that its rows cannot be identified.
     """
     axes = {}
     for name in smaller.tensors.keys() & larger.tensors.keys():
@@ -166,7 +166,7 @@ class _Row(NamedTuple):
 
 
 def copy_rows(source: Survey, target: Survey, axes: Mapping[str, int], rows: Tensor, start: int) -> None:
-    """Overwrite ``rows`` of every per-environment tensor of ``target`` by as many rows of ``source`` from ``start`` on.
+    """Overwrite ``rows`` ``[R]`` of every per-environment tensor of ``target`` by as many rows of ``source`` from ``start`` on.
 
     Tensors that share memory go on sharing it wherever what is written agrees. A tensor that ``source`` has not got (one that
     only an event of an episode creates) is left as it is.

@@ -154,7 +154,7 @@ def _colour(name: str) -> Any:
 
 
 def copied(tensors: Sequence[Tensor], device: torch.device | None = None) -> list[Tensor]:
-    """Copies, on ``device``, that share memory with one another where the originals do."""
+    """Copies of tensors ``[*]``, on ``device``, that share memory with each other where the originals do."""
     storages: dict[tuple[str, int], Tensor] = {}
     copies = []
     for tensor in tensors:

@@ -1,0 +1,13 @@
+"""Checks of an environment that a function of a user makes, without importing it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def check(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Problems of the options of ``env: {type: torchrl, …}``, as ``(option, message)``."""
+    factory = options["factory"]
+    if "." not in factory or not all(part.isidentifier() for part in factory.split(".")):
+        yield "factory", f"must be a dotted path such as `torchrl.envs.VmasEnv`, got `{factory}`"
