@@ -251,11 +251,11 @@ class Actor(ModuleComponent, ABC):
         Whatever explores belongs in here, so that ``LOG_PROB`` is that of the behaviour.
         """
 
-    def __call__(self, batch: TensorDictBase, *deterministic: bool, **named: bool) -> Any:
+    def __call__(self, batch: TensorDictBase, deterministic: bool | None = None) -> Any:
         """As :meth:`forward`; where ``deterministic`` is not given, TorchRL's ``set_exploration_type`` decides it."""
-        if not deterministic and "deterministic" not in named:
-            named["deterministic"] = interaction_type() not in (None, InteractionType.RANDOM)
-        return super().__call__(batch, *deterministic, **named)
+        if deterministic is None:
+            deterministic = interaction_type() not in (None, InteractionType.RANDOM)
+        return super().__call__(batch, deterministic=deterministic)
 
     def bootstrap(self, batch: TensorDictBase) -> TensorDictBase:
         """Choose the actions that a value is bootstrapped with: as :meth:`forward`, less what only explores."""

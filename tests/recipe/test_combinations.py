@@ -15,7 +15,7 @@ from scripted import ScriptedEnvironment, random_script
 from marlkit import rng
 from marlkit.contract import KINDS
 from marlkit.recipe import combinations
-from marlkit.recipe.catalogue import Entry, load_class
+from marlkit.recipe.catalogue import Entry, components, load_class
 from marlkit.recipe.combinations import Combination
 from marlkit.recipe.fit import check_fit, environments, fits, members, skipped_sections
 from marlkit.spec import Continuous, Discrete, TeamSpec
@@ -139,6 +139,14 @@ def test_what_is_refused_is_refused_in_words_that_help(actions: str) -> None:
             named = {entry.name for entry in found.entries.values()} & set(problem.message.replace("`", " ").split())
             assert named, problem
             assert problem.remedy, problem
+
+
+def test_a_component_is_left_out_only_for_an_option_that_nobody_else_can_know() -> None:
+    for section in combinations.CHOSEN:
+        tried = {found.entries[section].name for found in EVERY}
+        for name, entry in components(section).items():
+            unknown = [option for option in entry.options.values() if option.required and option.part is None]
+            assert (name in tried) == (not unknown), name
 
 
 def test_the_page_says_what_fits() -> None:
