@@ -121,7 +121,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "another class": ({"network": "subprocess.Popen"}, "network", "must be a class that extends torch.nn.Module"),
     "an unknown argument": ({"width": 3}, "network_options", "unexpected keyword argument 'width'"),
     "a value that its constructor refuses": ({"num_cells": "many"}, "network_options", "cannot be built"),
-    "a class inside that is none": ({"activation_class": {"path": "torch.nn.Tahn"}}, "network_options", "Tahn"),
+    "a class inside that is none": ({"activation_class": {"path": "torch.nn.Tangent"}}, "network_options", "Tangent"),
     "a class inside of another kind": ({"activation_class": {"path": "os.system"}}, "network_options", "extends torch.nn.Module"),
     "inputs of another size": ({"n_agent_inputs": "S"}, "network_options", "cannot be evaluated on a batch of zeros"),
     "outputs of another size": ({"n_agent_outputs": "O"}, "network_options", r"must give \[rows, N, F\]"),
