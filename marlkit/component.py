@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.nn.probabilistic import InteractionType, interaction_type
 from torch import Tensor, nn
 
 from marlkit import keys
@@ -261,6 +262,12 @@ class Actor(ModuleComponent, ABC):
         Whatever explores belongs in here, so that ``LOG_PROB`` is that of the behaviour.
         """
 
+    def __call__(self, batch: TensorDictBase, deterministic: bool | None = None) -> Any:
+        """As :meth:`forward`; where ``deterministic`` is not given, TorchRL's ``set_exploration_type`` decides it."""
+        if deterministic is None:
+            deterministic = interaction_type() not in (None, InteractionType.RANDOM)
+        return super().__call__(batch, deterministic=deterministic)
+
     def bootstrap(self, batch: TensorDictBase) -> TensorDictBase:
         """Choose the actions that a value is bootstrapped with, for a batch ``[*]``: as :meth:`forward` without exploration."""
         return self(batch)
@@ -307,11 +314,17 @@ class Actor(ModuleComponent, ABC):
 
         For recurrent actors in ``TransformedEnv``; beside it, ``InitTracker(init_key="is_first")`` writes ``IS_FIRST``.
         """
-        from torchrl.data import Unbounded
+        from torchrl.data import Composite, Unbounded
         from torchrl.envs import TensorDictPrimer
 
-        initial = self.initial_state(1)
-        return TensorDictPrimer({key: Unbounded(shape=value.shape[1:]) for key, value in initial.items()}, expand_specs=True)
+        primers = Composite()
+        for key, value in self.initial_state(1).items():
+            group = key[:-1] if isinstance(key, tuple) else ()
+            if group and group not in primers.keys(include_nested=True):
+                # As TorchRL's environments, whose groups have the batch size [B, N].
+                primers[group] = Composite(shape=(self.spec.n_agents,))
+            primers[key] = Unbounded(shape=value.shape[1:])
+        return TensorDictPrimer(primers, expand_specs=True)
 
 
 class Opponents(ModuleComponent, ABC):

@@ -58,6 +58,19 @@ def with_those_above(own: Mapping[str, _Option], above: Mapping[str, _Option]) -
     return {name: option for name, option in own.items() if name not in above} | dict(above) | dict(own)
 
 
+@dataclass(frozen=True)
+class Dotted:
+    """A word that names something of a module, ``package.module.Name``; whether it is there is not looked up."""
+
+    words: str = "of the form package.module.Name"
+
+    def problem(self, value: str) -> str | None:
+        """Why ``value`` is no dotted path, or ``None``."""
+        if "." in value and all(part.isidentifier() for part in value.split(".")):
+            return None
+        return f"must be a dotted path of the form package.module.Name, got {value!r}"
+
+
 PositiveInt = Annotated[int, Range(at_least=1)]
 NonNegativeInt = Annotated[int, Range(at_least=0)]
 PositiveFloat = Annotated[float, Range(above=0)]
@@ -66,6 +79,8 @@ Probability = Annotated[float, Range(at_least=0, at_most=1)]
 Fraction = Annotated[float, Range(above=0, below=1)]
 Finite = Annotated[float, Range()]
 Discount = Annotated[float, Range(at_least=0, at_most=1)]
+
+DottedPath = Annotated[str, Dotted()]
 
 Hidden = list[PositiveInt]
 """Widths of the hidden layers."""
@@ -98,7 +113,7 @@ def describe_type(annotation: Any, *, several: bool = False) -> str:
     """An annotation in words: ``"a list of whole numbers"``, ``"own or state"``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        words = [constraint.words for constraint in arguments[1:] if isinstance(constraint, Range) and constraint.words]
+        words = [found.words for found in arguments[1:] if isinstance(found, (Range, Dotted)) and found.words]
         return " ".join([describe_type(arguments[0], several=several), *words])
     if origin is Literal:
         return " or ".join(map(as_yaml, arguments))

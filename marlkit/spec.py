@@ -90,6 +90,15 @@ class TeamSpec:
         """Each agent's own number of actions or action dimensions."""
         return self.action_sizes or (self.action_features,) * self.n_agents
 
+    # TorchRL's collectors and sequences look into the `spec` of a module for the specs of the keys that it writes. A team's holds
+    # none, so that they look at what the module writes instead.
+
+    def keys(self, *_: bool) -> tuple[()]:
+        """No key has a TorchRL spec here."""
+        return ()
+
+    values = items = keys
+
     def sizes(self) -> dict[str, int]:
         """Sizes of the named dimensions of :mod:`marlkit.keys`."""
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
@@ -18,6 +19,18 @@ from marlkit.testing import check_component, fake_batch, spec_examples
 
 SHARES: list[Any] = ["all", "none", "groups"]
 TENSOR_KINDS = ("actor", "opponents", "critic", "estimator")
+MULTI_AGENT_MLP: dict[str, Any] = {
+    "network": "torchrl.modules.MultiAgentMLP",
+    "network_options": {
+        "n_agent_inputs": "O", "n_agent_outputs": "F", "n_agents": "N", "centralized": False, "share_params": True, "depth": 1,
+        "num_cells": 4, "activation_class": {"path": "torch.nn.Tanh"},
+    },
+}  # fmt: skip
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "marlkit.actors.module.ModuleActor": MULTI_AGENT_MLP,
+    "marlkit.critics.module.ModuleCritic": MULTI_AGENT_MLP,
+}
+"""Values of options that have no default, by component."""
 
 
 def cases() -> list[Any]:
@@ -43,6 +56,9 @@ def cases() -> list[Any]:
 
 def built(entry: Entry, spec: TeamSpec, **options: Any) -> Any:
     """The component with these options; a required part is the first of its kind without required parts."""
+    options = copy.deepcopy(EXAMPLES.get(entry.dotted, {})) | options
+    if options.get("view") == "state" and "network_options" in options:
+        options["network_options"]["n_agent_inputs"] = "S"
     for name, option in entry.options.items():
         if option.required and option.part is not None:
             plain = (e for e in components(option.part).values() if not any(o.required for o in e.options.values()))
@@ -75,7 +91,8 @@ def test_every_kind_of_tensor_component_is_covered() -> None:
 
 def test_kinds_take_the_common_options_so_that_one_line_swaps_keep_all_options() -> None:
     for name, entry in components("critic").items():
-        assert {"hidden", "share"} <= set(entry.options), name
+        swapped_by_name = not any(option.required for option in entry.options.values())
+        assert {"hidden", "share"} <= set(entry.options) or not swapped_by_name, name
     for name, entry in components("optimizer").items():
         assert {"lr", "critic_lr", "lr_end"} <= set(entry.options), name
 

@@ -6,24 +6,19 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from marlkit import keys
-from marlkit.component import Actor
+from marlkit.actors._independent import IndependentActor, of_agents
 from marlkit.contract import Contract, When
-from marlkit.errors import OptionError
-from marlkit.functional.schedule import linear
 from marlkit.keys import Key
-from marlkit.nn.actions import ActionRange
-from marlkit.nn.distributions import CategoricalTeam, TeamDistribution
-from marlkit.nn.networks import ACTIVATIONS, TeamGRU, TeamLinear, TeamNetwork, TeamParameter, group_of_agents
+from marlkit.nn.networks import ACTIVATIONS, TeamGRU, TeamLinear, TeamNetwork, group_of_agents
 from marlkit.options import Activation, Hidden, PositiveFloat, PositiveInt, Probability, Share
-from marlkit.spec import Continuous, TeamSpec
+from marlkit.spec import TeamSpec
 
 
-class StochasticActor(Actor):
+class StochasticActor(IndependentActor):
     """Independent policies ``pi_i(a_i | o_i)``: categorical for discrete actions, normal for continuous ones.
 
     A normal policy works in half-ranges of the action: ``loc = middle + half * f(o)`` and ``scale = half * deviation`` (middle 0
@@ -67,8 +62,6 @@ class StochasticActor(Actor):
         ),
     )
 
-    uniform_share: Tensor | None
-
     def __init__(
         self,
         spec: TeamSpec,
@@ -88,9 +81,8 @@ class StochasticActor(Actor):
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.groups = group_of_agents(share, spec.n_agents)
-        self.predicts_deviation = not spec.discrete and std == "predicted"
-        outputs = spec.action_features * (2 if self.predicts_deviation else 1)
+        groups = group_of_agents(share, spec.n_agents)
+        outputs = self.count_outputs(std)
         self.activation = ACTIVATIONS[activation]
         self.recurrent = body == "gru"
         self.sequence_length = sequence_length if self.recurrent else None
@@ -99,51 +91,16 @@ class StochasticActor(Actor):
             spec.observation,
             widths[-1] if self.recurrent else outputs,
             hidden=widths[:-1] if self.recurrent else hidden,
-            groups=self.groups,
+            groups=groups,
             activation=activation,
             output_gain=math.sqrt(2) if self.recurrent else output_gain,
             agent_id=agent_id,
             layer_norm=layer_norm,
         )
         if self.recurrent:
-            self.memory = TeamGRU(widths[-1], self.groups)
-            self.head = TeamLinear(widths[-1], outputs, self.groups, gain=output_gain)
-        self.uniform_shares = (uniform_share, uniform_share_end)
-        # A buffer, so that a copy of the policy and a checkpoint explore as the policy did; absent where nothing is mixed in.
-        self.register_buffer("uniform_share", torch.tensor(float(uniform_share)) if any(self.uniform_shares) else None)
-        if isinstance(spec.action, Continuous):
-            self._refuse_uniform_share()
-            self._prepare_continuous(spec.action, initial_std)
-
-    def _refuse_uniform_share(self) -> None:
-        for option, share in zip(("uniform_share", "uniform_share_end"), self.uniform_shares, strict=True):
-            if share:
-                message = f"mixes in discrete actions, but this environment's are continuous: must be 0 here, got {share}"
-                raise OptionError(option, message)
-
-    def _prepare_continuous(self, action: Continuous, initial_std: float) -> None:
-        self.range = ActionRange(action, self.spec.n_agents)
-        self.initial_log_deviation = math.log(initial_std)
-        if not self.predicts_deviation:
-            self.log_deviation = TeamParameter(torch.full((action.size,), self.initial_log_deviation), self.groups)
-
-    def distribution(self, batch: TensorDictBase, agents: Sequence[int] | None = None) -> TeamDistribution:
-        """``pi_i(. | o_i)`` of all agents, or of ``agents`` only; batch ``[*]``."""
-        outputs, _ = self._outputs(batch, agents)
-        return self._distribution(outputs, batch, agents)
-
-    def forward(self, batch: TensorDictBase, deterministic: bool = False) -> TensorDictBase:
-        """Choose actions for a batch ``[*]``; a recurrent actor also writes the hidden state of the next step."""
-        outputs, hidden = self._outputs(batch, None)
-        policy = self._distribution(outputs, batch, None)
-        action = policy.mode() if deterministic else policy.sample()
-        self.write_choice(batch, policy, action)
-        return batch if hidden is None else batch.set(keys.following(keys.HIDDEN), hidden)
-
-    def schedule(self, progress: float) -> None:
-        """Let the share of uniformly chosen actions go linearly from its start to its end."""
-        if self.uniform_share is not None:
-            self.uniform_share.fill_(linear(*self.uniform_shares, progress))
+            self.memory = TeamGRU(widths[-1], groups)
+            self.head = TeamLinear(widths[-1], outputs, groups, gain=output_gain)
+        self.prepare_policy(groups, initial_std=initial_std, uniform_share=uniform_share, uniform_share_end=uniform_share_end)
 
     def initial_state(self, batch_size: int) -> dict[Key, Tensor]:
         """A ``HIDDEN`` of zeros ``[B, N, H]`` for a `gru`."""
@@ -152,28 +109,12 @@ class StochasticActor(Actor):
         weight = self.head.weights[0]
         return {keys.HIDDEN: weight.new_zeros(batch_size, self.spec.n_agents, weight.shape[1])}
 
-    def _outputs(self, batch: TensorDictBase, agents: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
-        features = self.network(_of(batch[keys.OBSERVATION], agents), agents)
+    def outputs(self, batch: TensorDictBase, agents: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
+        """The network's outputs ``[*, n, F]``, and the hidden state of the next step for a `gru`."""
+        features = self.network(of_agents(batch[keys.OBSERVATION], agents), agents)
         if not self.recurrent:
             return features, None
-        hidden = _of(batch[keys.HIDDEN], agents)
+        hidden = of_agents(batch[keys.HIDDEN], agents)
         first = hidden if batch.batch_dims == 1 else hidden[:, 0]
         states = self.memory(self.activation(features), first, batch[keys.IS_FIRST], agents)
         return self.head(states, agents), states
-
-    def _distribution(self, outputs: Tensor, batch: TensorDictBase, agents: Sequence[int] | None) -> TeamDistribution:
-        if self.spec.discrete:
-            return CategoricalTeam(outputs, self.available(batch, agents), self.uniform_share)
-        selected = list(range(self.spec.n_agents)) if agents is None else list(agents)
-        if self.predicts_deviation:
-            outputs, raw = outputs.chunk(2, -1)
-            log_deviation = raw + self.initial_log_deviation
-        else:
-            log_deviation = self.log_deviation.stacked(selected)
-        dims = self.available(batch, agents)
-        return self.range.normal(outputs, log_deviation, dims, slice(None) if agents is None else selected)
-
-
-def _of(tensor: Tensor, agents: Sequence[int] | None) -> Tensor:
-    """The rows of ``agents`` of a ``[*, N, F]`` tensor."""
-    return tensor if agents is None else tensor[..., list(agents), :]

@@ -97,9 +97,14 @@ def _value(text: str) -> Any:
 
 
 def _choices(section: str, path: str = "") -> Iterator[dict[str, Entry]]:
-    """The components of a section, each with every choice of its required parts, which have no parts themselves."""
+    """The components of a section, each with every choice of its required parts, which have no parts themselves.
+
+    Those with other required options are left out: nothing says which value to try.
+    """
     path = path or section
     for entry in components(section).values():
+        if any(option.required and option.part is None for option in entry.options.values()):
+            continue
         parts = {name: option.part for name, option in entry.options.items() if option.part is not None and option.required}
         if not parts:
             yield {path: entry}
@@ -158,7 +163,8 @@ INTRODUCTION = """# What fits together
 
 Every combination of marlkit's actors, critics, opponent models, estimators, updates and data that can be trained; a row is the
 product of what its cells list. The options in the last column are needed, the others are at their defaults. What is not in the
-table is refused by `marlkit check` before anything is built, with the reason and what would fit.
+table is refused by `marlkit check` before anything is built, with the reason and what would fit. Left out are components with an
+option that has no default, such as the path of a network of your own; whether they fit, `marlkit check` says too.
 
 Made by `make combinations`; a test trains every entry for two iterations and resumes it.
 

@@ -25,7 +25,7 @@ from marlkit.recipe.merging import Merge, read_overrides
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "recipes"
 SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "recipes"
-"""A checkout has the recipes beside the package, a wheel brings them inside; what lies beside that is somebody else's."""
+"""A checkout has the recipes beside the package, a wheel brings them inside; what lies beside that belongs to other packages."""
 SUFFIXES = (".yaml", ".yml")
 
 

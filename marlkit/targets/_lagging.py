@@ -77,6 +77,12 @@ def _places(copied: nn.Module, online: nn.Module) -> list[tuple[nn.Module, nn.Mo
 
     Modules and names instead of tensors, because a move to another device replaces buffers.
     """
-    names = [name for name, _ in (*online.named_parameters(), *online.named_buffers())]
-    paths = [(path, own) for path, _, own in (name.rpartition(".") for name in names)]
-    return [(copied.get_submodule(path), online.get_submodule(path), own) for path, own in paths]
+    twins, modules = dict(copied.named_modules()), dict(online.named_modules())
+    # Not by splitting names at their last dot: a module of tensordict holds parameters whose own names have dots.
+    owners = {
+        f"{path}.{own}".removeprefix("."): (path, own)
+        for path, module in modules.items()
+        for own in (*module._parameters, *module._buffers)
+    }
+    found = [owners[name] for name, _ in (*online.named_parameters(), *online.named_buffers())]
+    return [(twins[path], modules[path], own) for path, own in found]

@@ -15,7 +15,7 @@ from scripted import ScriptedEnvironment, random_script
 from marlkit import rng
 from marlkit.contract import KINDS
 from marlkit.recipe import combinations
-from marlkit.recipe.catalogue import Entry, load_class
+from marlkit.recipe.catalogue import Entry, components, load_class
 from marlkit.recipe.combinations import Combination
 from marlkit.recipe.fit import check_fit, environments, fits, members, skipped_sections
 from marlkit.spec import Continuous, Discrete, TeamSpec
@@ -139,6 +139,14 @@ def test_refused_combinations_have_messages_with_a_remedy(actions: str) -> None:
             named = {entry.name for entry in found.entries.values()} & set(problem.message.replace("`", " ").split())
             assert named, problem
             assert problem.remedy, problem
+
+
+def test_a_component_is_left_out_only_for_an_option_that_must_be_given() -> None:
+    for section in combinations.CHOSEN:
+        tried = {found.entries[section].name for found in EVERY}
+        for name, entry in components(section).items():
+            unknown = [option for option in entry.options.values() if option.required and option.part is None]
+            assert (name in tried) == (not unknown), name
 
 
 def test_the_page_lists_the_accepted_combinations() -> None:

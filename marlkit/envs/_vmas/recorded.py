@@ -1,8 +1,8 @@
 """Steps of a simulation replayed as recorded operations (:mod:`marlkit.recorder.recording`).
 
 A step of VMAS leaves new tensors in the attributes of its objects. What is recorded is a step followed by copying them back to
-where the old ones were, their *homes*, so that the next replay finds the state where this one left it. Whoever reads the world
-between two steps, to reset, to save or to draw it, finds the homes in their places.
+where the old ones were, their *homes*, so that the next replay finds the state where this one left it. Between two
+steps, a reset, a checkpoint or a drawing finds the homes in their places.
 
 Before each replay all containers are looked at. Where something else stands than what was left there - a reset or a restored
 checkpoint puts new tensors into places, a user changes a difficulty - the state is moved into the homes, if it is of the kind
