@@ -1,4 +1,4 @@
-"""What is built for people to install: the package and its recipes, and nothing of the checkout is needed beside them."""
+"""The wheel: the package and its recipes, which need nothing of the checkout beside them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ FIND = "import marlkit; from marlkit.recipe import shipped; print(marlkit.__file
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel of this checkout, unpacked; built without network."""
-    pytest.importorskip("hatchling", reason="what builds the wheel is no part of this environment: pip install 'marlkit[dev]'")
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
     subprocess.run(build, cwd=CHECKOUT, check=True, capture_output=True, timeout=60)
@@ -67,3 +66,17 @@ def test_a_folder_of_recipes_beside_an_installed_package_is_somebody_elses(insta
     package, *recipes = map(Path, said_by(site, tmp_path, "-c", FIND))
     assert package.is_relative_to(site)
     assert sorted(file.stem for file in recipes) == sorted(shipped())
+
+
+def test_a_wheel_trains(installed: Path, tmp_path: Path) -> None:
+    tiny = [
+        "env.num_envs=4",
+        "data.steps=8",
+        "env.max_steps=8",
+        "actor.hidden=[8]",
+        "critic.hidden=[8]",
+        "update.minibatch_size=16",
+    ]
+    short = ["update.epochs=1", "trainer.iterations=1", "trainer.evaluation_episodes=2", "trainer.video=false"]
+    *_, folder = said_by(installed, tmp_path, "-m", "marlkit", "train", "mappo", *tiny, *short, "--no-progress")
+    assert (tmp_path / folder / "checkpoints" / "last.ckpt").is_file()

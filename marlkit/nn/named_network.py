@@ -1,4 +1,4 @@
-"""Networks that are named by the dotted path of their class: of torch, tensordict, TorchRL or anybody else.
+"""Networks that are named by the dotted path of their class: of torch, tensordict, TorchRL or of a user.
 
 No text is evaluated. Only classes that extend :class:`torch.nn.Module` are accepted, so that a recipe cannot call what it likes.
 """
