@@ -405,7 +405,12 @@ class Critic(ModuleComponent, ABC):
 
 def least(values: Tensor) -> Tensor:
     """The smallest of the predictions ``[K, *]`` of K networks, ``[*]``; of one network its own (Fujimoto et al. 2018)."""
-    return values[0] if len(values) == 1 else values.amin(0)
+    return values.squeeze(0) if len(values) == 1 else values.amin(0)
+
+
+def each(values: Tensor) -> tuple[Tensor, ...]:
+    """The predictions of each of K networks, ``[*]``, from ``[K, *]``; of one network a view without a copy in its gradient."""
+    return (values.squeeze(0),) if len(values) == 1 else values.unbind(0)
 
 
 class Targets(Component, nn.Module, ABC):

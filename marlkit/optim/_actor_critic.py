@@ -16,7 +16,7 @@ from torch import Tensor
 
 from marlkit import keys
 from marlkit.batches import minibatches, units
-from marlkit.component import Update, least
+from marlkit.component import Update, each, least
 from marlkit.functional import losses
 from marlkit.functional.reduce import masked_mean, standardise, sum_of
 from marlkit.functional.schedule import linear
@@ -138,7 +138,7 @@ class ActorCriticUpdate(Update):
         weight = torch.ones_like(goal, dtype=torch.bool)
         loss = sum_of(
             losses.value_loss(prediction, rows[OLD_PREDICTION], goal, weight, clip=self.value_clip, huber_delta=self.huber_delta)
-            for prediction in predictions
+            for prediction in each(predictions)
         )
         return loss, {
             "critic/loss": loss.detach(),

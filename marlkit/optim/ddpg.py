@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from marlkit import keys
 from marlkit.batches import units
-from marlkit.component import Update, least
+from marlkit.component import Update, each, least
 from marlkit.contract import Contract, When
 from marlkit.errors import OptionError
 from marlkit.functional import coupling as joint_gradients
@@ -108,7 +108,9 @@ class DdpgUpdate(Update):
     def _fit_critic(self, rows: TensorDictBase, learning: Learning) -> Metrics:
         predictions = learning.critic.predictions(rows)
         goal = learning.critic.normaliser.normalise(rows[keys.VALUE_TARGET])
-        half_square = sum_of(value_loss(own, None, goal, None, clip=None, huber_delta=self.huber_delta) for own in predictions)
+        half_square = sum_of(
+            value_loss(own, None, goal, None, clip=None, huber_delta=self.huber_delta) for own in each(predictions)
+        )
         loss = 2 * self.weights["critic_weight"] * half_square
         metrics = {
             "critic/loss": loss.detach(),
@@ -121,7 +123,7 @@ class DdpgUpdate(Update):
             with torch.no_grad():
                 own = learning.actor.reparametrised(rows)
             ratio, inverse_ratio = self._ratios(rows, learning)
-            (prediction,), (resampled,) = predictions, learning.critic.action_value(rows, own, rows[JOINT])
+            (prediction,), (resampled,) = map(each, (predictions, learning.critic.action_value(rows, own, rows[JOINT])))
             coupled = joint_gradients.critic_coupling(
                 prediction,
                 resampled,
@@ -138,7 +140,7 @@ class DdpgUpdate(Update):
         alive = rows[keys.ALIVE]
         own = learning.actor.reparametrised(rows)
         with _held(learning.critic):
-            value = learning.critic.action_value(rows, own, rows[JOINT])[0]
+            value = each(learning.critic.action_value(rows, own, rows[JOINT]))[0]
         coefficient = self._coefficient(rows, learning)
         loss = learning.ranks.weigh(alive, joint_gradients.actor_loss(value, coefficient, alive))
         metrics = {"actor/loss": loss.detach(), "actor/value": masked_mean(value.detach(), alive)}
@@ -162,7 +164,7 @@ class DdpgUpdate(Update):
         goal = learning.critic.normaliser.normalise(rows[keys.VALUE_TARGET])
         if not self.coupling:
             return torch.full_like(goal, self.weights["actor_weight"])
-        error = self._error(learning.critic.predictions(rows)[0], goal)
+        error = self._error(each(learning.critic.predictions(rows))[0], goal)
         _, inverse_ratio = self._ratios(rows, learning)
         return joint_gradients.actor_coefficient(
             error, inverse_ratio, coupling=self.coupling, floor=self.coefficient_floor, **self.weights
