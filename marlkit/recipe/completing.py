@@ -17,11 +17,15 @@ from marlkit.contract import KINDS, Kind
 from marlkit.errors import ComponentError, Problem, did_you_mean
 from marlkit.options import Range, describe_type, problem_with
 from marlkit.recipe.catalogue import Entry, Option, find
-from marlkit.recipe.located_yaml import Located, Place
+from marlkit.recipe.interpolation import Sizes, entries, interpolated, leaves, literals
+from marlkit.recipe.located_yaml import MOST_VALUES, Located, Place
 from marlkit.recipe.merging import as_section
+from marlkit.recipe.scalars import refuse_unfit, shown
 
 Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
 TOP_LEVEL = ("name", "seed", "extends")
+MOST_TEXT = 100_000
+"""Characters of all texts of a completed recipe."""
 MISSING = "???"  # OmegaConf's mark for a mandatory value that is not set
 
 
@@ -36,6 +40,7 @@ class Completion:
         entries: the component at each path, such as ``"update"`` and ``"update.step"``.
         places: where each path is written; defaults have none.
         problems: the problems found so far.
+        unresolved: paths of interpolations that are not resolved, because a problem says why.
     """
 
     root: Located
@@ -44,6 +49,7 @@ class Completion:
     entries: dict[str, Entry] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    unresolved: set[str] = field(default_factory=set)
 
     def place(self, path: str) -> Place:
         """Where ``path`` is written, or the nearest enclosing entry that is."""
@@ -128,41 +134,78 @@ class Completion:
 
     def _resolved(self) -> DictConfig:
         """The configuration with every ``${section.option}`` replaced by its value."""
-        config = OmegaConf.create(self.config)
-        return OmegaConf.create({key: self._resolve(config, key, key) for key in self.config})
+        problem = Sizes(self.config).problem()
+        if problem:
+            path, message, remedy = problem
+            self.report(".".join(path), message, remedy)
+            self.unresolved = {".".join(found) for found in interpolated(self.config)}
+        config = OmegaConf.create(self.config) if interpolated(self.config) else None
+        resolved = {key: self._resolve(value, (key,), config) for key, value in self.config.items()}
+        self._check_size(resolved)
+        return OmegaConf.create(resolved)
 
-    def _resolve(self, parent: Any, key: Any, path: str) -> Any:
-        try:
-            value = parent[key]
-            if isinstance(value, DictConfig):
-                return {name: self._resolve(value, name, path + "." + str(name)) for name in value}
-            if isinstance(value, ListConfig):
-                return [self._resolve(value, index, f"{path}.{index}") for index in range(len(value))]
-        except (OmegaConfBaseException, RecursionError) as error:
-            self.report(path, f"cannot be resolved: {str(error).splitlines()[0]}.")
-            return None
+    def _resolve(self, value: Any, path: tuple[str, ...], config: Any) -> Any:
+        """The value at `path` of a configuration without interpolations, text in it as OmegaConf is to be given it."""
+        if isinstance(value, (dict, list)):
+            items = {name: self._resolve(entry, (*path, name), config) for name, entry in entries(value)}
+            return items if isinstance(value, dict) else list(items.values())
+        where = ".".join(path)
+        if value == MISSING and isinstance(value, str):
+            self.report(where, "has no value.", "Replace `???` by one.")
+        elif isinstance(value, str) and "${" in value:
+            return None if where in self.unresolved else self._resolved_text(config, path, where)
         return value
 
+    def _resolved_text(self, config: Any, path: tuple[str, ...], where: str) -> Any:
+        try:
+            found = config
+            for key in path:
+                found = found[int(key) if isinstance(found, ListConfig) else key]
+            plain = OmegaConf.to_container(found, resolve=True) if isinstance(found, (DictConfig, ListConfig)) else found
+            made = literals(plain)
+            for leaf in leaves(made):
+                refuse_unfit(leaf)
+        except (OmegaConfBaseException, RecursionError) as error:
+            self.report(where, f"cannot be resolved: {str(error).splitlines()[0]}.")
+        except ValueError as error:
+            self.report(where, *error.args)
+        else:
+            return made
+        return None
+
+    def _check_size(self, completed: Any) -> None:
+        """Refuse a recipe that could be written, but not read again."""
+        values, characters = _size(completed)
+        if values > MOST_VALUES or characters > MOST_TEXT:
+            message = f"holds {values} values and {characters} characters of text when completed."
+            remedy = f"At most {MOST_VALUES} and {MOST_TEXT} fit into a recipe; larger tables belong into a component."
+            self.report("", message, remedy)
+
     def _check_top_level(self, config: DictConfig) -> None:
+        reported = {problem.where for problem in self.problems}
         problem = problem_with(config.seed, Seed)
-        if problem:
+        if problem and "seed" not in reported:
             self.report("seed", f"{problem}.")
-        if not isinstance(config.name, str) or not _FOLDER_NAME.fullmatch(config.name):
-            remedy = "Use letters, digits, `-`, `_` and `.`, beginning with a letter or digit."
-            self.report("name", f"must be a word that can name a folder, got {config.name!r}.", remedy)
+        name = config.name
+        fits = isinstance(name, str) and _FOLDER_NAME.fullmatch(name) and not _RESERVED.match(name.lower())
+        if not fits and "name" not in reported:
+            remedy = f"Use at most {LONGEST_NAME} letters, digits, `-`, `_` and `.`, a letter or digit first: `name: my_team`."
+            quote = "" if isinstance(name, str) else " Quote a word that reads as another value."
+            self.report("name", f"must be a word that can name a folder, got {shown(repr(name))}.", remedy + quote)
 
     def _check_values(self, config: DictConfig) -> None:
-        plain = OmegaConf.to_container(config)
+        plain = OmegaConf.to_container(config, resolve=True)
         for path, entry in self.entries.items():
             options = _get(plain, path)
-            reported = {problem.where for problem in self.problems}
+            reported = {problem.where for problem in self.problems} | self.unresolved
             for name, option in entry.options.items():
                 here = f"{path}.{name}"
                 if name not in options or here in self.entries or not reported.isdisjoint({here, f"{here}.type"}):
                     continue
                 problem = problem_with(options[name], option.annotation)
                 if problem:
-                    self.report(here, f"{problem}.")
+                    mistaken = "a word" in problem and isinstance(options[name], (bool, int, float))
+                    self.report(here, f"{problem}.", "Quote a word that reads as another value." if mistaken else "")
             for name, limits in entry.contract.at_most.items():
                 self._check_limit(plain, path, name, limits)
             broken = any(problem.where.startswith(f"{path}.") for problem in self.problems)
@@ -182,7 +225,19 @@ class Completion:
             self.report(f"{path}.{name}", f"must be at most {shown} = {product}, got {value}.", remedy)
 
 
-_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LONGEST_NAME = 100
+_FOLDER_NAME = re.compile(rf"(?=.{{1,{LONGEST_NAME}}}\Z)[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
+_RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|\Z)")
+"""Names that Windows keeps for devices."""
+
+
+def _size(value: Any) -> tuple[int, int]:
+    """The number of values, and that of the characters of texts and keys."""
+    if isinstance(value, (dict, list)):
+        keys = sum(map(len, value)) if isinstance(value, dict) else 0
+        sizes = [_size(entry) for entry in (value.values() if isinstance(value, dict) else value)]
+        return 1 + sum(size[0] for size in sizes), keys + sum(size[1] for size in sizes)
+    return 1, len(value) if isinstance(value, str) else 0
 
 
 def _own_check(name: str) -> Any:

@@ -11,15 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from marlkit.contract import KINDS, Kind
 from marlkit.errors import ComponentError, Problem, RecipeError
 from marlkit.options import problem_with
 from marlkit.recipe.catalogue import Entry, Option, find
-from marlkit.recipe.located_yaml import Located, Place, locate
+from marlkit.recipe.located_yaml import DEEPEST, Located, Place, read_value
+from marlkit.recipe.scalars import shown
 
 
 def as_section(value: Located) -> Mapping[str, Located] | None:
@@ -103,24 +100,21 @@ def _takes(entry: Entry, name: str, value: Located) -> bool:
 
 
 def read_override(text: str) -> Located:
-    """Read ``critic.samples=100`` as the recipe ``{critic: {samples: 100}}``; values as in OmegaConf's dot lists.
+    """Read ``critic.samples=100`` as the recipe ``{critic: {samples: 100}}``; the value as :func:`read_value` has it.
 
     Raises:
         RecipeError: the text does not have this form.
     """
-    place = Place(f"override `{text}`")
+    place = Place(f"override `{shown(text, 200)}`")
     name, equals, value = text.partition("=")
     path = name.strip().split(".")
     if not equals or not all(path):
         raise RecipeError([place.problem("", "has no value.", "Write `section.option=value` or `section=component`.")])
-    try:
-        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise RecipeError([place.problem(name, f"has a value that is not YAML: {str(error).splitlines()[0]}.")]) from error
-    assert isinstance(parsed, dict)
-    if parsed["value"] is None and value.strip() in ("", "~"):
+    if value.strip() in ("", "~"):
         raise RecipeError([place.problem(name, "has no value.", "Write `null` for none.")])
-    located = locate(parsed["value"], place)
+    if len(path) > DEEPEST:
+        raise RecipeError([place.problem("", f"is deeper than {DEEPEST} levels.", "Write `section.option=value`.")])
+    located = read_value(value, place, name.strip())
     for key in reversed(path):
         located = Located({key: located}, place, partial=True)
     return located

@@ -6,6 +6,9 @@ and line. This module imports no torch, and a check takes well under a second.
 
 from __future__ import annotations
 
+import copy
+import functools
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +22,10 @@ from marlkit.errors import Problem, RecipeError, did_you_mean
 from marlkit.recipe.catalogue import Entry
 from marlkit.recipe.completing import Completion
 from marlkit.recipe.fit import check_fit
+from marlkit.recipe.interpolation import escape_missing
 from marlkit.recipe.located_yaml import Located, Place, read_file
 from marlkit.recipe.merging import Merge, read_overrides
+from marlkit.recipe.scalars import Loader, shown
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "recipes"
@@ -70,13 +75,18 @@ class Recipe:
 
     def options(self, path: str) -> dict[str, Any]:
         """The options of the component at ``path``, without its `type`."""
-        found = OmegaConf.to_container(OmegaConf.select(self.config, path))
-        assert isinstance(found, dict)
-        return {str(name): value for name, value in found.items() if name != "type"}
+        found: Any = self._plain
+        for key in path.split("."):
+            found = found[key]
+        return {name: copy.deepcopy(value) for name, value in found.items() if name != "type"}
+
+    @functools.cached_property
+    def _plain(self) -> Any:
+        return OmegaConf.to_container(self.config, resolve=True)
 
     def to_yaml(self) -> str:
         """The completed recipe as text, from which :func:`load_recipe` reads an equal recipe."""
-        plain = OmegaConf.to_container(self.config)
+        plain = escape_missing(OmegaConf.to_container(self.config))
         return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -156,12 +166,19 @@ def _find(name: str | Path, folder: Path, asked: Place | None = None) -> Path:
     known = shipped()
     if str(name) in known:
         return known[str(name)]
-    path = folder / Path(name).expanduser()
-    if path.is_file():
-        return path
-    place = asked or Place(str(name))
+    place = asked or Place(shown(str(name), 200))
     where = "extends" if asked else ""
-    if path.is_dir():
+    try:
+        path = folder / Path(name).expanduser()
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = 0
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links, no right to look, no such user
+        reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
+        raise RecipeError([place.problem(where, f"cannot be looked up: {reason}.", "Write the path of a YAML file.")]) from error
+    if mode and not stat.S_ISDIR(mode):
+        return path
+    if mode:
         raise RecipeError([place.problem(where, "is a folder, not a recipe.", _files_in(path))])
     if path.suffix in SUFFIXES or path.parent != folder:
         raise RecipeError([place.problem(where, f"there is no file {path}.", _files_in(path.parent, path.name))])
@@ -178,7 +195,7 @@ def _files_in(folder: Path, wanted: str = "") -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Sections as blocks, lists on one line; strings quoted wherever OmegaConf would read another type."""
+    """Sections as blocks, lists on one line; text quoted wherever it would be read as another value."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Write equal lists out each time instead of as an alias such as ``*id001``."""
@@ -190,10 +207,11 @@ def _represent_list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
 
 
 def _represent_str(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-    # PyYAML writes the string "3e-4" without quotes, and OmegaConf would read it back as a number.
-    style = '"' if value[:1] in "+-.0123456789" else None
+    # In double quotes what cannot be seen is escaped; PyYAML reads some ends of lines back as others.
+    style = None if value.isprintable() and value[:1] not in tuple("+-.0123456789=") else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
+_Dumper.yaml_implicit_resolvers = Loader.yaml_implicit_resolvers
 _Dumper.add_representer(list, _represent_list)
 _Dumper.add_representer(str, _represent_str)

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from marlkit.errors import CheckpointError, RunError
+from marlkit.recipe.located_yaml import Place, read_text
 from marlkit.recipe.reading import Recipe, load_recipe
 from marlkit.run.checkpoint_io import load_checkpoint
 from marlkit.run.checkpoints import BEST, LAST
@@ -109,7 +110,7 @@ def own_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
 
 def _decisive(text: str) -> DictConfig:
     """A recipe without the options that may change between stop and resume: all of `trainer` except `precision`."""
-    config = OmegaConf.create(text)
+    config = OmegaConf.create(read_text(text, Place("recipe"))[0].plain())
     assert isinstance(config, DictConfig)
     # Older recipes do not have this option.
     config.trainer = {"precision": config.trainer.get("precision", "float32")}

@@ -120,7 +120,7 @@ def test_part_of_a_component_is_swapped_by_the_same_rule(tmp_path: Path) -> None
         ("=local", "", ["has no value"]),
         ("critic..x=1", "", ["has no value"]),
         ("critic=[1", "critic", ["not YAML"]),
-        ("critic=${oops", "critic", ["not YAML"]),
+        ("critic=${oops", "critic", ["interpolation that cannot be read"]),
         ("extends=mappo", "extends", ["only be given in a file"]),
         ("critic=null", "critic", ["must name a component, got None"]),
     ],

@@ -91,6 +91,6 @@ def test_file_beside_a_recipe_never_shadows_a_library(tmp_path: Path) -> None:
 
 
 def test_yaml_tags_build_no_objects(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="could not determine a constructor"):
+    with pytest.raises(RecipeError, match="has the tag `!!python"):
         read(tmp_path, f"{TEAM}name: !!python/object/apply:pathlib.Path.touch [{tmp_path}/was_run]\n")
     assert _nothing_ran(tmp_path)
