@@ -87,7 +87,7 @@ class Entry:
         """Dotted path of the class."""
         return f"{self.module}.{self.class_name}"
 
-    @property
+    @functools.cached_property
     def defaults(self) -> dict[str, Any]:
         """The default of each option; :data:`REQUIRED` for an option that a recipe must set."""
         return {name: option.default for name, option in self.options.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,10 @@ class Combination:
     def place(self, path: str) -> Place:
         """The place of ``path``, which is in no file."""
         return Place(self.name)
+
+    def accepts(self, overrides: Sequence[str]) -> bool:
+        """Whether names and values stay valid after ``overrides``: they come from contracts."""
+        return True
 
     def name_of(self, section: str) -> str:
         """The component of a section with its parts: ``sequential(ppo_clip)``."""

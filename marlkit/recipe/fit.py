@@ -8,15 +8,17 @@ its ``next`` (opponents, critic), estimates, and updates; the keys of the sectio
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from marlkit import keys
-from marlkit.contract import Condition, When, carried
+from marlkit.contract import Condition, When, as_yaml, carried
 from marlkit.errors import Problem
 from marlkit.keys import Key
 from marlkit.recipe.catalogue import Entry, components
+from marlkit.recipe.changes import Change, changed, swaps
 
 if TYPE_CHECKING:
     from marlkit.recipe.located_yaml import Place
@@ -43,6 +45,9 @@ class Selection(Protocol):
 
     def place(self, path: str) -> Place:
         """Where ``path`` is written."""
+
+    def accepts(self, overrides: Sequence[str]) -> bool:
+        """Whether names and values stay valid after ``overrides``."""
 
 
 @dataclass(frozen=True)
@@ -155,21 +160,17 @@ def check_fit(recipe: Selection) -> list[Problem]:
     Where the source of the environment does not determine whether actions are discrete or rewards pooled, the problems of the
     most favourable case are reported; the rest is checked against the environment itself when the components are built.
     """
-    return min((_problems(recipe, environment) for environment in environments(recipe)), key=len)
+    return _problems(_check_of(recipe))
 
 
-def _problems(recipe: Selection, environment: frozenset[str]) -> list[Problem]:
-    team = members(recipe, environment)
-    check = _Check(recipe, environment, {member.path: member for member in team})
+def _problems(check: _Check) -> list[Problem]:
     problems = []
-    for member, found in writers(team):
+    for member, found in writers(check.team.values()):
         missing = [key for key in dict.fromkeys(member.reads) if key not in found]
         problems += [check.unwritten(member, key) for key in missing if not check.awaited(member, key)]
         problems += check.unmet(member)
-    critic = check.team["critic"]
-    if critic.entry.contract.predicts is None:
-        message = f"`{critic.entry.name}` predicts nothing, so that no update can train it."
-        problems.append(recipe.place("critic").problem("critic", message, "Name the key in its contract: `predicts=…`."))
+    if check.team["critic"].entry.contract.predicts is None:
+        problems.append(check.unpredicting())
     return problems
 
 
@@ -186,17 +187,17 @@ class _Check:
         current = keys.current(key)
         if key != current and reader.section in ON_ONE_STEP:
             message = f"`{reader.entry.name}` reads {keys.name(key)}, but runs on single steps and has no access to the next."
-            return self._problem(reader, message, [f"Read {keys.name(current)}; an estimator combines a step with the next."])
+            advice = f"Read {keys.name(current)}; an estimator combines a step with the next."
+            return self.recipe.place(reader.path).problem(reader.path, message, advice)
         message = f"`{reader.entry.name}` reads {keys.name(key)}{_meaning(key)}, which nothing before it writes"
-        remedies = []
+        remedies: list[_Remedy] = []
         for section in ORDER[: ORDER.index(reader.section)]:
             remedy = self._remedy(section, "writes", current, "write it") or self._remedy(section, "writes", key, "write it")
             if remedy:
                 message += f"; {section} {self._named(section)} writes {self._written(section)}"
                 remedies.append(remedy)
-        others = self._others(reader, current)
-        remedies += [others] if others else []
-        return self._problem(reader, f"{message}.", remedies or ["No component of marlkit writes this key."])
+        remedies += self._unread(reader, current)
+        return self._problem(reader, f"{message}.", remedies, "No component of marlkit writes this key.")
 
     def awaited(self, reader: Member, key: Key) -> bool:
         """Whether a missing part of a component before `reader`, a problem by itself, may write `key`."""
@@ -215,10 +216,73 @@ class _Check:
             for trait in missing:
                 message = f"`{member.entry.name}` needs the trait `{trait}`, which {path} {self._named(path)} lacks."
                 remedy = self._remedy(path, "traits", trait, "have it")
-                yield self._problem(member, message, [remedy or f"No {path} of marlkit has it."])
+                yield self._problem(member, message, [remedy] if remedy else [], f"No {path} of marlkit has it.")
 
-    def _problem(self, member: Member, message: str, remedies: Iterable[str]) -> Problem:
-        return self.recipe.place(member.path).problem(member.path, message, " ".join(remedies))
+    def unpredicting(self) -> Problem:
+        """The critic predicts nothing."""
+        critic = self.team["critic"]
+        message = f"`{critic.entry.name}` predicts nothing, so that no update can train it."
+        return self.recipe.place("critic").problem("critic", message, "Name the key in its contract: `predicts=…`.")
+
+    def first_changes(self) -> list[tuple[Change, ...]]:
+        """The changes that would mend the first problem, whatever they do to the rest."""
+        remedies: list[_Remedy] = []
+        for member, found in writers(self.team.values()):
+            for key in (key for key in member.reads if key not in found):
+                for section in ORDER[: ORDER.index(member.section)]:
+                    remedies += filter(None, [self._remedy(section, "writes", wanted, "") for wanted in (keys.current(key), key)])
+                remedies += self._unread(member, keys.current(key))
+            for path, missing in unmet(member, self.team, self.environment):
+                remedies += filter(None, [self._remedy(path, "traits", trait, "") for trait in missing])
+                if missing:
+                    remedies.append(self._swap(member.path, "", [e.name for e in self._supported(member.entry)]))
+            if any(remedy.changes for remedy in remedies):
+                break
+        return list(dict.fromkeys(change for remedy in remedies for change in remedy.changes))
+
+    def _problem(self, member: Member, message: str, remedies: Sequence[_Remedy], without: str) -> Problem:
+        """A problem with those remedies after which the whole recipe passes; with several changes where no single one does."""
+        words = [remedy.words(passing) for remedy in remedies if (passing := list(filter(self._passes, remedy.changes)))]
+        if not words and self._several:
+            words = [f"Together these fit: {' or '.join(f'`{set_}`' for set_ in self._several)}."]
+        if not words:
+            unsure = [remedy.text for remedy in remedies if remedy.text]
+            words = unsure or [f"{without if not remedies else ''} {self._left}".strip()]
+        return self.recipe.place(member.path).problem(member.path, message, " ".join(words))
+
+    def _passes(self, changes: Sequence[Change]) -> bool:
+        return fits(_after(self.recipe, changes)) and self.recipe.accepts([str(change) for change in changes])
+
+    @cached_property
+    def _several(self) -> list[str]:
+        """The smallest sets of changes that make the whole recipe pass, as one types them; at most :data:`MOST_SETS`."""
+        beam: list[tuple[Change, ...]] = [()]
+        for _ in range(MOST_CHANGES):
+            following: dict[frozenset[str], tuple[Change, ...]] = {}
+            for changes in beam:
+                for more in _check_of(_after(self.recipe, changes)).first_changes():
+                    together = (*changes, *more)
+                    if len({change.path for change in together}) == len(together):
+                        following.setdefault(frozenset(map(str, together)), together)
+            beam = sorted(following.values(), key=lambda changes: _check_of(_after(self.recipe, changes)).gaps)[:BEAM]
+            passing = (changes for changes in beam if self._passes(changes))
+            found = [" ".join(change.on_command_line for change in changes) for changes in itertools.islice(passing, MOST_SETS)]
+            if found:
+                return found
+        return []
+
+    @cached_property
+    def gaps(self) -> int:
+        """How many keys and traits are missing."""
+        keyless = sum(len(set(member.reads) - set(found)) for member, found in writers(self.team.values()))
+        return keyless + sum(len(traits) for m in self.team.values() for _, traits in unmet(m, self.team, self.environment))
+
+    @property
+    def _left(self) -> str:
+        """What stays amiss after the change that leaves the least."""
+        first = [_check_of(_after(self.recipe, changes)) for changes in self.first_changes()]
+        fewest = min((check.gaps for check in first), default=self.gaps)
+        return f"No {MOST_CHANGES} changes that were tried make this recipe fit; the best single one leaves {fewest} gaps."
 
     def _named(self, path: str) -> str:
         return f"`{self.team[path].entry.name}` ({self.recipe.place(path)})"
@@ -226,28 +290,33 @@ class _Check:
     def _written(self, section: str) -> str:
         return ", ".join(keys.name(key) for key in self.team[section].writes) or "nothing"
 
-    def _remedy(self, path: str, field: str, wanted: Any, verb: str) -> str:
-        """The option to set, or the components to use, so that `path` writes the key or has the trait `wanted`."""
+    def _remedy(self, path: str, field: str, wanted: Any, verb: str) -> _Remedy | None:
+        """The options to set, or the components to use, so that `path` writes the key or has the trait `wanted`."""
         member = self.team[path]
         settings = self._settings(member, field, wanted)
         if settings:
-            return f"Set {' and '.join(settings)}."
+            return settings
         others = [name for name in self._candidates(member.entry, field, wanted) if name != member.entry.name]
-        return f"For {path}, these {verb}: {', '.join(others)} (`{path}={others[0]}`)." if others else ""
+        return self._swap(path, f"these {verb}", others) if others else None
 
-    def _settings(self, member: Member, field: str, wanted: Any) -> list[str]:
+    def _swap(self, path: str, verb: str, names: Iterable[str]) -> _Remedy:
+        return _Remedy(path, verb, tuple((change,) for name in names for change in swaps(self.recipe, path, name)))
+
+    def _settings(self, member: Member, field: str, wanted: Any) -> _Remedy | None:
         for entry in getattr(member.entry.contract, field):
             if isinstance(entry, When) and wanted in entry.then and not entry.holds(member.options, self.environment):
-                return [text for part in entry.parts for text in self._setting(member, part)]
-        return []
+                parts = [self._setting(member, part) for part in entry.parts if not part.holds(member.options, self.environment)]
+                texts = [part.text for part in parts if part.text]
+                return _Remedy(
+                    member.path, "", _joined([part.changes for part in parts]), f"Use {' and '.join(texts)}." if texts else ""
+                )
+        return None
 
-    def _setting(self, member: Member, part: Condition) -> list[str]:
-        if part.holds(member.options, self.environment):
-            return []
+    def _setting(self, member: Member, part: Condition) -> _Remedy:
         if part.value is not None:
-            return [f"{member.path}.{part}"]
-        inside = self._settings(self.team["env"], "traits", part.name) if member.path != "env" else []
-        return inside or [f"an environment with the trait `{part}`"]
+            return _Remedy(member.path, "", ((Change(f"{member.path}.{part.name}", part.value),),))
+        inside = self._settings(self.team["env"], "traits", part.name) if member.path != "env" else None
+        return inside or _Remedy(member.path, "", (), f"an environment with the trait `{part}`")
 
     def _candidates(self, entry: Entry, field: str, wanted: Any) -> list[str]:
         """Components of the kind that may write, read or have `wanted`; first those without required options."""
@@ -261,13 +330,67 @@ class _Check:
             e for e in alternatives if self.environment.issuperset(e.contract.needed(e.defaults, self.environment).get("env", ()))
         ]
 
-    def _others(self, reader: Member, key: Key) -> str:
-        """Components of the reader's kind that do not read the key, where no component before it can write the key."""
-        if any(self._candidates(self.team[s].entry, "writes", key) for s in ORDER[: ORDER.index(reader.section)]):
-            return ""
+    def _unread(self, reader: Member, key: Key) -> Iterator[_Remedy]:
+        """What to set or to use in the place of the reader, so that the key is not read."""
+        for entry in reader.entry.contract.reads:
+            if isinstance(entry, When) and key in map(keys.current, entry.then):
+                for part in entry.parts:
+                    annotation = reader.entry.options[part.name].annotation if part.value is not None else None
+                    others = [as_yaml(value) for value in get_args(annotation) if as_yaml(value) != part.value]
+                    yield _Remedy(reader.path, "", tuple((Change(f"{reader.path}.{part.name}", other),) for other in others))
         alternatives = self._supported(reader.entry)
         without = [e.name for e in alternatives if key not in map(keys.current, _possible(e, "reads", self.environment))]
-        return f"For {reader.path}, these do not read it: {', '.join(without)}." if without else ""
+        yield self._swap(reader.path, "these do not read it", [name for name in without if name != reader.entry.name])
+
+
+MOST_SETS = 3
+"""Sets of several changes that a message names."""
+MOST_CHANGES = 5
+BEAM = 12
+"""Sets of changes that are followed further: those that leave the fewest gaps."""
+
+
+@dataclass(frozen=True)
+class _Remedy:
+    """Alternative changes that mend one problem.
+
+    Attributes:
+        path: the component that changes.
+        verb: what those that may take its place do (``"these write it"``); empty where options are set.
+        changes: the alternatives, each one change or several.
+        text: what to do where it cannot be written as a change.
+    """
+
+    path: str
+    verb: str
+    changes: tuple[tuple[Change, ...], ...]
+    text: str = ""
+
+    def words(self, passing: Sequence[tuple[Change, ...]]) -> str:
+        """The remedy as a sentence, with those alternatives that pass."""
+        if not self.verb:
+            return f"Set {' or '.join(' and '.join(map(str, changes)) for changes in passing)}."
+        swaps = [change for (change,) in passing]
+        named = [change for change in swaps if change.value == change.entries[self.path].name] or swaps
+        words = dict.fromkeys(change.value if change.value.isidentifier() else f"`{change.on_command_line}`" for change in named)
+        return f"For {self.path}, {self.verb}: {', '.join(words)} (`{named[0].on_command_line}`)."
+
+
+def _joined(alternatives: Iterable[tuple[tuple[Change, ...], ...]]) -> tuple[tuple[Change, ...], ...]:
+    """Every choice of one alternative of each."""
+    return tuple(tuple(itertools.chain(*chosen)) for chosen in itertools.product(*alternatives))
+
+
+def _after(recipe: Selection, changes: Iterable[Change]) -> Selection:
+    for change in changes:
+        recipe = changed(recipe, change)
+    return recipe
+
+
+def _check_of(recipe: Selection) -> _Check:
+    """The check in the environment with the fewest problems."""
+    checks = [_Check(recipe, traits, {m.path: m for m in members(recipe, traits)}) for traits in environments(recipe)]
+    return min(checks, key=lambda check: check.gaps)
 
 
 def _meaning(key: Key) -> str:

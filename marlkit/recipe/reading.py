@@ -47,6 +47,7 @@ class Recipe:
         folders: where components named by a dotted path are looked up, after Python's own search path.
         overrides: the changes applied to the file.
         notes: the options that a change of `type` dropped.
+        valid: whether names and values have no problem.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Recipe:
     folders: tuple[Path, ...] = ()
     overrides: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    valid: bool = True
 
     @property
     def seed(self) -> int:
@@ -83,6 +85,16 @@ class Recipe:
     @functools.cached_property
     def _plain(self) -> Any:
         return OmegaConf.to_container(self.config, resolve=True)
+
+    def accepts(self, overrides: Sequence[str]) -> bool:
+        """Whether names and values stay valid after further ``overrides``; true where they are not valid now."""
+        if not self.valid:
+            return True
+        try:
+            load_recipe(self.source, [*self.overrides, *overrides], folders=self.folders, fit=False)
+        except RecipeError:
+            return False
+        return True
 
     def to_yaml(self) -> str:
         """The completed recipe as text, from which :func:`load_recipe` reads an equal recipe."""
@@ -125,7 +137,7 @@ def load_recipe(
     config = completion.run(path.stem)
     problems.extend(completion.problems)
     found = (completion.entries, completion.places, tuple(merge.folders))
-    recipe = Recipe(str(config.name), path, config, *found, tuple(overrides), tuple(merge.notes))
+    recipe = Recipe(str(config.name), path, config, *found, tuple(overrides), tuple(merge.notes), not problems)
     if fit and all(section in recipe.entries for section in KINDS):
         problems.extend(check_fit(recipe))
     if problems:

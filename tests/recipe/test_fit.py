@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import random
+import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from recipe_texts import TEAM, problem, problems, read
+from recipe_texts import DATA, TEAM, problem, problems, read
 
 from marlkit import keys
-from marlkit.errors import Problem
+from marlkit.errors import Problem, RecipeError
 from marlkit.recipe import load_recipe, shipped
+from marlkit.recipe.catalogue import components
 from marlkit.recipe.fit import check_fit
 from marlkit.recipe.wiring import WiringRow, dimensions, mermaid, shape, wiring
 
@@ -250,3 +255,121 @@ def test_shapes(tmp_path: Path) -> None:
     assert shape(keys.following(keys.STATE_VALUE), discrete=True, sizes={"N": 3}) == "[3, 1]"
     assert shape("weather", discrete=True) == "[?]"
     assert dimensions(read(tmp_path)) == ["N", "O", "S", "D", "V"]
+
+
+# --- what a message suggests passes -------------------------------------------------------------------------------------
+
+_LISTED = re.compile(r"For ([\w.]+), these [a-z ]+: ((?:\w+, )*\w+) \(")
+_TYPED = re.compile(r"`([a-z][\w.]*=[^`]*)`")
+_SET = re.compile(r"Set ([^`]*?)\.(?= |$)")
+
+
+def suggestions(remedy: str) -> list[list[str]]:
+    """Every set of overrides that a remedy names."""
+    found = [[f"{path}={name}"] for path, names in _LISTED.findall(remedy) for name in names.split(", ")]
+    found += [shlex.split(typed) for typed in _TYPED.findall(remedy)]
+    return found + [set_.split(" and ") for sets in _SET.findall(remedy) for set_ in sets.split(" or ")]
+
+
+def assert_suggestions_pass(name: str | Path, overrides: Sequence[str]) -> int:
+    """Apply every suggestion for a refused recipe; returns how many there were."""
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(name, overrides, folders=[DATA])
+    found = {tuple(changes) for p in caught.value.problems for changes in suggestions(p.remedy)}
+    for changes in found:
+        load_recipe(name, [*overrides, *changes], folders=[DATA])
+    return len(found)
+
+
+ODD = """\
+from marlkit import keys
+from marlkit.actors.stochastic import StochasticActor
+from marlkit.contract import Contract, When
+from marlkit.critics.local import LocalCritic
+from marlkit.component import Estimator, Update
+
+class CentralActor(StochasticActor):
+    contract = Contract(
+        reads=(keys.STATE,), writes=(keys.ACTION, keys.LOG_PROB, keys.LOC, keys.SCALE),
+        traits=("stochastic", "centralised_execution"),
+    )
+
+class EncodedCritic(LocalCritic):
+    contract = Contract(reads=(keys.ENCODING,), writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE)
+
+class ValueOnly(Estimator):
+    contract = Contract(reads=(keys.REWARD, keys.following(keys.STATE_VALUE)), writes=(keys.VALUE_TARGET,))
+    def __init__(self, spec, *, gamma: float = 0.9): ...
+
+class Picky(Update):
+    contract = Contract(
+        reads=(keys.ADVANTAGE, keys.VALUE_TARGET), traits=("on_policy",),
+        needs={
+            "actor": ("separate_parameters", "independent_agents"), "critic": ("separate_parameters",), "env": ("team_reward",)
+        },
+    )
+    def __init__(self, spec, *, scale: float = 1.0): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("happo", ["actor=odd.CentralActor"]),
+        ("happo", ["actor=odd.CentralActor", "env.continuous_actions=false", "critic=attention"]),
+        ("mappo", ["critic=odd.EncodedCritic"]),
+        ("mappo", ["estimator=odd.ValueOnly"]),
+        ("mappo", ["update=odd.Picky"]),
+        ("maddpg", ["update=odd.Picky"]),
+        ("coma", ["actor=odd.CentralActor"]),
+        ("mat", ["actor=odd.CentralActor"]),
+        ("f2a2_ddpg", ["actor=odd.CentralActor"]),
+        ("mappo", ["update=pdhg", "update.share_actor=true"]),
+        ("happo", ["update.step=ddpg"]),
+        ("mappo", ["data=replay"]),
+    ],
+)
+def test_what_is_suggested_passes(name: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    monkeypatch.chdir(tmp_path)
+    if "update=pdhg" in overrides:
+        overrides = ["update={type: pdhg, step: ppo_clip, share_actor: true}"]
+    assert assert_suggestions_pass(name, overrides)
+
+
+def test_what_is_suggested_after_any_swap_passes() -> None:
+    swaps = [
+        (name, f"{section}={other}")
+        for name in shipped()
+        for section in ("actor", "critic", "estimator", "update", "data", "opponents")
+        for other, entry in components(section).items()
+        if not any(option.required for option in entry.options.values())
+    ]
+    drawn = random.Random(0).sample(swaps, 24)
+    tried = [(name, swap) for name, swap in drawn if check_fit(load_recipe(name, [swap], fit=False))]
+    assert len(tried) > 5
+    assert all(assert_suggestions_pass(name, [swap]) for name, swap in tried)
+
+
+def test_a_component_that_would_keep_a_wrong_value_is_not_suggested(tmp_path: Path) -> None:
+    (tmp_path / "large.py").write_text(
+        "from marlkit import keys\nfrom marlkit.component import Update\nfrom marlkit.contract import Contract\n"
+        "class LargeUpdate(Update):\n"
+        "    contract = Contract(reads=('weather',), traits=('on_policy',))\n"
+        "    def __init__(self, spec, *, minibatch_size: int = 40): ...\n"
+    )
+    text = _swap("type: ppo_clip\n  clip_epsilon: 0.3", "type: large.LargeUpdate")
+    assert "policy_gradient, ppo_clip, trust_region" in problem(tmp_path, text).remedy
+    remedy = problem(tmp_path, text.replace("minibatch_size: 40", "minibatch_size: 81")).remedy
+    assert "update=" in remedy
+    assert not {"update=ppo_clip", "ppo_clip, trust_region"} & set(remedy.replace("`", "'").split("'"))
+    assert "these do not read it" not in remedy
+
+
+def test_one_sentence_where_nothing_fits(tmp_path: Path) -> None:
+    (tmp_path / "never.py").write_text(
+        "from marlkit import keys\nfrom marlkit.component import Environment\nfrom marlkit.contract import Contract\n"
+        "class BareEnvironment(Environment):\n    contract = Contract(writes=('weather',), traits=('continuous',))\n"
+    )
+    found = problems(tmp_path, TEAM.replace("type: example_team.TinyEnvironment, num_envs: 8", "type: never.BareEnvironment"))
+    assert all(p.remedy for p in found)
