@@ -16,15 +16,16 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from marlkit.contract import KINDS, Contract, Kind
+from marlkit.contract import KINDS, Contract, Kind, When
 from marlkit.errors import ComponentError, did_you_mean
 from marlkit.options import with_those_above
 from marlkit.recipe import docstrings
+from marlkit.recipe.scalars import shown
 from marlkit.recipe.source_reader import Class, KindStub, Module, Sources, annotation, attribute, evaluate
 
 REQUIRED: Any = inspect.Parameter.empty
@@ -137,7 +138,10 @@ def find(kind: Kind | str, name: str, folders: Sequence[Path] = ()) -> Entry:
     """
     kind = KINDS[kind] if isinstance(kind, str) else kind
     if "." in name:
-        return _find_dotted(kind, name, folders)
+        try:
+            return _find_dotted(kind, name, folders)
+        except (RecursionError, OSError, ValueError) as error:  # of a stranger's file or of its name
+            raise ComponentError(f"`{shown(name)}` cannot be read: {error}") from error
     own = names(kind)
     if name not in own:
         raise ComponentError(_unknown(kind, name, own))
@@ -214,7 +218,42 @@ def _contract(owner: Class) -> Contract:
         raise ComponentError(f"the contract of `{owner.dotted}` cannot be read: {error}") from error
     if not isinstance(found, Contract):
         raise ComponentError(f"{owner.module.file}:{expression.lineno}: the contract of `{owner.dotted}` is no Contract(...)")
+    if wrong := _wrong_field(found):
+        raise ComponentError(
+            f"{owner.module.file}:{expression.lineno}: `{wrong}` of the contract of `{owner.dotted}` is malformed"
+        )
     return found
+
+
+def _wrong_field(contract: Contract) -> str | None:
+    """The first field of a contract that is not of its type; annotations of a class are not enforced."""
+
+    def is_word(item: Any) -> bool:
+        return isinstance(item, str)
+
+    def is_key(item: Any) -> bool:
+        return is_word(item) or (isinstance(item, tuple) and bool(item) and all(map(is_word, item)))
+
+    def is_list(items: Any, fits: Callable[[Any], bool]) -> bool:
+        return isinstance(items, (tuple, list)) and all(
+            (is_word(item.condition) and is_list(item.then, fits)) if isinstance(item, When) else fits(item) for item in items
+        )
+
+    def is_table(table: Any) -> bool:
+        return isinstance(table, Mapping) and all(is_word(name) and is_list(items, is_word) for name, items in table.items())
+
+    fits = {
+        "reads": is_list(contract.reads, is_key),
+        "writes": is_list(contract.writes, is_key),
+        "traits": is_list(contract.traits, is_word),
+        "needs": is_table(contract.needs),
+        "predicts": contract.predicts is None or is_key(contract.predicts),
+        "inherits": is_list(contract.inherits, is_word),
+        "without": is_list(contract.without, is_word),
+        "at_most": is_table(contract.at_most),
+        "check": contract.check is None or is_word(contract.check),
+    }
+    return next((name for name, right in fits.items() if not right), None)
 
 
 def _options(lineage: Sequence[Class]) -> dict[str, Option]:
@@ -240,8 +279,18 @@ def _own_options(cls: Class, constructor: ast.FunctionDef) -> dict[str, Option]:
             value = REQUIRED if default is None else evaluate(default, cls.module)
         except ComponentError as error:
             raise ComponentError(f"the default of option `{argument.arg}` of `{cls.dotted}` cannot be read: {error}") from error
+        if value is not REQUIRED and not _is_plain(value):
+            raise ComponentError(f"the default of option `{argument.arg}` of `{cls.dotted}` is no value that a recipe can hold")
         own[argument.arg] = Option(argument.arg, annotation(argument.annotation, cls.module), value)
     return own
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, (list, tuple)):
+        return depth < 20 and all(_is_plain(item, depth + 1) for item in value)
+    if isinstance(value, dict):
+        return depth < 20 and all(isinstance(name, str) and _is_plain(entry, depth + 1) for name, entry in value.items())
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def load_class(entry: Entry, folders: Sequence[Path] = ()) -> type:

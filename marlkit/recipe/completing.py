@@ -117,7 +117,7 @@ class Completion:
         try:
             return find(kind, name, self.folders)
         except ComponentError as error:
-            self.report(f"{path}.type", f"{error}.".replace("?.", "?"), at=at)
+            self.report(f"{path}.type", f"{str(error).rstrip('.')}.".replace("?.", "?"), at=at)
             return None
 
     def _option(self, option: Option, given: Located | None, path: str, entry: Entry, completed: dict[str, Any]) -> None:
@@ -125,7 +125,7 @@ class Completion:
             if option.required:
                 self.report(path, f"`{entry.name}` needs this option.", _wanted(option), None if given is None else given.place)
             else:
-                completed[option.name] = _plain(option.default)
+                completed[option.name] = literals(_plain(option.default))
         elif option.part is not None and given.value is not None:
             completed[option.name] = self._component(option.part, given, path)
         else:

@@ -16,6 +16,7 @@ import importlib.util
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,13 +59,23 @@ KIND_STUBS: dict[str, type[KindStub]] = {
 """The stub of the base class of every kind, by the base class's dotted path."""
 
 
+LARGEST_FILE = 2_000_000
+"""Bytes of a Python file that is read."""
+MOST_STEPS = 100_000
+"""Expressions that are evaluated while one component is read: a few lines of a stranger's module may stand for endless work."""
+
+
 @functools.lru_cache(maxsize=512)
 def _parse(file: Path, changed: int) -> ast.Module:
     # `changed` is part of the cache's key: an edited file is read again.
     try:
-        return ast.parse(file.read_bytes(), filename=str(file))
+        if file.stat().st_size > LARGEST_FILE:
+            raise ComponentError(f"{file}: is larger than {LARGEST_FILE} bytes and not read")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # those of the compiler, about code that is not run
+            return ast.parse(file.read_bytes(), filename=str(file))
     except SyntaxError as error:
-        raise ComponentError(f"{file}:{error.lineno}: is not valid Python: {error.msg}") from error
+        raise ComponentError(f"{file}:{error.lineno or 1}: is not valid Python: {error.msg}") from error
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise ComponentError(f"{file}: cannot be read as Python: {error}") from error
 
@@ -79,6 +90,17 @@ class Sources:
     def __init__(self, folders: Sequence[Path] = ()) -> None:
         self.folders = [str(Path(folder).resolve()) for folder in folders]
         self._modules: dict[str, Module] = {}
+        self._steps = 0
+
+    def take_step(self) -> None:
+        """Count one evaluated expression.
+
+        Raises:
+            ComponentError: there have been too many.
+        """
+        self._steps += 1
+        if self._steps > MOST_STEPS:
+            raise ComponentError(f"its expressions stand for more than {MOST_STEPS} steps")
 
     def module(self, name: str) -> Module:
         """Parse the module ``name``.
@@ -132,6 +154,7 @@ class Module:
     tree: ast.Module
     sources: Sources
     _resolving: set[str] = field(default_factory=set)
+    _classes: dict[str, Class] = field(default_factory=dict)
 
     @functools.cached_property
     def bindings(self) -> dict[str, ast.stmt]:
@@ -165,7 +188,7 @@ class Module:
 
     def _resolve(self, name: str, statement: ast.stmt) -> Any:
         if isinstance(statement, ast.ClassDef):
-            return KIND_STUBS.get(f"{self.name}.{name}") or Class(self, statement)
+            return KIND_STUBS.get(f"{self.name}.{name}") or self._classes.setdefault(name, Class(self, statement))
         if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value is not None:
             return evaluate(statement.value, self)
         if isinstance(statement, ast.Import):
@@ -242,10 +265,11 @@ def evaluate(node: ast.expr, module: Module) -> Any:
     """The value of an expression made of literals, readable names and contracts.
 
     Raises:
-        ComponentError: the expression is anything else.
+        ComponentError: the expression is anything else, or too large.
     """
+    module.sources.take_step()
     if isinstance(node, ast.Constant):
-        return node.value
+        return _of_64_bits(node.value)
     if isinstance(node, ast.Name):
         return module.value(node.id)
     handler = _HANDLERS.get(type(node))
@@ -254,7 +278,22 @@ def evaluate(node: ast.expr, module: Module) -> Any:
             return handler(node, module)
     except (TypeError, ValueError, AttributeError, KeyError, RecursionError, OverflowError) as error:
         raise ComponentError(f"{module.file}:{node.lineno}: {error}") from error
-    raise ComponentError(f"{module.file}:{node.lineno}: `{ast.unparse(node)}` is no literal")
+    raise ComponentError(f"{module.file}:{node.lineno}: `{_source(node)}` is no literal")
+
+
+def _source(node: ast.expr) -> str:
+    """The source of an expression, for a message."""
+    try:
+        text = ast.unparse(node)
+    except RecursionError:
+        return "…"
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def _of_64_bits(value: Any) -> Any:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ComponentError(f"a whole number of {value.bit_length()} bits is more than 64")
+    return value
 
 
 def _items(nodes: Sequence[ast.expr], module: Module) -> Iterator[Any]:
@@ -279,7 +318,7 @@ def _unary(node: ast.UnaryOp, module: Module) -> Any:
     value = evaluate(node.operand, module)
     if isinstance(node.op, ast.USub) and isinstance(value, (int, float)):
         return -value
-    raise TypeError(f"`{ast.unparse(node)}` is no literal")
+    raise TypeError(f"`{_source(node)}` is no literal")
 
 
 def _binary(node: ast.BinOp, module: Module) -> Any:
@@ -288,23 +327,23 @@ def _binary(node: ast.BinOp, module: Module) -> Any:
     if isinstance(node.op, ast.BitOr) and not numbers:
         return left | right
     if isinstance(node.op, ast.Add) and (numbers or isinstance(left, (tuple, list))):
-        return left + right
+        return _of_64_bits(left + right)
     if isinstance(node.op, ast.Mult) and numbers:
-        return left * right
-    raise TypeError(f"`{ast.unparse(node)}` is no literal")
+        return _of_64_bits(left * right)
+    raise TypeError(f"`{_source(node)}` is no literal")
 
 
 def _subscript(node: ast.Subscript, module: Module) -> Any:
     head = evaluate(node.value, module)
     if not any(head is generic for generic in GENERIC):
-        raise TypeError(f"`{ast.unparse(node)}` is no annotation that marlkit supports")
+        raise TypeError(f"`{_source(node)}` is no annotation that marlkit supports")
     return head[evaluate(node.slice, module)]
 
 
 def _call(node: ast.Call, module: Module) -> Any:
     function = evaluate(node.func, module)
     if not any(function is allowed for allowed in CALLABLE) or any(keyword.arg is None for keyword in node.keywords):
-        raise TypeError(f"`{ast.unparse(node)}` cannot be read without running it")
+        raise TypeError(f"`{_source(node)}` cannot be read without running it")
     return function(*_items(node.args, module), **{str(k.arg): evaluate(k.value, module) for k in node.keywords})
 
 
@@ -328,7 +367,7 @@ def annotation(node: ast.expr | None, module: Module) -> Any:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             return annotation(ast.parse(node.value, mode="eval").body, module)
         found = evaluate(node, module)
-    except (ComponentError, SyntaxError):
+    except (ComponentError, SyntaxError, ValueError, MemoryError):
         return Any
     return type(None) if found is None else found if _is_type(found) else Any
 
@@ -349,6 +388,7 @@ class Class:
 
     module: Module
     node: ast.ClassDef
+    _open: list[Class] = field(default_factory=list)
 
     @property
     def dotted(self) -> str:
@@ -359,7 +399,7 @@ class Class:
     def abstract(self) -> bool:
         """Whether its own body declares abstract methods."""
         functions = [item for item in self.node.body if isinstance(item, ast.FunctionDef)]
-        return any("abstractmethod" in ast.unparse(decorator) for f in functions for decorator in f.decorator_list)
+        return any("abstractmethod" in _source(decorator) for f in functions for decorator in f.decorator_list)
 
     @functools.cached_property
     def lineage(self) -> tuple[Class, ...]:
@@ -373,6 +413,15 @@ class Class:
 
     @functools.cached_property
     def _ancestry(self) -> tuple[tuple[Class, ...], tuple[Kind, ...]]:
+        if self._open:
+            raise ComponentError(f"{self.module.file}:{self.node.lineno}: `{self.node.name}` inherits from itself in a circle")
+        self._open.append(self)
+        try:
+            return self._bases()
+        finally:
+            self._open.pop()
+
+    def _bases(self) -> tuple[tuple[Class, ...], tuple[Kind, ...]]:
         classes: list[Class] = [self]
         kinds: list[Kind] = []
         for base in self.node.bases:

@@ -94,3 +94,80 @@ def test_yaml_tags_build_no_objects(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="has the tag `!!python"):
         read(tmp_path, f"{TEAM}name: !!python/object/apply:pathlib.Path.touch [{tmp_path}/was_run]\n")
     assert _nothing_ran(tmp_path)
+
+
+NAMED = "contract = Contract(writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE)\n"
+TYPED = f"{HEAD}from typing import Any, List, Union\n"
+
+
+def doubled(form: str, last: str, links: int = 60) -> str:
+    """Names of which each is the next one twice."""
+    lines = [f"A{link} = {form.replace('*A', f'A{link + 1}')}" for link in range(links)]
+    return "\n".join([*lines, f"A{links} = {last}", ""])
+
+
+def option(value: str, annotation: str = "Any") -> str:
+    return f"class Odd(Critic):\n    {NAMED}    def __init__(self, spec, *, a: {annotation} = {value}): ...\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("class Odd(Other): ...\nclass Other(Odd): ...\n", "inherits from itself in a circle"),
+        ("class Odd(Odd): ...\n", "inherits from itself in a circle"),
+        (doubled("*A * *A", "3") + option("A0"), "more than 64"),
+        (doubled("*A + *A", "(3,)") + option("A0"), "steps"),
+        (doubled("[**A, **A]".replace("**A", "*(*A)"), "(3,)") + option("A0"), "steps"),
+        (option("10 ** 10 ** 10"), "is no literal"),
+        (option("'a' * 10 ** 12"), "is no literal"),
+        (option("9" * 4000), "more than 64"),
+        (option("9" * 6000), "not valid Python"),
+        (option("range(10 ** 12)"), "`range` is not defined"),
+        (option("(" * 10_000 + ")" * 10_000), "nested parentheses"),
+        (option("-" * 5000 + "1"), "cannot be read as Python"),
+        (option("1" + "+1" * 50_000), "cannot be read as Python"),
+        (option("[" * 150 + "]" * 150), "no value that a recipe can hold"),
+        (option("1j"), "no value that a recipe can hold"),
+        (option("b'x'"), "no value that a recipe can hold"),
+        (option("Contract()"), "no value that a recipe can hold"),
+        ("#" * 3_000_000, "is larger than"),
+        ("\0", "null bytes"),
+        ("class Odd(Critic):\n    contract = Contract(reads=5)\n", "`reads` of the contract"),
+        ("class Odd(Critic):\n    contract = Contract(reads=(1,))\n", "`reads` of the contract"),
+        ("class Odd(Critic):\n    contract = Contract(traits='stochastic')\n", "`traits` of the contract"),
+        ("class Odd(Critic):\n    contract = Contract(needs={'actor': 'stochastic'})\n", "`needs` of the contract"),
+        ("class Odd(Critic):\n    contract = Contract(at_most={'a': 3})\n", "`at_most` of the contract"),
+        ("class Odd(Critic):\n    contract = Contract(predicts=[])\n", "`predicts` of the contract"),
+    ],
+)
+def test_a_strangers_source_is_read_in_bounded_work_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "strange.py").write_text(TYPED + body)
+    found = problem(tmp_path, TEAM.replace("critic: centralised", "critic: strange.Odd"))
+    assert (found.where, found.line) == ("critic.type", 3)
+    assert message in found.message
+    assert _nothing_ran(tmp_path)
+
+
+def test_source_that_only_looks_costly_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pairs = "".join(f"class C{i}(C{i + 1}, D{i + 1}): ...\nclass D{i}(C{i + 1}, D{i + 1}): ...\n" for i in range(40))
+    diamonds = f"{pairs}class C40(Critic):\n    {NAMED}class D40(Critic): ...\nclass Wide(C0): ...\n"
+    nested = doubled("Union[*A, List[*A]]", "int") + option("3", "A0") + option("3", f"'{'(' * 500}'").replace("Odd", "Quoted")
+    literal = option("'${env}'").replace("Odd", "Literal")
+    (tmp_path / "strange.py").write_text(TYPED + diamonds + nested + literal + "x = '\\d'\n")
+    for name in ("Wide", "Odd", "Quoted"):
+        assert (
+            read(tmp_path, TEAM.replace("critic: centralised", f"critic: strange.{name}")).entries["critic"].options is not None
+        )
+    assert read(tmp_path, TEAM.replace("critic: centralised", "critic: strange.Literal")).options("critic") == {"a": "${env}"}
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 300 + ".X", "a." * 3000 + "X", "..", ".X", "X.", "a b.X", "a/b.X", "a\\b.X", "os." + "X" * 5000]
+)
+def test_odd_names_of_components(tmp_path: Path, name: str) -> None:
+    found = problem(tmp_path, TEAM.replace("critic: centralised", f"critic: {json.dumps(name)}"))
+    assert (found.where, found.line) == ("critic.type", 3)
