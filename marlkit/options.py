@@ -82,7 +82,19 @@ Discount = Annotated[float, Range(at_least=0, at_most=1)]
 
 DottedPath = Annotated[str, Dotted()]
 
-Hidden = list[PositiveInt]
+Width = Annotated[int, Range(at_least=1, at_most=16_384)]
+"""Features of a layer; a matrix of the largest between two layers takes a gigabyte."""
+
+Depth = Annotated[int, Range(at_least=1, at_most=100)]
+"""How many layers or blocks follow one another."""
+
+Repeats = Annotated[int, Range(at_least=1, at_most=10_000)]
+"""How often something is repeated within one iteration of the training."""
+
+Processes = Annotated[int, Range(at_least=1, at_most=1024)]
+"""Threads of a process, or processes of a machine."""
+
+Hidden = list[Width]
 """Widths of the hidden layers."""
 
 Activation = Literal["tanh", "relu", "leaky_relu", "gelu", "elu"]

@@ -17,7 +17,7 @@ from marlkit.errors import MarlkitError
 from marlkit.nn.actions import ActionRange, action_features
 from marlkit.nn.distributions import CategoricalTeam, TeamDistribution
 from marlkit.nn.transformer import ActionDecoder, AttentionCache, ObservationEncoder
-from marlkit.options import PositiveFloat, PositiveInt
+from marlkit.options import Depth, PositiveFloat, Width
 from marlkit.spec import Continuous, TeamSpec
 
 ALL_AGENTS = slice(None)
@@ -65,9 +65,9 @@ class TransformerActor(Actor):
         self,
         spec: TeamSpec,
         *,
-        embedding: PositiveInt = 64,
-        blocks: PositiveInt = 1,
-        heads: PositiveInt = 1,
+        embedding: Width = 64,
+        blocks: Depth = 1,
+        heads: Width = 1,
         agent_id: bool = True,
         initial_std: PositiveFloat = 0.37,
     ) -> None:

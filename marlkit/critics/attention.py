@@ -17,7 +17,7 @@ from marlkit.functional.attention import attended, weights_of_others
 from marlkit.nn.actions import action_features
 from marlkit.nn.networks import ACTIVATIONS, GAINS, TeamLinear, TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
-from marlkit.options import Activation, Hidden, PositiveInt, Share
+from marlkit.options import Activation, Hidden, Share, Width
 from marlkit.spec import TeamSpec
 
 
@@ -56,7 +56,7 @@ class AttentionCritic(VectorCritic):
         spec: TeamSpec,
         *,
         hidden: Hidden = [64, 64],  # noqa: B006
-        heads: PositiveInt = 4,
+        heads: Width = 4,
         share: Share = "all",
         agent_id: bool = True,
         activation: Activation = "leaky_relu",

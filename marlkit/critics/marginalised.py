@@ -18,7 +18,7 @@ from marlkit.nn.kernels.activation import IN_PLACE, InPlace
 from marlkit.nn.kernels.sample_mean import Sampling, mean_hidden
 from marlkit.nn.networks import TeamLinear, TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
-from marlkit.options import Activation, Hidden, PositiveInt, Share
+from marlkit.options import Activation, Hidden, PositiveInt, Repeats, Share
 from marlkit.spec import TeamSpec
 
 
@@ -67,7 +67,7 @@ class MarginalisedCritic(Critic):
         spec: TeamSpec,
         *,
         view: Literal["state", "own"] = "state",
-        samples: PositiveInt = 10,
+        samples: Repeats = 10,
         exact: Literal["auto", "always", "never"] = "auto",
         chunk: PositiveInt | None = None,
         hidden: Hidden = [64, 64],  # noqa: B006

@@ -14,7 +14,7 @@ from marlkit.errors import OptionError
 from marlkit.nn.networks import TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
 from marlkit.nn.transformer import ELSEWHERE, ObservationEncoder
-from marlkit.options import Activation, Hidden, PositiveInt, Share
+from marlkit.options import Activation, Depth, Hidden, Share, Width
 from marlkit.spec import TeamSpec
 
 
@@ -51,9 +51,9 @@ class TransformerCritic(Critic):
         *,
         encoder: Literal["own", "actor"] = "own",
         team_value: bool = True,
-        embedding: PositiveInt = 64,
-        blocks: PositiveInt = 1,
-        heads: PositiveInt = 1,
+        embedding: Width = 64,
+        blocks: Depth = 1,
+        heads: Width = 1,
         agent_id: bool = True,
         hidden: Hidden = [64],  # noqa: B006
         share: Share = "all",

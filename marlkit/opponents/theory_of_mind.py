@@ -19,7 +19,7 @@ from marlkit.nn.networks import group_of_agents
 from marlkit.opponents._belief_networks import BeliefNetworks
 from marlkit.opponents._first_trajectories import FirstTrajectories
 from marlkit.opponents._latest_steps import LatestSteps
-from marlkit.options import Activation, Hidden, NonNegativeFloat, PositiveFloat, PositiveInt, Share
+from marlkit.options import Activation, Depth, Hidden, NonNegativeFloat, PositiveFloat, PositiveInt, Repeats, Share, Width
 from marlkit.ranks import ALONE, Ranks
 from marlkit.recorder.steps import ResultKey
 from marlkit.spec import Continuous, TeamSpec
@@ -88,12 +88,12 @@ class TheoryOfMindOpponents(Opponents):
         spec: TeamSpec,
         *,
         share: Share = "none",
-        history: PositiveInt = 5,
-        characters: PositiveInt = 64,
-        character_length: PositiveInt = 25,
+        history: Repeats = 5,
+        characters: Repeats = 64,
+        character_length: Width = 25,
         character_batch: PositiveInt = 16,
-        memory: PositiveInt = 64,
-        memory_layers: PositiveInt = 2,
+        memory: Width = 64,
+        memory_layers: Depth = 2,
         hidden: Hidden = [128],  # noqa: B006
         activation: Activation = "leaky_relu",
         head_coef: NonNegativeFloat = 1.0,

@@ -22,7 +22,7 @@ from marlkit.functional.reduce import masked_mean, standardise, sum_of
 from marlkit.functional.schedule import linear
 from marlkit.keys import Key
 from marlkit.learning import Learning, Metrics, mean_metrics
-from marlkit.options import NonNegativeFloat, PositiveFloat, PositiveInt
+from marlkit.options import NonNegativeFloat, PositiveFloat, PositiveInt, Repeats
 from marlkit.spec import TeamSpec
 
 OLD_PREDICTION: Key = ("agents", "old_prediction")
@@ -162,7 +162,7 @@ class JointLossUpdate(ActorCriticUpdate):
         self,
         spec: TeamSpec,
         *,
-        epochs: PositiveInt = 5,
+        epochs: Repeats = 5,
         minibatch_size: PositiveInt | None = None,
         entropy_coef: NonNegativeFloat = 0.01,
         entropy_coef_end: NonNegativeFloat | None = None,

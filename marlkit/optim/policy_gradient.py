@@ -11,7 +11,7 @@ from marlkit.contract import Contract
 from marlkit.functional import losses
 from marlkit.learning import Metrics
 from marlkit.optim._actor_critic import JointLossUpdate, Taken
-from marlkit.options import PositiveFloat, PositiveInt
+from marlkit.options import PositiveFloat, Repeats
 from marlkit.spec import TeamSpec
 
 
@@ -37,7 +37,7 @@ class PolicyGradientUpdate(JointLossUpdate):
         self,
         spec: TeamSpec,
         *,
-        epochs: PositiveInt = 1,
+        epochs: Repeats = 1,
         value_clip: PositiveFloat | None = None,
         huber_delta: PositiveFloat | None = None,
         normalise_advantage: bool = False,

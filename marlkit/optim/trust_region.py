@@ -28,7 +28,7 @@ from marlkit.functional.trust_region import (
 )
 from marlkit.learning import Learning, Metrics
 from marlkit.optim._actor_critic import ActorCriticUpdate, taken_by
-from marlkit.options import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Probability
+from marlkit.options import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Probability, Repeats
 from marlkit.ranks import Ranks
 from marlkit.spec import TeamSpec
 
@@ -72,11 +72,11 @@ class TrustRegionUpdate(ActorCriticUpdate):
         *,
         kl_limit: PositiveFloat = 0.01,
         damping: NonNegativeFloat = 0.1,
-        cg_iterations: PositiveInt = 10,
-        backtracks: PositiveInt = 10,
+        cg_iterations: Repeats = 10,
+        backtracks: Repeats = 10,
         backtrack_factor: Fraction = 0.8,
         accept_ratio: Probability = 0.5,
-        epochs: PositiveInt = 5,
+        epochs: Repeats = 5,
         minibatch_size: PositiveInt | None = None,
         **options: Any,
     ) -> None:

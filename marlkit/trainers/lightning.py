@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from marlkit.component import Trainer
-from marlkit.options import CompileMode, NonNegativeFloat, NonNegativeInt, PositiveInt
+from marlkit.options import CompileMode, NonNegativeFloat, NonNegativeInt, PositiveInt, Processes
 from marlkit.spec import TeamSpec
 
 
@@ -43,9 +43,9 @@ class LightningTrainer(Trainer):
         iterations: PositiveInt = 100,
         accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto",
         device: NonNegativeInt = 0,
-        devices: PositiveInt = 1,
-        nodes: PositiveInt = 1,
-        threads: PositiveInt | None = None,
+        devices: Processes = 1,
+        nodes: Processes = 1,
+        threads: Processes | None = None,
         compile: Literal["auto", CompileMode] = "auto",
         precision: Literal["float32", "bfloat16"] = "float32",
         evaluation_interval: NonNegativeInt = 10,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -104,11 +105,21 @@ def choose_device(recipe: Recipe) -> torch.device:
         _refuse_device(recipe, "several devices cannot train together on MPS.")
     if wanted == "mps" and not torch.backends.mps.is_available():
         _refuse_device(recipe, "this machine has no MPS device that torch can use.")
+    if wanted == "cpu":
+        _refuse_many_ranks(recipe)
     device = torch.device(wanted, index) if wanted == "cuda" else torch.device(wanted)
     problem = unfit_precision(recipe.config.trainer.precision, device)
     if problem:
         raise refusal(recipe, "trainer.precision", problem, "Set trainer.precision=float32, or another trainer.accelerator.")
     return device
+
+
+def _refuse_many_ranks(recipe: Recipe) -> None:
+    ranks, cores = recipe.config.trainer.devices, os.cpu_count() or 1
+    # Two can be tried anywhere.
+    if ranks > max(cores, 2):
+        message = f"{ranks} processes are more than the {cores} cores of this machine."
+        raise refusal(recipe, "trainer.devices", message, f"Set trainer.devices={cores} or less, and more trainer.nodes.")
 
 
 class CompileModes(NamedTuple):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import torch
 from tensordict import TensorDictBase
@@ -18,6 +19,8 @@ from marlkit.training.assembly import build, build_environment, build_learner, r
 from marlkit.training.learner import Learner
 
 STEPS = 3
+MOST_STEPS = 100
+"""Gradients that an update is asked for."""
 
 
 def dry_run(recipe: Recipe) -> None:
@@ -41,14 +44,14 @@ def dry_run(recipe: Recipe) -> None:
             with _named(section, learner, recipe):
                 step(batch)
             _check_shapes(batch, section, learner)
-        learning = Learning(learner.actor, learner.critic, learner.opponents, _without_step, progress=0.0)
+        learning = Learning(learner.actor, learner.critic, learner.opponents, _FewSteps(), progress=0.0)
         before = _trained(learner)
-        with _named("update", learner, recipe):
+        with _named("update", learner, recipe), suppress(_EnoughError):
             learner.update.update(batch, learning)
         if learner.annotator.opponents_are_read:
-            with _named("opponents", learner, recipe):
+            with _named("opponents", learner, recipe), suppress(_EnoughError):
                 learner.opponents.observe(played)
-                learner.opponents.fit(batch, learning)
+                learner.opponents.fit(batch, replace(learning, minimise=_FewSteps()))
         _check_training(learner, before)
         env.close()
 
@@ -67,11 +70,25 @@ def _short_data(recipe: Recipe, learner: Learner) -> Data:
     return short
 
 
-def _without_step(loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
-    loss.backward()
-    if adjust is not None:
-        adjust()
-    return {}
+class _EnoughError(Exception):
+    """An update has shown what it does."""
+
+
+class _FewSteps:
+    """Computes gradients and takes no step; ends an update that asks for many."""
+
+    def __init__(self) -> None:
+        self.left = MOST_STEPS
+
+    def __call__(self, loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
+        """See :class:`marlkit.learning.Minimise`."""
+        if not self.left:
+            raise _EnoughError
+        self.left -= 1
+        loss.backward()
+        if adjust is not None:
+            adjust()
+        return {}
 
 
 def _who(section: str, learner: Learner) -> str:

@@ -6,6 +6,7 @@ import pickle
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from marlkit.cli import main
 from marlkit.errors import RecipeError, RunError
 from marlkit.recipe import load_recipe
 from marlkit.run.checkpoints import BEST, LAST
+from marlkit.training.dry_run import MOST_STEPS, dry_run
 
 MAPPO = """\
 env:
@@ -89,6 +91,31 @@ def test_options_that_do_not_fit_the_team_or_the_machine(
         assert wanted in said
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "most"),
+    [
+        ("trainer.threads", 100_000, 1024),
+        ("trainer.devices", 100_000, 1024),
+        ("trainer.nodes", 100_000, 1024),
+        ("update.epochs", 10**12, 10_000),
+        ("actor.hidden", "[1000000000]", 16_384),
+        ("critic.hidden", "[64, 1000000000]", 16_384),
+    ],
+)
+def test_sizes_that_no_machine_has(
+    option: str, value: Any, most: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused_recipe(MAPPO, tmp_path, capsys, f"{option}={value}")
+    assert f"{option}: " in said
+    assert f"must be at most {most}" in " ".join(said.split())
+
+
+def test_more_processes_than_cores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with mock.patch("os.cpu_count", lambda: 4):
+        said = refused_recipe(MAPPO, tmp_path, capsys, "trainer.devices=5", "trainer.accelerator=cpu")
+    assert "5 processes are more than the 4 cores of this machine. Set trainer.devices=4 or less" in " ".join(said.split())
+
+
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has one")
 def test_a_device_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused_recipe(MAPPO, tmp_path, capsys, "trainer.accelerator=mps")
@@ -119,6 +146,15 @@ def test_sequences_that_divide_the_rollout_are_trained(tmp_path: Path) -> None:
     file = tmp_path / "team.yaml"
     file.write_text(MAPPO.replace("share: all", "body: gru\n  sequence_length: 5"))
     run.train(load_recipe(file), tmp_path / "runs", progress=False)
+
+
+def test_a_dry_run_of_many_epochs_takes_few_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "team.yaml").write_text(MAPPO)
+    taken: list[torch.Tensor] = []
+    backward = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: (taken.append(loss), backward(loss))[1])
+    dry_run(load_recipe(tmp_path / "team.yaml", ["update.epochs=10000", "env.continuous_actions=false"]))
+    assert len(taken) == MOST_STEPS
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------------
