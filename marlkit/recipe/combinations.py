@@ -41,7 +41,7 @@ class Combination:
 
     def options(self, path: str) -> dict[str, Any]:
         """The completed options of the component at ``path``."""
-        return self.entries[path].defaults | dict(self.settings.get(path, {}))
+        return {**self.entries[path].defaults, **self.settings.get(path, {})}
 
     def place(self, path: str) -> Place:
         """The place of ``path``, which is in no file."""

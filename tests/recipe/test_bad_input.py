@@ -111,7 +111,7 @@ def test_sizes_that_no_machine_has(
 
 
 def test_more_processes_than_cores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with mock.patch("os.cpu_count", lambda: 4):
+    with mock.patch("os.cpu_count", return_value=4):
         said = refused_recipe(MAPPO, tmp_path, capsys, "trainer.devices=5", "trainer.accelerator=cpu")
     assert "5 processes are more than the 4 cores of this machine. Set trainer.devices=4 or less" in " ".join(said.split())
 
@@ -152,7 +152,12 @@ def test_a_dry_run_of_many_epochs_takes_few_steps(monkeypatch: pytest.MonkeyPatc
     (tmp_path / "team.yaml").write_text(MAPPO)
     taken: list[torch.Tensor] = []
     backward = torch.Tensor.backward
-    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: (taken.append(loss), backward(loss))[1])
+
+    def counted(loss: torch.Tensor) -> None:
+        taken.append(loss)
+        backward(loss)
+
+    monkeypatch.setattr(torch.Tensor, "backward", counted)
     dry_run(load_recipe(tmp_path / "team.yaml", ["update.epochs=10000", "env.continuous_actions=false"]))
     assert len(taken) == MOST_STEPS
 
