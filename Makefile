@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 IN_VENV := $(VENV)/bin/python -m
 
-.PHONY: help install train test lint bench combinations learning clean
+.PHONY: help install train test lint bench combinations learning fuzz clean
 
 help:
 	@echo "make train      learn a VMAS task with the recipe mappo; results in runs/"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint       style and types only"
 	@echo "make bench      where the time of an iteration goes, against bare loops too (minutes; larger: see benchmarks/README.md)"
 	@echo "make combinations  rewrite docs/combinations.md: which components fit together"
+	@echo "make fuzz       10,000 recipes, overrides and run folders that are wrong at random (a quarter of an hour)"
 	@echo "make learning   the learning curves of the README, every recipe, five seeds (hours)"
 	@echo "make clean      remove .venv and caches; runs/ stays"
 
@@ -65,6 +66,11 @@ combinations: $(STAMP)
 
 learning: $(STAMP)
 	$(IN_VENV) benchmarks.learning
+
+FUZZ_INPUTS ?= 10000
+
+fuzz: $(STAMP)
+	$(IN_VENV) benchmarks.fuzz --inputs $(FUZZ_INPUTS) --out benchmarks/results/fuzz.json
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist

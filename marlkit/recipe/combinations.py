@@ -7,6 +7,7 @@ Combinations that fit then are *accepted*, with those options; the others are *r
 
 from __future__ import annotations
 
+import functools
 import itertools
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,11 +19,14 @@ from omegaconf import OmegaConf
 from marlkit import keys
 from marlkit.contract import KINDS, Condition, When, as_yaml
 from marlkit.recipe.catalogue import Entry, components
-from marlkit.recipe.fit import Member, environments, fits, members, unmet, writers
+from marlkit.recipe.fit import Member, environments, fits, members, skipped_sections, unmet, writers
 from marlkit.recipe.located_yaml import Place
 
 CHOSEN = ("actor", "critic", "opponents", "estimator", "update", "data")
 """The sections that a combination chooses; the others do not decide what fits."""
+
+LEVELS = 1
+"""How deep the table looks into components that hold others."""
 
 ENVIRONMENTS = {"discrete": {"discrete", "team_reward"}, "continuous": {"continuous", "team_reward"}}
 """Traits of the environment by kind of actions: the most permissive ones, with one reward for the team."""
@@ -52,9 +56,9 @@ class Combination:
         return True
 
     def name_of(self, section: str) -> str:
-        """The component of a section with its parts: ``sequential(ppo_clip)``."""
-        parts = [entry.name for path, entry in self.entries.items() if path.startswith(f"{section}.")]
-        return self.entries[section].name + (f"({', '.join(parts)})" if parts else "")
+        """The component of a section or at a path with its parts: ``sequential(ppo_clip)``."""
+        parts = [path for path in self.entries if path.rpartition(".")[0] == section]
+        return self.entries[section].name + (f"({', '.join(map(self.name_of, parts))})" if parts else "")
 
     @property
     def name(self) -> str:
@@ -71,19 +75,73 @@ class Combination:
 
 def combinations() -> Iterator[Combination]:
     """Every combination, with its defaults."""
-    choices = [list(_choices(section)) for section in CHOSEN]
+    choices = [list(_choices(section, LEVELS)) for section in CHOSEN]
+    for actions in ENVIRONMENTS:
+        for chosen in itertools.product(*choices):
+            yield _combination(actions, chosen)
+
+
+def _combination(actions: str, chosen: Iterable[Mapping[str, Entry]]) -> Combination:
     fixed = {
         section: components(section)[kind.default] for section, kind in KINDS.items() if kind.default and section not in CHOSEN
     }
-    for actions in ENVIRONMENTS:
-        env, options = _environment(ENVIRONMENTS[actions])
-        for chosen in itertools.product(*choices):
-            entries = {"env": env} | fixed | {path: entry for part in chosen for path, entry in part.items()}
-            yield Combination(actions, entries, {"env": options})
+    env, options = _environment(actions)
+    entries = {"env": env} | fixed | {path: entry for part in chosen for path, entry in part.items()}
+    return Combination(actions, entries, {"env": options})
 
 
-def _environment(wanted: set[str]) -> tuple[Entry, dict[str, Any]]:
-    """The first environment that has these traits under some options, and these options."""
+@functools.cache
+def decided() -> tuple[Combination, ...]:
+    """Every combination, with the options under which it fits, where there are any."""
+    return tuple(map(settled, combinations()))
+
+
+@functools.cache
+def accepted() -> tuple[Combination, ...]:
+    """The combinations that fit."""
+    return tuple(filter(fits, decided()))
+
+
+@functools.cache
+def tried() -> tuple[Combination, ...]:
+    """Of the accepted combinations so many that any three choices that fit together are in one of them.
+
+    An opponent model whose keys no component reads does not run and is left out, unless it is the default.
+    """
+    able = [found for found in accepted() if found.entries["opponents"].name == KINDS["opponents"].default or not _unread(found)]
+    rows = [dict(zip(COLUMNS[:-1], _row(found), strict=False)).items() for found in able]
+    triples = [set(itertools.combinations(row, 3)) for row in rows]
+    left = set().union(*triples)
+    chosen: list[int] = []
+    while left:
+        chosen.append(max(range(len(able)), key=lambda index: len(triples[index] & left)))
+        left -= triples[chosen[-1]]
+    return tuple(able[index] for index in sorted(chosen))
+
+
+def _unread(found: Combination) -> bool:
+    """Whether nothing reads the keys of the opponent model."""
+    return bool(skipped_sections(members(found, environments(found)[0])))
+
+
+@functools.cache
+def deeper() -> tuple[Combination, ...]:
+    """One level deeper than the table: for each component that holds one with a part, the first combination that fits."""
+    found = []
+    for section in CHOSEN:
+        shallow = {section: list(_choices(section, 0)) for section in CHOSEN}
+        for choice in _choices(section, LEVELS + 1):
+            if max(path.count(".") for path in choice) > LEVELS:
+                others = itertools.product(*(shallow[other] for other in CHOSEN if other != section))
+                able = (settled(_combination("discrete", (choice, *rest))) for rest in others)
+                found += list(itertools.islice(filter(fits, able), 1))
+    return tuple(found)
+
+
+@functools.cache
+def _environment(actions: str) -> tuple[Entry, dict[str, Any]]:
+    """The first environment for a kind of actions under some options, and these options."""
+    wanted = ENVIRONMENTS[actions]
     for entry in components("env").values():
         options = {part.name: _value(part.value) for part in _conditions(entry.contract.traits, wanted) if part.value is not None}
         if wanted <= set(entry.contract.resolve("traits", entry.defaults | options, ())):
@@ -100,8 +158,8 @@ def _value(text: str) -> Any:
     return OmegaConf.create(f"value: {text}").value
 
 
-def _choices(section: str, path: str = "") -> Iterator[dict[str, Entry]]:
-    """The components of a section, each with every choice of its required parts, which have no parts themselves.
+def _choices(section: str, levels: int, path: str = "") -> Iterator[dict[str, Entry]]:
+    """The components of a section, each with every choice of its required parts, so many levels deep.
 
     Those with other required options are left out: nothing says which value to try.
     """
@@ -112,8 +170,10 @@ def _choices(section: str, path: str = "") -> Iterator[dict[str, Entry]]:
         parts = {name: option.part for name, option in entry.options.items() if option.part is not None and option.required}
         if not parts:
             yield {path: entry}
-        elif path == section:
-            inner = [list(_choices(kind.section, f"{path}.{name}")) for name, kind in parts.items() if kind is not None]
+        elif levels:
+            inner = [
+                list(_choices(kind.section, levels - 1, f"{path}.{name}")) for name, kind in parts.items() if kind is not None
+            ]
             for chosen in itertools.product(*inner):
                 yield {path: entry} | {inside: other for part in chosen for inside, other in part.items()}
 
@@ -166,11 +226,17 @@ def _annotation(member: Member, option: str) -> Any:
 INTRODUCTION = """# What fits together
 
 Every combination of marlkit's actors, critics, opponent models, estimators, updates and data that can be trained; a row is the
-product of what its cells list. The options in the last column are needed, the others are at their defaults. What is not in the
-table is refused by `marlkit check` before anything is built, with the reason and what would fit. Left out are components with an
-option that has no default, such as the path of a network of your own; whether they fit, `marlkit check` says too.
+product of what its cells list. The options in the last column are needed, the others are at their defaults. Any other combination
+of these components, with these options, is refused by `marlkit check` before anything is built, with the reason and with what
+would fit.
 
-Made by `make combinations`; a test trains every entry for two iterations and resumes it.
+Left out are components with an option that has no default, such as the path of a network of your own, and components inside
+components inside components. The same contracts decide these, and `marlkit check` says whether they fit. So deep these fit:
+{deeper}.
+
+Made by `make combinations`. The table has {accepted} combinations. A test trains {tried} of them for two iterations and resumes
+them, so that any three choices in different columns that fit together are in one of them; and one with each of those named above.
+The rest is decided by contracts alone.
 
 """
 
@@ -179,13 +245,18 @@ COLUMNS = ("update", "critic", "actor", "data", "estimator", "opponents", "actio
 
 def document() -> str:
     """All that fits, as a Markdown page."""
-    rows = [_row(found) for found in map(settled, combinations()) if fits(found)]
+    rows = [_row(found) for found in accepted()]
     cells = [tuple(frozenset([value]) for value in row) for row in rows]
     for axis in (4, 5, 6, 3, 2, 1):
         cells = _merged(cells, axis)
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     lines += sorted(f"| {' | '.join(', '.join(sorted(cell)) for cell in row)} |" for row in cells)
-    return INTRODUCTION + "\n".join(lines) + "\n"
+    names = ", ".join(f"`{found.name_of(section)}`" for found in deeper() for section in _deepest(found))
+    return INTRODUCTION.format(accepted=len(accepted()), tried=len(tried()), deeper=names) + "\n".join(lines) + "\n"
+
+
+def _deepest(found: Combination) -> list[str]:
+    return [path.partition(".")[0] for path in found.entries if path.count(".") > LEVELS]
 
 
 def _row(found: Combination) -> tuple[str, ...]:

@@ -152,7 +152,8 @@ class Completion:
         where = ".".join(path)
         if value == MISSING and isinstance(value, str):
             self.report(where, "has no value.", "Replace `???` by one.")
-        elif isinstance(value, str) and "${" in value:
+            return None
+        if isinstance(value, str) and "${" in value:
             return None if where in self.unresolved else self._resolved_text(config, path, where)
         return value
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +15,10 @@ import torch
 from scripted import ScriptedEnvironment, random_script
 
 from marlkit import rng
-from marlkit.contract import KINDS
 from marlkit.recipe import combinations
 from marlkit.recipe.catalogue import Entry, components, load_class
 from marlkit.recipe.combinations import Combination
-from marlkit.recipe.fit import check_fit, environments, fits, members, skipped_sections
+from marlkit.recipe.fit import check_fit, fits
 from marlkit.spec import Continuous, Discrete, TeamSpec
 from marlkit.training.learner import Learner
 
@@ -33,22 +34,14 @@ TINY: dict[str, Any] = {
 """Options that keep a component small, where it has them."""
 
 
-def has_no_reader(found: Combination) -> bool:
-    """Whether the opponent model does not run."""
-    return bool(skipped_sections(members(found, environments(found)[0])))
-
-
-EVERY = [combinations.settled(found) for found in combinations.combinations()]
-ACCEPTED = [found for found in EVERY if fits(found)]
-TRIED = [found for found in ACCEPTED if found.entries["opponents"].name == KINDS["opponents"].default or not has_no_reader(found)]
-"""An opponent model whose keys no component reads does not run, so that trying each of them would repeat one case."""
+EVERY = combinations.decided()
 REFUSED = [found for found in EVERY if not fits(found)]
 
 
 def component(found: Combination, path: str, spec: TeamSpec) -> Any:
     """The component at ``path``, small, with its parts."""
     entry: Entry = found.entries[path]
-    parts = {inside.rpartition(".")[2]: inside for inside in found.entries if inside.startswith(f"{path}.")}
+    parts = {inside.rpartition(".")[2]: inside for inside in found.entries if inside.rpartition(".")[0] == path}
     options = {name: value for name, value in TINY.items() if name in entry.options}
     options.update(found.settings.get(path, {}))
     options.update({name: component(found, inside, spec) for name, inside in parts.items()})
@@ -112,7 +105,7 @@ def different(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     return sorted((a.keys() | b.keys()) - same)
 
 
-@pytest.mark.parametrize("found", TRIED, ids=lambda found: found.name)
+@pytest.mark.parametrize("found", [*combinations.tried(), *combinations.deeper()], ids=lambda found: found.name)
 def test_accepted_combinations_train_and_resume_exactly(found: Combination) -> None:
     with rng.isolated(0):
         learner = learner_of(found, seed=1)
@@ -134,7 +127,8 @@ def test_accepted_combinations_train_and_resume_exactly(found: Combination) -> N
 
 @pytest.mark.parametrize("actions", sorted(SPECS))
 def test_refused_combinations_have_messages_with_a_remedy(actions: str) -> None:
-    for found in (found for found in REFUSED if found.actions == actions):
+    refused = [found for found in REFUSED if found.actions == actions]
+    for found in random.Random(0).sample(refused, 15):
         for problem in check_fit(found):
             named = {entry.name for entry in found.entries.values()} & set(problem.message.replace("`", " ").split())
             assert named, problem
@@ -147,6 +141,18 @@ def test_a_component_is_left_out_only_for_an_option_that_must_be_given() -> None
         for name, entry in components(section).items():
             unknown = [option for option in entry.options.values() if option.required and option.part is None]
             assert (name in tried) == (not unknown), name
+
+
+def test_any_three_choices_that_fit_together_are_tried() -> None:
+    def triples(found: Combination) -> set[Any]:
+        names = [found.actions, *map(found.name_of, combinations.CHOSEN)]
+        # An opponent model that nothing reads does not run.
+        names[1 + combinations.CHOSEN.index("opponents")] *= not combinations._unread(found)
+        return set(itertools.combinations(enumerate(names), 3))
+
+    wanted = set().union(*map(triples, combinations.accepted()))
+    assert set().union(*map(triples, combinations.tried())) == wanted
+    assert len(combinations.tried()) < len(combinations.accepted()) / 3
 
 
 def test_the_page_lists_the_accepted_combinations() -> None:

@@ -1,0 +1,46 @@
+"""A short run of the fuzzer, and what it counts as a failure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import fuzz
+from marlkit.errors import MarlkitError
+from marlkit.recipe import load_recipe
+
+
+def test_changed_recipes_are_refused_in_words_or_built() -> None:
+    result = fuzz.fuzz(range(150), seed=7, build_share=0.3, runs=False)
+    assert result["failures"] == []
+    assert result["counts"]["recipe: refused"] > 40
+    assert result["counts"]["recipe: built"] > 0
+
+
+def test_an_input_depends_on_its_number_alone() -> None:
+    both, one = (fuzz.fuzz(numbers, seed=3, build_share=0.0, runs=False)["counts"] for numbers in (range(8, 10), [9]))
+    assert all(both[outcome] >= count for outcome, count in one.items())
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"), [(KeyError("x"), "failed"), (fuzz._TooSlowError(), "too slow"), (MarlkitError("no"), "refused")]
+)
+def test_what_counts_as_a_failure(error: BaseException, outcome: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> str:
+        raise error
+
+    monkeypatch.setattr(fuzz, "try_recipe", broken)
+    result = fuzz.fuzz(range(2), seed=0, runs=False)
+    assert result["counts"] == {f"recipe: {outcome}": 2}
+    assert len(result["failures"]) == (0 if outcome == "refused" else 2)
+
+
+def test_an_accepted_recipe_that_cannot_be_built_is_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise MarlkitError("`LocalCritic` cannot be built: TypeError")
+
+    monkeypatch.setattr(fuzz, "build_learner", crash)
+    small = ["env={type: matrix_game, game: climbing}", "update.minibatch_size=null"]
+    with pytest.raises(RuntimeError, match="passed the check"):
+        fuzz.build(load_recipe("mappo", small))
