@@ -267,10 +267,10 @@ def fuzz(inputs: Iterable[int], seed: int, *, build_share: float = 0.2, runs: bo
 
 
 def _finished_run(folder: Path) -> Path:
-    small = "env={type: matrix_game, game: climbing, num_envs: 4}", "data.steps=4", "update.minibatch_size=null",
-    "update.epochs=1",
-             "actor.hidden=[4]", "critic.hidden=[4]", "trainer.iterations=1", "trainer.video=false",
-             "trainer.evaluation_episodes=2"]  # fmt: skip
+    small = [
+        "env={type: matrix_game, game: climbing, num_envs: 4}", "data.steps=4", "update.minibatch_size=null", "update.epochs=1",
+        "actor.hidden=[4]", "critic.hidden=[4]", "trainer.iterations=1", "trainer.video=false", "trainer.evaluation_episodes=2",
+    ]  # fmt: skip
     return run.train(load_recipe("mappo", small), folder / "runs", progress=False)
 
 

@@ -143,6 +143,8 @@ def _is_satisfied(team: list[Member], environment: frozenset[str]) -> bool:
     for member, found in writers(team):
         if not found.keys() >= set(member.reads) or any(missing for _, missing in unmet(member, by_path, environment)):
             return False
+    if any(holds_itself(member, by_path) for member in team):
+        return False
     return by_path["critic"].entry.contract.predicts is not None
 
 
@@ -152,6 +154,12 @@ def unmet(member: Member, team: Mapping[str, Member], environment: Collection[st
         path = f"{member.path}.{target}" if target in member.entry.options else target
         if path in team:
             yield path, [trait for trait in wanted if trait not in team[path].traits]
+
+
+def holds_itself(member: Member, team: Mapping[str, Member]) -> bool:
+    """Whether a component is a part of a wrapper of its own class; a wrapper has the traits of its part."""
+    holder, _, option = member.path.rpartition(".")
+    return holder in team and option in team[holder].entry.contract.inherits and team[holder].entry.dotted == member.entry.dotted
 
 
 def check_fit(recipe: Selection) -> list[Problem]:
@@ -169,6 +177,8 @@ def _problems(check: _Check) -> list[Problem]:
         missing = [key for key in dict.fromkeys(member.reads) if key not in found]
         problems += [check.unwritten(member, key) for key in missing if not check.awaited(member, key)]
         problems += check.unmet(member)
+        if holds_itself(member, check.team):
+            problems.append(check.inside_itself(member))
     if check.team["critic"].entry.contract.predicts is None:
         problems.append(check.unpredicting())
     return problems
@@ -218,6 +228,12 @@ class _Check:
                 remedy = self._remedy(path, "traits", trait, "have it")
                 yield self._problem(member, message, [remedy] if remedy else [], f"No {path} of marlkit has it.")
 
+    def inside_itself(self, member: Member) -> Problem:
+        """A wrapper that holds another of its class."""
+        names = [e.name for e in components(member.entry.kind).values() if e.dotted != member.entry.dotted]
+        remedies = [self._swap(member.path, "these may be there", names)]
+        return self._problem(member, f"`{member.entry.name}` cannot be a part of itself.", remedies, "")
+
     def unpredicting(self) -> Problem:
         """The critic predicts nothing."""
         critic = self.team["critic"]
@@ -236,6 +252,8 @@ class _Check:
                 remedies += filter(None, [self._remedy(path, "traits", trait, "") for trait in missing])
                 if missing:
                     remedies.append(self._swap(member.path, "", [e.name for e in self._supported(member.entry)]))
+            if holds_itself(member, self.team):
+                remedies.append(self._swap(member.path, "", [e.name for e in self._supported(member.entry)]))
             if any(remedy.changes for remedy in remedies):
                 break
         return list(dict.fromkeys(change for remedy in remedies for change in remedy.changes))
@@ -275,6 +293,7 @@ class _Check:
     def gaps(self) -> int:
         """How many keys and traits are missing."""
         keyless = sum(len(set(member.reads) - set(found)) for member, found in writers(self.team.values()))
+        keyless += sum(holds_itself(member, self.team) for member in self.team.values())
         return keyless + sum(len(traits) for m in self.team.values() for _, traits in unmet(m, self.team, self.environment))
 
     @property

@@ -366,6 +366,14 @@ def test_a_component_that_would_keep_a_wrong_value_is_not_suggested(tmp_path: Pa
     assert "these do not read it" not in remedy
 
 
+def test_a_wrapper_is_no_part_of_itself() -> None:
+    nested = "update={type: pdhg, step: {type: pdhg, step: ppo_clip}}"
+    with pytest.raises(RecipeError, match="`pdhg` cannot be a part of itself"):
+        load_recipe("mappo", [nested, "critic.share=none"])
+    assert assert_suggestions_pass("mappo", [nested, "critic.share=none"])
+    load_recipe("happo", ["critic.share=none", "update={type: pdhg, step: {type: sequential, step: ppo_clip}}"])
+
+
 def test_one_sentence_where_nothing_fits(tmp_path: Path) -> None:
     (tmp_path / "never.py").write_text(
         "from marlkit import keys\nfrom marlkit.component import Environment\nfrom marlkit.contract import Contract\n"
