@@ -78,6 +78,7 @@ NonNegativeFloat = Annotated[float, Range(at_least=0)]
 Probability = Annotated[float, Range(at_least=0, at_most=1)]
 Fraction = Annotated[float, Range(above=0, below=1)]
 Finite = Annotated[float, Range()]
+StartingDeviation = Annotated[float, Range(at_least=0.007, at_most=7.3)]
 Discount = Annotated[float, Range(at_least=0, at_most=1)]
 
 DottedPath = Annotated[str, Dotted()]

@@ -14,7 +14,7 @@ from marlkit.actors._independent import IndependentActor, of_agents
 from marlkit.contract import Contract, When
 from marlkit.keys import Key
 from marlkit.nn.networks import ACTIVATIONS, TeamGRU, TeamLinear, TeamNetwork, group_of_agents
-from marlkit.options import Activation, Hidden, PositiveFloat, PositiveInt, Probability, Share
+from marlkit.options import Activation, Hidden, PositiveFloat, PositiveInt, Probability, Share, StartingDeviation
 from marlkit.spec import TeamSpec
 
 
@@ -74,7 +74,7 @@ class StochasticActor(IndependentActor):
         body: Literal["mlp", "gru"] = "mlp",
         sequence_length: PositiveInt = 10,
         std: Literal["parameter", "predicted"] = "parameter",
-        initial_std: PositiveFloat = 1.0,
+        initial_std: StartingDeviation = 1.0,
         output_gain: PositiveFloat = 0.01,
         uniform_share: Probability = 0.0,
         uniform_share_end: Probability | None = None,
