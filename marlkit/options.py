@@ -88,6 +88,9 @@ Hidden = list[PositiveInt]
 
 Activation = Literal["tanh", "relu", "leaky_relu", "gelu", "elu"]
 
+Initialisation = Literal["orthogonal", "xavier", "uniform"]
+"""How weights are drawn at the start (:func:`marlkit.nn.initialisation.initialise`)."""
+
 ReplayMode = Literal["record", "graph"]
 CompileMode = Literal["none", ReplayMode]
 """How steps run: operation by operation, as recorded operations, or as a CUDA graph (:mod:`marlkit.recorder.recording`)."""
