@@ -1,4 +1,4 @@
-"""The product game: every agent is paid the product of all actions, a saddle where independent gradients fail to agree."""
+"""The product game: every agent is paid the product of all actions, a saddle at zero on which the agents have to agree on signs."""
 
 from __future__ import annotations
 
