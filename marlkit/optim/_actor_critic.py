@@ -58,7 +58,6 @@ class ActorCriticUpdate(Update):
         critic_epochs: passes that fit the critic alone, before a policy that steps by gradient descent; `null`: `epochs`, in the
             same steps as such a policy. A critic of many actions learns too little from one step per step of the policy: COMA's
             takes one for each time step of an episode (Foerster et al. 2018, algorithm 1).
-        critic_minibatch_size: joint steps per minibatch of `critic_epochs`; `null`: `minibatch_size`.
         value_coef: weight c_V of the critic's loss; 0.5 to 1.
         value_clip: how far the critic may gain per iteration, in normalised units; `null`: unclipped.
         huber_delta: error beyond which the critic's loss grows linearly, in normalised units; `null`: squared loss.
@@ -73,7 +72,6 @@ class ActorCriticUpdate(Update):
         minibatch_size: int | None,
         *,
         critic_epochs: PositiveInt | None = None,
-        critic_minibatch_size: PositiveInt | None = None,
         value_coef: NonNegativeFloat = 1.0,
         value_clip: PositiveFloat | None = 0.2,
         huber_delta: PositiveFloat | None = 10.0,
@@ -85,7 +83,6 @@ class ActorCriticUpdate(Update):
         self.epochs = epochs
         self.minibatch_size = minibatch_size
         self.critic_epochs = critic_epochs
-        self.critic_minibatch_size = critic_minibatch_size
         self.value_coef = value_coef
         self.value_clip = value_clip
         self.huber_delta = huber_delta
@@ -115,12 +112,9 @@ class ActorCriticUpdate(Update):
             value, metrics = self.value_loss(rows, learning)
             return self.value_coef * value, metrics
 
-        epochs, size = self.critic_epochs or self.epochs, self.critic_minibatch_size or self.minibatch_size
-        return self.fit("critic", batch, learning, loss, epochs, size)
+        return self.fit("critic", batch, learning, loss, self.critic_epochs or self.epochs)
 
-    def fit(
-        self, name: Hashable, batch: TensorDictBase, learning: Learning, loss: Loss, epochs: int, minibatch_size: int | None
-    ) -> Metrics:
+    def fit(self, name: Hashable, batch: TensorDictBase, learning: Learning, loss: Loss, epochs: int) -> Metrics:
         """Minimise ``loss`` of each minibatch, over all epochs; the means of its metrics and of the gradients' norms.
 
         Args:
@@ -129,7 +123,6 @@ class ActorCriticUpdate(Update):
             learning: what to work on.
             loss: loss and metrics of some rows.
             epochs: passes over the batch.
-            minibatch_size: joint steps per minibatch; ``None``: the whole batch.
         """
 
         def step(minibatch: TensorDictBase) -> Metrics:
@@ -139,7 +132,7 @@ class ActorCriticUpdate(Update):
         rows = units(batch, learning.actor.sequence_length)
         history: list[Metrics] = []
         for _ in range(epochs):
-            for minibatch in minibatches(rows, minibatch_size):
+            for minibatch in minibatches(rows, self.minibatch_size):
                 history.append(learning.run_step(name, step, minibatch))
         return mean_metrics(history)
 
@@ -200,7 +193,7 @@ class JointLossUpdate(ActorCriticUpdate):
             value, value_metrics = self.value_loss(rows, learning)
             return policy + self.value_coef * value, policy_metrics | value_metrics
 
-        return self.fit("policy and critic", batch, learning, loss, self.epochs, self.minibatch_size)
+        return self.fit("policy and critic", batch, learning, loss, self.epochs)
 
     def fit_policy(self, batch: TensorDictBase, learning: Learning, agents: Sequence[int]) -> Metrics:
         """The policies of ``agents`` alone, on a prepared batch ``[B, T]``."""
@@ -210,7 +203,7 @@ class JointLossUpdate(ActorCriticUpdate):
         def loss(rows: TensorDictBase) -> tuple[Tensor, Metrics]:
             return self._regularised(rows, learning, agents)
 
-        return self.fit(name, batch, learning, loss, self.epochs, self.minibatch_size)
+        return self.fit(name, batch, learning, loss, self.epochs)
 
     def _regularised(self, rows: TensorDictBase, learning: Learning, agents: Sequence[int] | None) -> tuple[Tensor, Metrics]:
         taken = taken_by(agents, rows)
