@@ -15,6 +15,14 @@ pytest.importorskip("vmas")
 import vmas
 
 from marlkit.envs._vmas import scenarios
+from marlkit.envs._vmas.scenario_source import Options
+from marlkit.errors import ComponentError
+
+
+def options_of(name: str) -> Options:
+    found = scenarios.scenario_options(name)
+    assert found is not None, "the source of every scenario of VMAS tells its options"
+    return found
 
 
 def test_the_names_are_those_that_vmas_lists() -> None:
@@ -35,21 +43,23 @@ def test_a_scenario_may_be_called_without_its_folder(name: str, full: str) -> No
 
 
 def test_options_are_those_that_the_scenario_reads() -> None:
-    assert scenarios.scenario_option_names("balance") == {"n_agents", "package_mass", "random_package_pos_on_line"}
-    assert scenarios.scenario_option_names("mpe/simple") == set()
-    with pytest.raises(KeyError):
-        scenarios.scenario_option_names("nowhere")
+    assert options_of("balance").used == {"n_agents", "package_mass", "random_package_pos_on_line"}
+    assert options_of("mpe/simple") == Options(frozenset())
+    with pytest.raises(ComponentError, match="no scenario `nowhere`"):
+        scenarios.scenario_options("nowhere")
 
 
 @pytest.mark.parametrize("name", scenarios.scenario_names())
 def test_every_textual_use_of_the_arguments_is_found(name: str) -> None:
     lines = scenarios.scenario_files()[name].read_text(encoding="utf-8").splitlines()
     text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
-    assert scenarios.scenario_option_names(name) == set(re.findall(r'kwargs\.(?:pop|get)\(\s*"(\w+)"', text))
+    found = options_of(name)
+    assert found.used | found.ignored == set(re.findall(r'kwargs\.(?:pop|get)\(\s*"(\w+)"', text))
+    assert found.ignored == ({"n_agents"} if name == "multi_give_way" else set())
 
 
 def test_vmas_accepts_what_was_found_and_warns_of_anything_else() -> None:
-    options = dict.fromkeys(scenarios.scenario_option_names("balance"), 3)
+    options = dict.fromkeys(options_of("balance").used, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         vmas.make_env("balance", num_envs=1, **options)
@@ -62,7 +72,6 @@ def test_problems_are_found_before_anything_is_built() -> None:
         return list(scenarios.check({"scenario_options": None, **options}))
 
     assert problems(scenario="balance", scenario_options={"n_agents": 3}) == []
-    assert problems(scenario="my_package.my_scenario.Scenario", scenario_options={"anything": 1}) == []
     [(option, message)] = problems(scenario="navigatoin")
     assert option == "scenario"
     assert "Did you mean `navigation`?" in message
