@@ -219,7 +219,7 @@ class Environment(Component, ABC):
             raise MarlkitError(f"{who} takes actions as {wanted} = {list(shape)}, got {action.dtype} {list(action.shape)}")
 
     def refuse_unequal_rewards(self, reward: Tensor) -> None:
-        """Check that all agents receive the same rewards ``[*, N, 1]`` where the team spec says so.
+        """Check that all agents receive the same rewards, or sums of them, ``[*, N, 1]`` where the team spec says so.
 
         Raises:
             MarlkitError: they do not; says by how much.
@@ -230,7 +230,7 @@ class Environment(Component, ABC):
         if apart > 0:
             raise MarlkitError(
                 f"{type(self).__name__} says that all agents always receive the same reward (`team_reward` of its team spec), "
-                f"but paid one of them {apart:g} more or less than another in one step. Pay all the same, or set it to false"
+                f"but paid one of them {apart:g} more or less than another. Pay all the same, or set it to false"
             )
 
     @cached_property

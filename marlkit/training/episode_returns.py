@@ -71,7 +71,10 @@ class EpisodeReturns:
         return {"running": self.running[0], "agents": self.running[1:], "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
-        """Continue from :meth:`state_dict`; a state without ``agents`` leaves out those of the episodes that are running."""
+        """Continue from :meth:`state_dict`.
+
+        A state without ``agents`` ``[N, B]`` leaves the agents' returns out for the episodes that are running.
+        """
         running, self.steps = state["running"], state["steps"]
         if running is None:
             self.running = None

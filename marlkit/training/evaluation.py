@@ -72,6 +72,9 @@ def play_episodes(
         steps: where an episode is cut if the environment does not end it.
         deterministic: the most likely actions rather than samples.
         watch: called before every step while environment 0 plays its first episode.
+
+    Raises:
+        MarlkitError: the team spec says that all agents receive the same rewards, and they did not.
     """
     with rng.isolated(seed):
         current, carried = env.reset(), actor.initial_state(env.num_envs)
@@ -92,6 +95,7 @@ def play_episodes(
             running &= ~arrived[keys.DONE[1]].squeeze(-1)
             if not running.any():
                 break
+    env.refuse_unequal_rewards(agent_returns.unsqueeze(-1))
     return Episodes(returns, lengths, terminated, agent_returns, env.spec)
 
 

@@ -228,7 +228,6 @@ class Learner(lightning.LightningModule):
 
     def _finish(self, played: TensorDictBase, batch: TensorDictBase, metrics: Metrics, seconds: dict[str, float]) -> None:
         refuse_non_finite(batch, metrics, self)
-        self.env.refuse_unequal_rewards(played[keys.REWARD])
         self.iteration += 1
         frames = played.batch_size.numel() * self.ranks.size
         self.frames += frames

@@ -184,7 +184,7 @@ def test_what_is_no_scenario_is_said_without_importing_it(module: Any, tmp_path:
         "from collections import OrderedDict\nclass Thing: ...\nclass Table(OrderedDict): ...\nnumber = 3\n", encoding="utf-8"
     )
     expected = {
-        f"{name}.Onw": f"`{name}` has no class `Onw`. Did you mean `Own`? It has: Field, Own",
+        f"{name}.Owner": f"`{name}` has no class `Owner`. Did you mean `Own`? It has: Field, Own",
         "missing_scenarios.Own": "there is no module `missing_scenarios`",
         f"{name}.deeper.Own": f"there is no module `{name}.deeper`",
         "broken_scenarios.Own": "broken_scenarios.py:1: is not valid Python",
