@@ -26,6 +26,10 @@ from vmas.simulator.scenario import BaseScenario
 from vmas.simulator.utils import ScenarioUtils
 
 SPEED = "speed"
+DEFAULTS = {"speed": 1.0}
+
+def taken_from(options):
+    return options.get("speed", 1.0)
 
 class Field(BaseScenario):
     def reset_world_at(self, env_index=None): ...
@@ -72,6 +76,11 @@ READABLE = {
             self.take(device, **kwargs)
             return self.build(batch_dim, device)
     """,
+    "helper function": """
+        def make_world(self, batch_dim, device, **kwargs):
+            self.speed = taken_from(kwargs)
+            return self.build(batch_dim, device)
+    """,
     "helper method that takes the dictionary": """
         def take(self, options):
             self.speed = options.pop("speed", 1.0)
@@ -96,6 +105,30 @@ OPAQUE = {
                     setattr(self, name, value)
             return self.build(batch_dim, device)
         speed = 1.0
+    """,
+    "attributes of any name": """
+        def make_world(self, batch_dim, device, **kwargs):
+            for name, value in {"speed": 1.0, **kwargs}.items():
+                setattr(self, name, value)
+            return self.build(batch_dim, device)
+        def post_step(self): self.moved = self.speed
+    """,
+    "settings beside defaults": """
+        def make_world(self, batch_dim, device, **kwargs):
+            self.settings = {**DEFAULTS, **kwargs}
+            return self.build(batch_dim, device)
+    """,
+    "the dictionary itself, read when it is drawn": """
+        def make_world(self, batch_dim, device, **kwargs):
+            self.settings = kwargs
+            return self.build(batch_dim, device)
+        def extra_render(self, env_index=0): return [self.settings.get("speed", 1.0)]
+    """,
+    "names in a loop": """
+        def make_world(self, batch_dim, device, **kwargs):
+            for name, default in DEFAULTS.items():
+                setattr(self, name, kwargs.pop(name, default))
+            return self.build(batch_dim, device)
     """,
     "built by a function that was handed in": """
         def make_world(self, batch_dim, device, **kwargs):

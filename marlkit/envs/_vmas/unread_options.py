@@ -6,11 +6,13 @@ import ast
 import copy
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from marlkit import rng
+from marlkit.envs._vmas.scenario_source import BASE
 from marlkit.errors import OptionError, did_you_mean
 
 
@@ -32,7 +34,8 @@ class _Key(str):
 def refuse_unread(path: str, scenario: type, options: Mapping[str, Any]) -> None:
     """Check that a scenario class reads every option, where its source does not tell.
 
-    A small world is built, reset and looked at. An option that the scenario keeps for later under its name counts as read.
+    A small world is built and takes a step. An option that the scenario keeps, and whose name occurs in its source, counts as
+    read: it may be used later.
 
     Raises:
         OptionError: it does not read one.
@@ -43,26 +46,40 @@ def refuse_unread(path: str, scenario: type, options: Mapping[str, Any]) -> None
             made.env_make_world(2, torch.device("cpu"), **dict(zip(keys, copy.deepcopy(list(options.values())), strict=True)))
         except Exception:
             return  # building it in earnest says what is wrong
-        try:
-            made.env_reset_world_at(None)
-            for agent in made.world.agents:
-                made.observation(agent)
-                made.reward(agent)
-        except Exception:
-            pass  # not every scenario can be looked at before it was stepped
+        with suppress(Exception):  # as above
+            _step(made)
     kept = [held for held in (vars(made), *vars(made).values()) if isinstance(held, dict)]
-    for key in keys:
-        name = str(key)
-        if not key.found and not any(name in held for held in kept):
-            hint = did_you_mean(name, _words(scenario))
-            raise OptionError("scenario_options", f"scenario `{path}` has no option `{name}`: it does not read it.{hint}")
+    unread = [str(key) for key in keys if not key.found]
+    words = _words(scenario) if unread else set()
+    for name in unread:
+        if name not in words or not any(name in held for held in kept):
+            message = f"scenario `{path}` has no option `{name}`: it does not read it"
+            raise OptionError("scenario_options", f"{message}.{did_you_mean(name, words)}")
+
+
+def _step(made: Any) -> None:
+    made.env_reset_world_at(None)
+    for agent in made.world.policy_agents:
+        agent.action.u = torch.zeros(2, agent.action_size)
+    for agent in made.world.agents:
+        made.env_process_action(agent)
+    made.pre_step()
+    made.world.step()
+    made.post_step()
+    for agent in made.world.policy_agents:
+        made.reward(agent)
+        made.observation(agent)
+    made.done()
 
 
 def _words(scenario: type) -> set[str]:
-    """The names and strings in the source of a class, of which an option may be meant."""
-    try:
-        tree = ast.parse(inspect.getsource(inspect.getmodule(scenario) or scenario))
-    except (OSError, TypeError, SyntaxError):
-        return set()
-    strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    return {text for text in strings if text.isidentifier()} | {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    """The attributes, arguments and strings in the source of a class and of those above it that are not VMAS' base."""
+    found: set[str] = set()
+    classes = [cls for cls in scenario.__mro__ if hasattr(cls, "make_world") and cls.__module__ != BASE.rpartition(".")[0]]
+    for module in set(map(inspect.getmodule, classes)):
+        with suppress(OSError, TypeError, SyntaxError):
+            nodes = list(ast.walk(ast.parse(inspect.getsource(module)))) if module is not None else []
+            found |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+            found |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+            found |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return {word for word in found if word.isidentifier()}
