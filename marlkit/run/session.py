@@ -27,6 +27,7 @@ from marlkit.training.assembly import build_environment, build_learner, choose_c
 from marlkit.training.dry_run import dry_run
 from marlkit.training.evaluation import play_episodes
 from marlkit.training.learner import Learner
+from marlkit.training.returns import return_names
 
 COMPILE_WORDS = {"none": "operation by operation", "record": "as recorded operations", "graph": "as a CUDA graph"}
 """Descriptions of the choices of `trainer.compile` for the user."""
@@ -137,10 +138,10 @@ def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint
 
 
 def _warn_of_no_monitor(env: Environment) -> None:
-    groups = list(env.spec.members)
+    groups, metric = ", ".join(env.spec.members), return_names("evaluation", env.spec)[0]
     warnings.warn(
-        f"the agents are opposed to each other ({', '.join(groups)}), so that no return says which evaluation is the best: "
-        f"best.ckpt is the latest one. To choose by a group's return set trainer.monitor=evaluation/group_return/{groups[0]}",
+        f"the agents are opposed to each other ({groups}), so that no return says which evaluation is the best: best.ckpt is the "
+        f"latest one. To choose by a group's return set trainer.monitor={metric}",
         stacklevel=2,
     )
 

@@ -73,6 +73,15 @@ def test_a_team_has_its_mean_and_each_agents_own() -> None:
         assert taken["episode/return"] == 3.5
 
 
+def test_names_of_metrics_are_words() -> None:
+    spec = TeamSpec(2, 2, Discrete(2), names=("agent 0", "agent 1"), groups=("the one", "the other"))
+    assert return_names("episode", spec) == [
+        *("episode/group_return/the_one", "episode/group_return/the_other"),
+        *("episode/agent_return/agent_0", "episode/agent_return/agent_1"),
+    ]
+    assert EpisodeReturns(spec).take(rollout(spec, [[[1.0, 3.0]]], [[True]])).keys() >= set(return_names("episode", spec))
+
+
 def test_the_mean_is_bit_for_bit_what_it_is_without_the_agents() -> None:
     torch.manual_seed(0)
     batch = rollout(OWN, torch.randn(33, 7, 2).tolist(), (torch.rand(33, 7) < 0.3).tolist())
