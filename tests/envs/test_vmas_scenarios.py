@@ -13,8 +13,10 @@ import pytest
 pytest.importorskip("vmas")
 
 import vmas
+from vmas.scenarios import load
 
 from marlkit.envs._vmas import scenarios
+from marlkit.envs._vmas.agents import groups_of
 from marlkit.envs._vmas.scenario_source import Options
 from marlkit.errors import ComponentError
 
@@ -81,6 +83,25 @@ def test_problems_are_found_before_anything_is_built() -> None:
     assert "It has no options" in problems(scenario="simple", scenario_options={"x": 1})[0][1]
 
 
+def test_what_the_source_says_of_opposed_agents_is_what_vmas_marks() -> None:
+    opposed = {name for name in scenarios.scenario_names() if scenarios.traits({"scenario": name})}
+    assert opposed == {f"mpe/simple_{name}" for name in ("adversary", "crypto", "push", "tag", "world_comm")}
+    for name in opposed:
+        agents = vmas.make_env(name.rpartition("/")[2], num_envs=1).agents
+        assert {agent.adversary for agent in agents} == {True, False}
+
+
+@pytest.mark.parametrize("name", sorted(set(scenarios.scenario_names()) - {"road_traffic", "debug/pollock", "sampling"}))
+def test_groups_of_a_built_scenario_are_those_of_its_source(name: str) -> None:
+    for options in (
+        ({"ai_red_agents": False}, {"ai_red_agents": False, "ai_blue_agents": True}, {}) if name == "football" else ({},)
+    ):
+        made = load(str(scenarios.scenario_files()[name])).Scenario()
+        made.env_make_world(1, "cpu", **options)
+        groups = groups_of(made, made.world.policy_agents)
+        assert (("opposing",) if groups else ()) == scenarios.traits({"scenario": name, "scenario_options": options})
+
+
 def test_without_vmas_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenarios, "scenario_folder", lambda: None)
     [(option, message)] = scenarios.check({"scenario": "balance"})
@@ -91,7 +112,8 @@ def test_without_vmas_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_neither_torch_nor_vmas_is_imported() -> None:
     code = (
         "import sys; from marlkit.envs import _factory; from marlkit.envs._vmas import scenarios; "
-        "list(scenarios.check({'scenario': 'balance', 'scenario_options': {'n_agents': 2}})); "
+        "section = {'scenario': 'simple_tag', 'scenario_options': {'bound': 2}}; list(scenarios.check(section)); "
+        "assert scenarios.traits(section) == ('opposing',) and 'bound' in scenarios.held_options(section); "
         "list(_factory.check({'factory': 'a.b'})); "
         "print(sorted({'torch', 'vmas', 'torchrl'} & set(sys.modules)))"
     )
