@@ -79,7 +79,11 @@ class Contract:
         inherits: own options that hold a component whose traits this one has too, as a wrapper has.
         without: inherited traits that it does not pass on.
         at_most: for an own option, the options (``"env.num_envs"``) whose product it may not exceed.
-        check: ``"module:function"`` inside marlkit, called with the completed options; yields ``(option, message)`` pairs.
+        check: ``"module:function"`` inside marlkit, called with the completed options and with the folders in which dotted paths
+            are looked up; yields ``(option, message)`` pairs.
+        derives: a function like ``check`` that returns the traits that no condition can say; ``None`` where only building tells.
+        holds: for an own option that is a mapping of options: the own option that names whose options they are, and a function
+            like ``check`` that returns the names that it is known to take; ``None`` where there is nothing of that name.
     """
 
     reads: tuple[Any, ...] = ()
@@ -91,6 +95,8 @@ class Contract:
     without: tuple[str, ...] = ()
     at_most: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     check: str | None = None
+    derives: str | None = None
+    holds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def resolve(self, field_name: str, options: Mapping[str, Any], environment: Collection[str]) -> tuple[Any, ...]:
         """``reads``, ``writes`` or ``traits`` with every condition resolved."""

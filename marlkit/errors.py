@@ -66,7 +66,12 @@ class ComponentError(MarlkitError):
     """A name of no component, or a component whose source cannot be read."""
 
 
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The nearest of the known names; ``None`` if none is near."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A sentence with the nearest of the known names, with a leading space; empty if none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean `{near[0]}`?" if near else ""
+    near = nearest(word, known)
+    return f" Did you mean `{near}`?" if near else ""

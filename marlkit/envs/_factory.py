@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
-def check(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def check(options: Mapping[str, Any], folders: Sequence[Path] = ()) -> Iterator[tuple[str, str]]:
     """Problems of the options of ``env: {type: torchrl, …}``, as ``(option, message)``."""
     factory = options["factory"]
     if "." not in factory or not all(part.isidentifier() for part in factory.split(".")):

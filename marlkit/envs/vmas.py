@@ -45,11 +45,17 @@ class VmasEnvironment(AdapterEnvironment[Tensor]):
         scenario: name of the scenario (`balance`, `simple_spread` or `mpe/simple_spread`), or a dotted path to a class of
             your own that extends `vmas.simulator.scenario.BaseScenario`.
         continuous_actions: whether actions are forces (true) or numbered moves (false).
-        scenario_options: options of the scenario, such as `{n_agents: 4}`; `marlkit check` knows their names.
+        scenario_options: options of the scenario, such as `{n_agents: 4}`; `marlkit check` knows their names. Where `scenario`
+            is changed alone, those that the new one takes are kept.
         num_envs, max_steps, reward: as in :class:`AdapterEnvironment`.
 
+    Agents with different marks ``Agent.adversary``, and the two teams of `football` where policies control both, are opposed to
+    each other (trait ``opposing``). A scenario of your own may instead say it by a method ``agent_group(self, agent)`` that
+    returns the name of the agent's group. Rewards are then never pooled, and returns are told per group.
+
     Raises:
-        OptionError: there is no such scenario or scenario option, or VMAS refuses an option's value.
+        OptionError: there is no such scenario or scenario option, VMAS refuses an option's value, the scenario has built another
+            number of agents than an option asks for, or `reward` pools the rewards of opposed agents.
         MarlkitError: a scenario that ends episodes keeps state that cannot be reset for one environment alone.
     """
 
@@ -61,6 +67,8 @@ class VmasEnvironment(AdapterEnvironment[Tensor]):
             *POOLED,
         ),
         check="marlkit.envs._vmas.scenarios:check",
+        derives="marlkit.envs._vmas.scenarios:traits",
+        holds={"scenario_options": ("scenario", "marlkit.envs._vmas.scenarios:held_options")},
     )
 
     def __init__(
@@ -124,6 +132,8 @@ class VmasEnvironment(AdapterEnvironment[Tensor]):
 
     def _team_spec(self, continuous: bool) -> TeamSpec:
         simulation = self.simulation
+        groups = simulation.groups
+        self.refuse_pooled_opponents(groups)
         size = max(simulation.action_sizes)
         action: Continuous | Discrete = Discrete(size)
         if continuous:
@@ -138,6 +148,7 @@ class VmasEnvironment(AdapterEnvironment[Tensor]):
             names=tuple(agent.name for agent in simulation.agents),
             observation_sizes=tuple(simulation.observation_sizes),
             action_sizes=tuple(simulation.action_sizes),
+            groups=groups,
         )
 
     # --- saving and drawing --------------------------------------------------------------------------------------------------

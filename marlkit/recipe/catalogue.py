@@ -92,6 +92,19 @@ class Entry:
         """The default of each option; :data:`REQUIRED` for an option that a recipe must set."""
         return {name: option.default for name, option in self.options.items()}
 
+    def ask(self, function: str, options: Mapping[str, Any], folders: Sequence[Path]) -> Any:
+        """What a ``"module:function"`` of a trusted contract says of ``options``."""
+        assert self.trusted, "only marlkit's own contracts may name functions"
+        module, _, name = function.partition(":")
+        return getattr(importlib.import_module(module), name)(options, folders)
+
+    def held(self, option: str, options: Mapping[str, Any], folders: Sequence[Path]) -> frozenset[str] | None:
+        """The names that the mapping ``option`` is known to take where the others are ``options``; see :class:`Contract`."""
+        if not self.trusted or option not in self.contract.holds:
+            return None
+        found: frozenset[str] | None = self.ask(self.contract.holds[option][1], options, folders)
+        return found
+
 
 def names(kind: Kind) -> dict[str, tuple[str, str]]:
     """Names of marlkit's own components of a kind, each with its module and class, in alphabetical order."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from marlkit.contract import KINDS, Kind
-from marlkit.errors import ComponentError, Problem, did_you_mean
+from marlkit.errors import ComponentError, Problem, did_you_mean, nearest
 from marlkit.options import Range, describe_type, problem_with
 from marlkit.recipe.catalogue import Entry, Option, find
 from marlkit.recipe.located_yaml import Located, Place
@@ -92,11 +91,22 @@ class Completion:
             self.places[f"{path}.type"] = given["type"].place
         for name, option in given.items():
             if name != "type" and name not in entry.options:
-                self.report(f"{path}.{name}", f"`{entry.name}` has no such option.", _options(name, entry), option.place)
+                remedy = self._inside(name, entry, given, path) or _options(name, entry)
+                self.report(f"{path}.{name}", f"`{entry.name}` has no such option.", remedy, option.place)
         completed: dict[str, Any] = {"type": entry.name}
         for option_name, definition in entry.options.items():
             self._option(definition, given.get(option_name), f"{path}.{option_name}", entry, completed)
         return completed
+
+    def _inside(self, name: str, entry: Entry, given: Mapping[str, Located], path: str) -> str:
+        """The remedy for an option that belongs into a mapping of options, such as `scenario_options`."""
+        plain = {option: value.plain() for option, value in given.items()}
+        for option in entry.contract.holds:
+            held = entry.held(option, plain, self.folders) or ()
+            near = name if name in held else None if nearest(name, entry.options) else nearest(name, held)
+            if near:
+                return f"Did you mean `{path}.{option}.{near}`?"
+        return ""
 
     def _entry(self, kind: Kind, given: Mapping[str, Located], path: str) -> Entry | None:
         named = given.get("type")
@@ -167,7 +177,7 @@ class Completion:
                 self._check_limit(plain, path, name, limits)
             broken = any(problem.where.startswith(f"{path}.") for problem in self.problems)
             if entry.contract.check and entry.trusted and not broken:
-                for name, message in _own_check(entry.contract.check)(options):
+                for name, message in entry.ask(entry.contract.check, options, self.folders):
                     self.report(f"{path}.{name}", f"{message}.".replace("..", "."))
 
     def _check_limit(self, plain: Any, path: str, name: str, limits: Sequence[str]) -> None:
@@ -183,11 +193,6 @@ class Completion:
 
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-def _own_check(name: str) -> Any:
-    module, _, function = name.partition(":")
-    return getattr(importlib.import_module(module), function)
 
 
 def _wanted(option: Option) -> str:

@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from marlkit import keys
-from marlkit.contract import Condition, When, carried
+from marlkit.contract import Condition, When, as_yaml, carried
 from marlkit.errors import Problem
 from marlkit.keys import Key
 from marlkit.recipe.catalogue import Entry, components
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from marlkit.recipe.located_yaml import Place
 
 ORDER = ("env", "data", "actor", "opponents", "critic", "targets", "estimator", "update", "optimizer", "trainer")
@@ -31,12 +33,20 @@ ON_ONE_STEP = ("env", "actor", "opponents", "critic")
 """Sections that run on single steps, current and next ones alike, and therefore have no access to the following step."""
 
 
+POOLED_ENEMIES = {"opposing", "team_reward"}
+"""Traits that no environment may have together: what one agent wins would pay its opponent as much."""
+
+
 class Selection(Protocol):
     """The part of a recipe that the checks use."""
 
     @property
     def entries(self) -> Mapping[str, Entry]:
         """The components by path."""
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where dotted paths are looked up."""
 
     def options(self, path: str) -> dict[str, Any]:
         """The completed options of the component at ``path``."""
@@ -72,11 +82,15 @@ class Member:
 def environments(recipe: Selection) -> list[frozenset[str]]:
     """The possible sets of traits of the environment; more than one where its source does not determine them."""
     entry = recipe.entries["env"]
-    traits = frozenset(entry.contract.resolve("traits", recipe.options("env"), ()))
+    options = recipe.options("env")
+    traits = frozenset(entry.contract.resolve("traits", options, ()))
     actions = [()] if traits & {"discrete", "continuous"} else [("discrete",), ("continuous",)]
     declared = any("team_reward" in (trait.then if isinstance(trait, When) else (trait,)) for trait in entry.contract.traits)
     rewards = [()] if declared else [(), ("team_reward",)]
-    return [traits | set(action) | set(reward) for action, reward in itertools.product(actions, rewards)]
+    derives = entry.contract.derives if entry.trusted else None
+    derived = () if derives is None else entry.ask(derives, options, recipe.folders)
+    aims = [(), ("opposing",)] if derived is None else [derived]
+    return [traits.union(*found) for found in itertools.product(actions, rewards, aims)]
 
 
 def members(recipe: Selection, environment: Collection[str]) -> list[Member]:
@@ -135,6 +149,8 @@ def fits(recipe: Selection) -> bool:
 
 def _is_satisfied(team: list[Member], environment: frozenset[str]) -> bool:
     by_path = {member.path: member for member in team}
+    if by_path["env"].traits >= POOLED_ENEMIES:
+        return False
     for member, found in writers(team):
         if not found.keys() >= set(member.reads) or any(missing for _, missing in unmet(member, by_path, environment)):
             return False
@@ -149,13 +165,14 @@ def unmet(member: Member, team: Mapping[str, Member], environment: Collection[st
             yield path, [trait for trait in wanted if trait not in team[path].traits]
 
 
-def check_fit(recipe: Selection) -> list[Problem]:
+def check_fit(recipe: Selection, environment: frozenset[str] | None = None) -> list[Problem]:
     """All misfits; empty where the recipe can run.
 
-    Where the source of the environment does not determine whether actions are discrete or rewards pooled, the problems of the
-    most favourable case are reported; the rest is checked against the environment itself when the components are built.
+    Where the source of the environment does not determine its traits, the problems of the most favourable case are reported.
+    ``environment`` are the traits of the environment that was built, with which the check is complete.
     """
-    return min((_problems(recipe, environment) for environment in environments(recipe)), key=len)
+    possible = environments(recipe) if environment is None else [environment]
+    return min((_problems(recipe, traits) for traits in possible), key=len)
 
 
 def _problems(recipe: Selection, environment: frozenset[str]) -> list[Problem]:
@@ -166,6 +183,7 @@ def _problems(recipe: Selection, environment: frozenset[str]) -> list[Problem]:
         missing = [key for key in dict.fromkeys(member.reads) if key not in found]
         problems += [check.unwritten(member, key) for key in missing if not check.awaited(member, key)]
         problems += check.unmet(member)
+    problems += check.opposed()
     critic = check.team["critic"]
     if critic.entry.contract.predicts is None:
         message = f"`{critic.entry.name}` predicts nothing, so that no update can train it."
@@ -190,7 +208,7 @@ class _Check:
         message = f"`{reader.entry.name}` reads {keys.name(key)}{_meaning(key)}, which nothing before it writes"
         remedies = []
         for section in ORDER[: ORDER.index(reader.section)]:
-            remedy = self._remedy(section, "writes", current, "write it") or self._remedy(section, "writes", key, "write it")
+            remedy = next(filter(None, (self._remedy(section, "writes", k, "write it", reader) for k in (current, key))), "")
             if remedy:
                 message += f"; {section} {self._named(section)} writes {self._written(section)}"
                 remedies.append(remedy)
@@ -214,8 +232,43 @@ class _Check:
         for path, missing in unmet(member, self.team, self.environment):
             for trait in missing:
                 message = f"`{member.entry.name}` needs the trait `{trait}`, which {path} {self._named(path)} lacks."
-                remedy = self._remedy(path, "traits", trait, "have it")
+                remedy = self._remedy(path, "traits", trait, "have it", member)
                 yield self._problem(member, message, [remedy or f"No {path} of marlkit has it."])
+
+    def opposed(self) -> Iterator[Problem]:
+        """The environment pays one reward to agents that are opposed to each other."""
+        env = self.team["env"]
+        if env.traits >= POOLED_ENEMIES:
+            pooling = self._pooling(env)
+            chosen = [f"{chooser} `{env.options[chooser]}`" for chooser, _ in env.entry.contract.holds.values()]
+            message = (
+                f"`{env.entry.name}` pays all agents the same, but those of {', '.join(chosen) or 'this environment'} are "
+                "opposed to each other: what one gains would be paid to its opponents too."
+            )
+            needing = [member for member in self.team.values() if "team_reward" in self._needed_of_env(member)]
+            remedy = f"Set {' and '.join(pooling.values())}." if pooling else "Take one of both traits from its contract."
+            if pooling and needing:
+                remedy = self._without_team_reward(needing[0])
+            where = next(iter(pooling), "env")
+            yield self.recipe.place(where).problem(where, message, remedy)
+
+    def _needed_of_env(self, member: Member) -> tuple[str, ...]:
+        return member.entry.contract.needed(member.options, self.environment).get("env", ())
+
+    def _pooling(self, env: Member) -> dict[str, str]:
+        """The options that pool the rewards, by path, each with the setting that does not."""
+        conditions = [entry for entry in env.entry.contract.traits if isinstance(entry, When) and "team_reward" in entry.then]
+        names = {part.name for entry in conditions for part in entry.parts if entry.holds(env.options, self.environment)}
+        return {f"env.{name}": f"env.{name}={as_yaml(env.entry.options[name].default)}" for name in names}
+
+    def _without_team_reward(self, member: Member) -> str:
+        """What to set instead of a component that needs one reward for all agents, where they are opposed."""
+        pooling = self._pooling(self.team["env"])
+        for name, swapped in _alternatives(self.recipe, member, {path.partition(".")[2] for path in pooling}):
+            if fits(swapped):
+                words = " and ".join([f"{member.path}={name}", *pooling.values()])
+                return f"`{member.entry.name}` cannot train opponents: set {words}, or choose agents that share one aim."
+        return f"`{member.entry.name}` cannot train opponents: choose agents that share one aim."
 
     def _problem(self, member: Member, message: str, remedies: Iterable[str]) -> Problem:
         return self.recipe.place(member.path).problem(member.path, message, " ".join(remedies))
@@ -226,9 +279,11 @@ class _Check:
     def _written(self, section: str) -> str:
         return ", ".join(keys.name(key) for key in self.team[section].writes) or "nothing"
 
-    def _remedy(self, path: str, field: str, wanted: Any, verb: str) -> str:
+    def _remedy(self, path: str, field: str, wanted: Any, verb: str, reader: Member) -> str:
         """The option to set, or the components to use, so that `path` writes the key or has the trait `wanted`."""
         member = self.team[path]
+        if path == "env" and wanted == "team_reward" and "opposing" in self.environment:
+            return self._without_team_reward(reader)
         settings = self._settings(member, field, wanted)
         if settings:
             return f"Set {' and '.join(settings)}."
@@ -268,6 +323,45 @@ class _Check:
         alternatives = self._supported(reader.entry)
         without = [e.name for e in alternatives if key not in map(keys.current, _possible(e, "reads", self.environment))]
         return f"For {reader.path}, these do not read it: {', '.join(without)}." if without else ""
+
+
+@dataclass(frozen=True)
+class _Swapped:
+    """A selection with another component at ``path``, which keeps the options that it takes, and other options of ``env``."""
+
+    recipe: Selection
+    path: str
+    entry: Entry
+    individual: Collection[str]
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        kept = {path: entry for path, entry in self.recipe.entries.items() if not path.startswith(f"{self.path}.")}
+        return kept | {self.path: self.entry}
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        return self.recipe.folders
+
+    def options(self, path: str) -> dict[str, Any]:
+        options = self.recipe.options(path)
+        if path == self.path:
+            return self.entry.defaults | {name: value for name, value in options.items() if name in self.entry.options}
+        if path == "env":
+            return options | {name: self.recipe.entries["env"].options[name].default for name in self.individual}
+        return options
+
+    def place(self, path: str) -> Place:
+        return self.recipe.place(path)
+
+
+def _alternatives(recipe: Selection, member: Member, individual: Collection[str]) -> Iterator[tuple[str, _Swapped]]:
+    """Components for the place of ``member``, those that it is made of first, with the ``env`` options at their defaults."""
+    parts = [entry.name for path, entry in recipe.entries.items() if path.startswith(f"{member.path}.")]
+    others = components(member.entry.kind)
+    for name in dict.fromkeys([*parts, *others]):
+        if name in others and not any(option.required for option in others[name].options.values()):
+            yield name, _Swapped(recipe, member.path, others[name], individual)
 
 
 def _meaning(key: Key) -> str:

@@ -24,6 +24,7 @@ class Place:
 
     source: str
     line: int | None = None
+    override: bool = False
 
     def __str__(self) -> str:
         return self.source if self.line is None else f"{self.source}:{self.line}"

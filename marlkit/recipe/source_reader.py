@@ -16,7 +16,7 @@ import importlib.util
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,11 @@ class Sources:
 
     Args:
         folders: looked through after Python's own search path, as :func:`marlkit.recipe.catalogue.load_class` does.
+        opaque: libraries that are not read.
     """
 
-    def __init__(self, folders: Sequence[Path] = ()) -> None:
+    def __init__(self, folders: Sequence[Path] = (), opaque: Collection[str] = OPAQUE) -> None:
+        self.opaque = opaque
         self.folders = [str(Path(folder).resolve()) for folder in folders]
         self._modules: dict[str, Module] = {}
 
@@ -186,7 +188,7 @@ class Module:
     def _import(self, module: str) -> Any:
         if module in READABLE:
             return READABLE[module]
-        if module.partition(".")[0] in OPAQUE:
+        if module.partition(".")[0] in self.sources.opaque:
             raise ComponentError(f"`{module}` is not read")
         return self.sources.module(module)
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
 from marlkit.errors import RunError
-from marlkit.run.metrics_file import EPISODE_RETURN, EVALUATION_RETURN, FRAMES, read_metrics
+from marlkit.run.metrics_file import EPISODE_RETURN, EVALUATION_RETURN, FRAMES, read_metrics, returns_of
 from marlkit.run.statistics import bootstrap_interval, interquartile_mean
 
 PANEL_WORDS = ("loss", "entropy", "explained_variance")
@@ -23,8 +23,8 @@ MOST_PANELS = 4
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#666666"
 RETURNS = (
-    (EPISODE_RETURN, "training episodes", COLOURS[0], ""),
-    (EVALUATION_RETURN, "evaluation, deterministic", COLOURS[1], "o"),
+    (EPISODE_RETURN, "training episodes", 0, ""),
+    (EVALUATION_RETURN, "evaluation, deterministic", 1, "o"),
 )
 
 FilePath = str | os.PathLike[str]
@@ -33,6 +33,8 @@ Array = NDArray[np.float64]
 
 def draw_curve(metrics_csv: FilePath, png: FilePath, title: str) -> None:
     """Draw the returns of one run against environment frames, with small panels for losses, entropy and explained variance.
+
+    Where agents are opposed to each other, each group has its own lines.
 
     Raises:
         RunError: the file is not a metrics file, or it holds no ``frames``.
@@ -44,10 +46,13 @@ def draw_curve(metrics_csv: FilePath, png: FilePath, title: str) -> None:
     figure = Figure(figsize=(8, 6.2 if panels else 4.5), layout="constrained")
     grid = figure.add_gridspec(2 if panels else 1, max(1, len(panels)), height_ratios=[2.4, 1] if panels else [1])
     axes = figure.add_subplot(grid[0, :])
-    for name, label, colour, marker in RETURNS:
-        if name in metrics:
-            points = _finite(metrics[FRAMES], metrics[name])
-            axes.plot(*points, color=colour, label=label, linewidth=1.4, marker=marker, markersize=4)
+    for name, label, first_colour, marker in RETURNS:
+        found = returns_of(name, metrics)
+        for index, (group, metric) in enumerate(found.items()):
+            colour = COLOURS[(len(RETURNS) * index + first_colour) % len(COLOURS)]
+            points = _finite(metrics[FRAMES], metrics[metric])
+            named = f"{group}: {label}" if group else label
+            axes.plot(*points, color=colour, label=named, linewidth=1.4, marker=marker, markersize=4)
     _finish(axes, title, "return")
     for column, name in enumerate(panels):
         small = figure.add_subplot(grid[1, column])

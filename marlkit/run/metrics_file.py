@@ -20,6 +20,8 @@ ITERATION = "iteration"
 FRAMES = "frames"
 EPISODE_RETURN = "episode/return"
 EVALUATION_RETURN = "evaluation/return"
+GROUP_RETURN = "group_return"
+"""In place of ``return``, with the group's name behind it, where agents are opposed to each other."""
 FRAMES_PER_SECOND = "time/frames_per_second"
 
 MetricsRow = dict[str, str]
@@ -123,6 +125,14 @@ class MetricsFile(Logger):
             line = io.StringIO()
             csv.DictWriter(line, self._columns, restval="", lineterminator="\n").writerow(row)
             yield line.getvalue()
+
+
+def returns_of(name: str, metrics: Iterable[str]) -> dict[str, str]:
+    """The metrics that tell a return such as ``episode/return``, by the group whose it is; ``""`` for the whole team."""
+    prefix = f"{name.rpartition('/')[0]}/{GROUP_RETURN}/"
+    metrics = list(metrics)
+    groups = {metric.removeprefix(prefix): metric for metric in metrics if metric.startswith(prefix)}
+    return groups or ({"": name} if name in metrics else {})
 
 
 def read_metrics(path: str | os.PathLike[str]) -> dict[str, list[float]]:

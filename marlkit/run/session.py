@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from marlkit.run.progress import IterationProgress
 from marlkit.run.start import new_loggers, new_trainer, refuse_missing_logger, refuse_other_ranks
 from marlkit.run.use import EVALUATION_SEED, FRAMES_PER_SECOND, evaluation_environment, frames_of_episode
 from marlkit.run.video import write_gif
-from marlkit.training.assembly import build_environment, build_learner, choose_compile, choose_device
+from marlkit.training.assembly import build_environment, build_learner, choose_compile, choose_device, choose_monitor
 from marlkit.training.dry_run import dry_run
 from marlkit.training.evaluation import play_episodes
 from marlkit.training.learner import Learner
+from marlkit.training.returns import return_names
 
 COMPILE_WORDS = {"none": "operation by operation", "record": "as recorded operations", "graph": "as a CUDA graph"}
 """Descriptions of the choices of `trainer.compile` for the user."""
@@ -119,7 +121,10 @@ def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint
         compile=modes.learning,
     )
     trainer.loggers = new_loggers(recipe, folder, first_iteration) if trainer.is_global_zero else []
-    checkpoints = Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds)
+    monitor = choose_monitor(recipe, env.spec)
+    if monitor is None and trainer.is_global_zero:
+        _warn_of_no_monitor(env)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds, monitor=monitor)
     # Last, so that the state of the other callbacks is saved after they ran, and because one of them may end the training.
     trainer.callbacks.append(checkpoints)  # type: ignore[attr-defined]
     with spared_from_collection():
@@ -130,6 +135,15 @@ def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint
         watched.close()
         _finish(recipe, folder)
     return folder
+
+
+def _warn_of_no_monitor(env: Environment) -> None:
+    groups, metric = ", ".join(env.spec.members), return_names("evaluation", env.spec)[0]
+    warnings.warn(
+        f"the agents are opposed to each other ({groups}), so that no return says which evaluation is the best: best.ckpt is the "
+        f"latest one. To choose by a group's return set trainer.monitor={metric}",
+        stacklevel=2,
+    )
 
 
 def _evaluation(recipe: Recipe, env: Environment | None) -> Callable[[Actor], dict[str, float]] | None:

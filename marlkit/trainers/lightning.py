@@ -30,6 +30,9 @@ class LightningTrainer(Trainer):
         evaluation_interval: iterations between evaluations; 0: only at the end.
         evaluation_episodes: episodes per evaluation, on environments of their own, with the most likely actions.
         evaluation_steps: steps after which an episode of an evaluation is cut where the environment sets no limit.
+        monitor: the metric of evaluations whose largest value makes `best.ckpt`; `null`: `evaluation/return`. Agents that are
+            opposed to each other have no such return: name a group's or an agent's (`evaluation/group_return/…`), or the
+            latest evaluation makes it.
         checkpoint_seconds: time between checkpoints of the last state; what a kill can lose.
         logger: a Lightning logger beside the CSV file and TensorBoard.
         logger_options: its constructor's arguments.
@@ -51,6 +54,7 @@ class LightningTrainer(Trainer):
         evaluation_interval: NonNegativeInt = 10,
         evaluation_episodes: PositiveInt = 32,
         evaluation_steps: PositiveInt = 1000,
+        monitor: str | None = None,
         checkpoint_seconds: NonNegativeFloat = 60.0,
         logger: Literal["wandb", "mlflow", "comet", "neptune"] | None = None,
         logger_options: dict[str, Any] | None = None,
@@ -68,6 +72,7 @@ class LightningTrainer(Trainer):
         self.evaluation_interval = evaluation_interval
         self.evaluation_episodes = evaluation_episodes
         self.evaluation_steps = evaluation_steps
+        self.monitor = monitor
         self.checkpoint_seconds = checkpoint_seconds
         self.logger = logger
         self.logger_options = logger_options or {}

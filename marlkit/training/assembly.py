@@ -9,13 +9,15 @@ import torch
 
 from marlkit import rng
 from marlkit.component import Environment, Runtime, Trainer
-from marlkit.errors import MarlkitError, OptionError, RecipeError
+from marlkit.errors import MarlkitError, OptionError, RecipeError, did_you_mean
 from marlkit.options import CompileMode
 from marlkit.recipe import Recipe
 from marlkit.recipe.catalogue import Entry, load_class
-from marlkit.spec import TeamSpec
+from marlkit.recipe.fit import check_fit
+from marlkit.spec import TRAITS, TeamSpec
 from marlkit.training.learner import Learner
 from marlkit.training.precision import unfit_precision
+from marlkit.training.returns import return_names
 
 LEARNING_SECTIONS = ("actor", "opponents", "critic", "targets", "data", "estimator", "update", "optimizer")
 
@@ -59,7 +61,25 @@ def build_environment(
     """The recipe's environment on ``device``, its random choices decided by ``seed``, its steps run as ``compile`` says."""
     env = build(recipe, "env", Runtime(device, seed, compile), **changes)
     assert isinstance(env, Environment)
+    _refuse_undeclared(recipe, env)
     return env
+
+
+def _refuse_undeclared(recipe: Recipe, env: Environment) -> None:
+    """Check that an environment is as its contract says and, with the traits that it turns out to have, fits the recipe.
+
+    Raises:
+        RecipeError: it lacks a trait that its contract declares, or another component does not fit it.
+    """
+    declared = frozenset(env.contract.resolve("traits", env.options, env.spec.traits))
+    missing = sorted(declared & TRAITS - env.spec.traits)
+    if missing:
+        has = ", ".join(sorted(env.spec.traits))
+        message = f"`{type(env).__name__}` declares the trait `{missing[0]}`, which its team spec lacks (it has {has})."
+        raise refusal(recipe, "env.type", message, "Mend its contract or its TeamSpec.")
+    problems = check_fit(recipe, env.traits)
+    if problems:
+        raise RecipeError(problems)
 
 
 def build_learner(recipe: Recipe, env: Environment, **extras: Any) -> Learner:
@@ -78,6 +98,22 @@ def build_learner(recipe: Recipe, env: Environment, **extras: Any) -> Learner:
         return Learner(env=env, **known, **components, **extras)
     except OptionError as error:  # of the targets, which see the networks only here
         raise refusal(recipe, f"targets.{error.option}", error.message) from error
+
+
+def choose_monitor(recipe: Recipe, spec: TeamSpec) -> str | None:
+    """The metric that decides which evaluation is the best; ``None`` where agents are opposed and the recipe names none.
+
+    Raises:
+        RecipeError: no evaluation of this team has the metric that the recipe names.
+    """
+    wanted: str | None = recipe.config.trainer.monitor
+    names = return_names("evaluation", spec)
+    if wanted is None:
+        return None if spec.opposing else names[0]
+    if wanted not in names:
+        message = f"no evaluation of these agents has the metric `{wanted}`.{did_you_mean(wanted, names)}"
+        raise refusal(recipe, "trainer.monitor", message, f"There are: {', '.join(names)}.")
+    return wanted
 
 
 def build_trainer_options(recipe: Recipe, spec: TeamSpec) -> Trainer:

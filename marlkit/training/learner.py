@@ -82,7 +82,7 @@ class Learner(lightning.LightningModule):
         self.evaluation_interval = evaluation_interval
         self.iteration = 0
         self.frames = 0
-        self.returns = EpisodeReturns()
+        self.returns = EpisodeReturns(env.spec)
         self.ranks = Ranks(seed)
         self.step_recorder = StepRecorder(compile, self, self._optimizer_state, self._learning_rates)
         self.register_buffer("share_done", torch.zeros(()), persistent=False)
@@ -237,7 +237,7 @@ class Learner(lightning.LightningModule):
         logged["time/frames_per_second"] = frames / sum(seconds.values())
         logged["optimizer/lr"] = float(self._torch_optimizer().param_groups[0]["lr"])
         logged["frames"] = float(self.frames)
-        if self._is_evaluated():
+        if self.is_evaluated():
             logged |= self.ranks.from_first(self._evaluation())
         self._log(logged)
 
@@ -269,7 +269,8 @@ class Learner(lightning.LightningModule):
         latest = self.trainer.callback_metrics.items()
         return {name: value.item() for name, value in latest if not name.startswith("time/")}
 
-    def _is_evaluated(self) -> bool:
+    def is_evaluated(self) -> bool:
+        """Whether the iteration that has just ended was followed by an evaluation."""
         last = self.iteration == self.iterations
         return last or (self.evaluation_interval > 0 and self.iteration % self.evaluation_interval == 0)
 

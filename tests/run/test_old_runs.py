@@ -64,7 +64,8 @@ def noted(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_old_run_evaluates(name: str) -> None:
-    assert returns(OLD_RUNS / name) == pytest.approx(noted(name)["returns"], rel=1e-5, abs=1e-5)
+    told, then = returns(OLD_RUNS / name), noted(name)["returns"]
+    assert {metric: told[metric] for metric in then} == pytest.approx(then, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
