@@ -61,6 +61,7 @@ class VmasEnvironment(AdapterEnvironment[Tensor]):
             *POOLED,
         ),
         check="marlkit.envs._vmas.scenarios:check",
+        code="marlkit.envs._vmas.scenarios:code",
     )
 
     def __init__(

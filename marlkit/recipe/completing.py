@@ -19,6 +19,7 @@ from marlkit.options import Range, describe_type, problem_with
 from marlkit.recipe.catalogue import Entry, Option, find
 from marlkit.recipe.located_yaml import Located, Place
 from marlkit.recipe.merging import as_section
+from marlkit.recipe.variables import Variables, as_written
 
 Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
 TOP_LEVEL = ("name", "seed", "extends")
@@ -36,6 +37,7 @@ class Completion:
         entries: the component at each path, such as ``"update"`` and ``"update.step"``.
         places: where each path is written; defaults have none.
         problems: the problems found so far.
+        variables: the environment variables found so far.
     """
 
     root: Located
@@ -44,6 +46,10 @@ class Completion:
     entries: dict[str, Entry] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    variables: Variables = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.variables = Variables(self.report, self._is_option)
 
     def place(self, path: str) -> Place:
         """Where ``path`` is written, or the nearest enclosing entry that is."""
@@ -127,9 +133,13 @@ class Completion:
             completed[option.name] = given.plain()
 
     def _resolved(self) -> DictConfig:
-        """The configuration with every ``${section.option}`` replaced by its value."""
-        config = OmegaConf.create(self.config)
-        return OmegaConf.create({key: self._resolve(config, key, key) for key in self.config})
+        """The configuration with every ``${section.option}`` replaced by its value; environment variables stay as written."""
+        config = OmegaConf.create(self.variables.hide(self.config))
+        return OmegaConf.create(as_written({key: self._resolve(config, key, key) for key in self.config}, self.config))
+
+    def _is_option(self, path: str) -> bool:
+        """Whether ``path`` is an option of a component, or inside of one."""
+        return any(path.startswith(f"{own}.") for own in self.entries)
 
     def _resolve(self, parent: Any, key: Any, path: str) -> Any:
         try:

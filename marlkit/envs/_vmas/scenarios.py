@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from marlkit.contract import Code
 from marlkit.errors import did_you_mean
 
 NOT_INSTALLED = "needs the simulator VMAS, which is not installed: `pip install marlkit[vmas]`"
@@ -112,3 +113,9 @@ def check(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         message = unknown_option(scenario, str(option))
         if message is not None:
             yield f"scenario_options.{option}", message
+
+
+def code(options: Mapping[str, Any]) -> Iterator[Code]:
+    """The class of a user's own scenario; VMAS' own are no code of a stranger."""
+    if is_own_class(str(options["scenario"])):
+        yield Code("scenario", options["scenario"], options.get("scenario_options") or {})
