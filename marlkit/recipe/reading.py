@@ -6,6 +6,7 @@ and line. This module imports no torch, and a check takes well under a second.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +95,13 @@ class Recipe:
             raise RecipeError([self.place(unset).problem(unset, f"cannot be read: {str(error).splitlines()[0]}.")]) from error
         assert isinstance(found, dict)
         return {str(name): value for name, value in found.items() if name != "type"}
+
+    def without_values(self, text: str) -> str:
+        """A message without the values of the environment variables that the recipe reads."""
+        for name in {name for names in self.variables.values() for name in names}:
+            if len(value := os.environ.get(name, "")) > 3:
+                text = text.replace(value, f"${{oc.env:{name}}}")
+        return text
 
     def typed(self, place: Place) -> bool:
         """Whether the user has written this himself, as an override, and not in a file."""

@@ -53,14 +53,18 @@ class Foreign:
         return f"{self.place}: {self.where}: {self.words}"
 
 
-def require_trust(recipe: Recipe) -> None:
+def require_trust(recipe: Recipe, *sections: str) -> None:
     """Pass if the user agrees to all that ``recipe`` would do beyond marlkit's own code; it can be imported then.
 
+    Args:
+        recipe: a checked recipe.
+        sections: those that are about to be built; none for all.
+
     Raises:
-        TrustError: he has not yet agreed; lists everything that would be done.
+        TrustError: the user has not yet agreed; lists everything that would be done.
         RecipeError: a name stands for two files.
     """
-    needs = foreign(recipe)
+    needs = [need for need in foreign(recipe) if not sections or need.where.partition(".")[0] in sections]
     if not needs:
         return
     known = _remembered()

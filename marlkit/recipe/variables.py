@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
 from omegaconf.grammar_parser import parse
-from omegaconf.grammar_visitor import OmegaConfGrammarParser
 
 FUNCTION = "oc.env"
-HIDDEN = "\ue000environment variable\ue001"
-"""Stands for the value of a variable while a recipe is read; a private character, so that no other text equals it."""
+HIDDEN = "⟨environment variable⟩"
+"""Stands for the value of a variable while a recipe is read and checked."""
 
 Report = Callable[[str, str, str], None]
 
@@ -58,7 +58,8 @@ class Variables:
             form = f"Write ${{{FUNCTION}:NAME}} or ${{{FUNCTION}:NAME,default}}, without `${{…}}` inside."
             self.report(path, f"`{text}` does not name an environment variable.", form)
         elif not self.may_read(path):
-            self.report(path, "cannot be read from an environment variable; only options of components that take text can.", "")
+            remedy = "Only an option that takes text can, so that a run records all its numbers: write an override."
+            self.report(path, "cannot come from an environment variable.", remedy)
         else:
             self.names[path] = names
             return HIDDEN

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ def refuse_links(folder: Path) -> None:
         RunError: something in the folder is a link to a place outside of it.
     """
     inside = folder.resolve()
-    for path in sorted(folder.rglob("*")):
+    found = (Path(parent, name) for parent, folders, files in os.walk(inside) for name in (*folders, *files))
+    for path in sorted(found):
         if path.is_symlink() and not path.resolve().is_relative_to(inside):
             where = f"{path}: is a link to {path.resolve()}, outside of the run, and would be written to."
             raise RunError(f"{where} Replace it by what it points to, or repeat with --trust (in Python: trust=True).")

@@ -131,7 +131,7 @@ def _episodes(
 ) -> Episodes:
     """Episodes of a trained team; ``count`` and ``seed`` default to those of evaluations during training."""
     recipe = run_recipe(folder, trust=trust)
-    require_trust(recipe)
+    require_trust(recipe, "env", "actor")
     saved = own_checkpoint(checkpoint_path(folder, checkpoint), recipe)
     device = choose_device(recipe)
     env = evaluation_environment(recipe, device, count)

@@ -7,8 +7,12 @@ from typing import Any
 
 from marlkit.contract import Code
 
+NAMES = {"description", "experiment_name", "group", "job_type", "name", "notes", "project", "run_name", "tags"}
+"""Arguments that only say how a run is called; others can name a server to send to, or a folder to write to."""
+
 
 def code(options: Mapping[str, Any]) -> Iterator[Code]:
-    """A logger with arguments, which can name a server to send to and a folder to write to."""
-    if options.get("logger") is not None and options.get("logger_options"):
-        yield Code("logger", f"lightning.pytorch.loggers.{options['logger']}", options["logger_options"])
+    """A logger that is given more than names."""
+    given = options.get("logger_options") or {}
+    if options.get("logger") is not None and not NAMES.issuperset(given):
+        yield Code("logger", f"lightning.pytorch.loggers.{options['logger']}", given)

@@ -35,7 +35,7 @@ def build(recipe: Recipe, section: str, context: Any, **changes: Any) -> Any:
         RecipeError: the component refused an option or its constructor failed; names file and line.
         ComponentError: its module cannot be imported.
     """
-    require_trust(recipe)
+    require_trust(recipe, section)
     return _component(recipe, recipe.entries[section], section, context, recipe.arguments(section) | changes)
 
 
@@ -143,7 +143,7 @@ def _refuse_device(recipe: Recipe, message: str) -> None:
 
 def refusal(recipe: Recipe, where: str, message: str, remedy: str = "") -> RecipeError:
     """The error that says what is wrong with the value at ``where``, with the file and line that set it."""
-    return RecipeError([recipe.place(where).problem(where, message, remedy)])
+    return RecipeError([recipe.place(where).problem(where, recipe.without_values(message), remedy)])
 
 
 def sizes(recipe: Recipe) -> tuple[dict[str, int], dict[str, int]]:
