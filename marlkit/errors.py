@@ -50,6 +50,10 @@ class RecipeError(MarlkitError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+class TrustError(MarlkitError):
+    """A recipe or a run would run code, or read environment variables, that the user has not trusted."""
+
+
 class RunError(MarlkitError):
     """A folder that is not a run, or a run that cannot be resumed."""
 

@@ -71,6 +71,11 @@ class Dotted:
         return f"must be a dotted path of the form package.module.Name, got {value!r}"
 
 
+def names_code(annotation: Any) -> bool:
+    """Whether values of an annotation name something to import, as those of :data:`DottedPath` do."""
+    return any(isinstance(part, Dotted) or names_code(part) for part in get_args(annotation))
+
+
 PositiveInt = Annotated[int, Range(at_least=1)]
 NonNegativeInt = Annotated[int, Range(at_least=0)]
 PositiveFloat = Annotated[float, Range(above=0)]

@@ -57,6 +57,7 @@ class ModuleActor(IndependentActor):
             When("continuous", (keys.LOC, keys.SCALE)),
         ),
         traits=("stochastic", "independent_agents", When("centralised=true", ("centralised_execution",))),
+        code="marlkit.nn.named_code:code",
     )
 
     def __init__(

@@ -69,6 +69,7 @@ class VmasEnvironment(AdapterEnvironment[Tensor]):
         check="marlkit.envs._vmas.scenarios:check",
         derives="marlkit.envs._vmas.scenarios:traits",
         holds={"scenario_options": ("scenario", "marlkit.envs._vmas.scenarios:held_options")},
+        code="marlkit.envs._vmas.scenarios:code",
     )
 
     def __init__(

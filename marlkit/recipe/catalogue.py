@@ -68,6 +68,7 @@ class Entry:
         options: its options by name, in the order of the constructor, then of the base classes that it passes options to.
         contract: the keys that it reads and writes, its needs and traits.
         trusted: whether its contract is marlkit's own, so that the contract's ``check`` may be called.
+        code: the ``code`` of its contract and of those of its base classes, as far as they are marlkit's own.
     """
 
     kind: Kind
@@ -81,6 +82,12 @@ class Entry:
     options: Mapping[str, Option]
     contract: Contract
     trusted: bool
+    code: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> bool:
+        """Whether it is one of marlkit's own components."""
+        return _is_own(self.module, self.file)
 
     @property
     def dotted(self) -> str:
@@ -206,9 +213,20 @@ def _entry(kind: Kind, name: str, cls: Class) -> Entry:
     contract = Contract() if owner is None else _contract(owner)
     docstring = next((text for text in map(docstrings.of, (c.node for c in cls.lineage)) if text), "")
     options = _options(cls.lineage)
-    inside = owner is None or (owner.module.name.startswith("marlkit.") and owner.module.file.is_relative_to(PACKAGE))
+    inside = owner is None or _is_own(owner.module.name, owner.module.file)
     place = (cls.module.name, cls.node.name, cls.module.file, cls.node.lineno)
-    return Entry(kind, name, *place, docstring, _summary(kind, cls, docstring), options, contract, inside)
+    summary = _summary(kind, cls, docstring)
+    return Entry(kind, name, *place, docstring, summary, options, contract, inside, _code(cls.lineage))
+
+
+def _is_own(module: str, file: Path) -> bool:
+    return module.startswith("marlkit.") and file.is_relative_to(PACKAGE)
+
+
+def _code(lineage: Sequence[Class]) -> tuple[str, ...]:
+    # Of base classes too: a contract of the user's own may leave out what the constructor of the base class imports.
+    own = (cls for cls in lineage if _is_own(cls.module.name, cls.module.file) and cls.assigned("contract") is not None)
+    return tuple(dict.fromkeys(code for code in (_contract(cls).code for cls in own) if code is not None))
 
 
 def _summary(kind: Kind, cls: Class, docstring: str) -> str:
@@ -257,16 +275,24 @@ def _own_options(cls: Class, constructor: ast.FunctionDef) -> dict[str, Option]:
     return own
 
 
+def extend_search_path(module: str, file: Path | None, folders: Sequence[Path]) -> None:
+    """Let Python find ``module``, whose ``file`` is in one of ``folders``; the others are not searched."""
+    if file is None:
+        return
+    levels = len(module.split(".")) - (file.name != "__init__.py")
+    root = file.resolve().parents[levels]
+    # At the end, so that a file beside a recipe can never shadow a library.
+    if str(root) not in sys.path and root in {Path(folder).resolve() for folder in folders}:
+        sys.path.append(str(root))
+
+
 def load_class(entry: Entry, folders: Sequence[Path] = ()) -> type:
     """Import the class that ``entry`` describes. This runs the module's code.
 
     Raises:
         ComponentError: the import fails, or Python finds another file than the one that was checked.
     """
-    for folder in (str(Path(folder).resolve()) for folder in folders):
-        # At the end, so that a file beside a recipe can never shadow a library.
-        if folder not in sys.path:
-            sys.path.append(folder)
+    extend_search_path(entry.module, entry.file, folders)
     try:
         module = importlib.import_module(entry.module)
     except Exception as error:  # whatever the module does

@@ -18,6 +18,7 @@ from marlkit.options import Range, describe_type, problem_with
 from marlkit.recipe.catalogue import Entry, Option, find
 from marlkit.recipe.located_yaml import Located, Place
 from marlkit.recipe.merging import as_section
+from marlkit.recipe.variables import HIDDEN, Variables, as_written
 
 Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
 TOP_LEVEL = ("name", "seed", "extends")
@@ -35,6 +36,7 @@ class Completion:
         entries: the component at each path, such as ``"update"`` and ``"update.step"``.
         places: where each path is written; defaults have none.
         problems: the problems found so far.
+        variables: the environment variables found so far.
     """
 
     root: Located
@@ -43,6 +45,10 @@ class Completion:
     entries: dict[str, Entry] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    variables: Variables = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.variables = Variables(self.report, self._takes_text)
 
     def place(self, path: str) -> Place:
         """Where ``path`` is written, or the nearest enclosing entry that is."""
@@ -73,7 +79,7 @@ class Completion:
         config = self._resolved()
         self._check_top_level(config)
         self._check_values(config)
-        return config
+        return OmegaConf.create(as_written(OmegaConf.to_container(config), self.config)) if self.variables.names else config
 
     def _component(self, kind: Kind, value: Located | None, path: str) -> dict[str, Any] | None:
         given = {} if value is None else as_section(value)
@@ -137,9 +143,18 @@ class Completion:
             completed[option.name] = given.plain()
 
     def _resolved(self) -> DictConfig:
-        """The configuration with every ``${section.option}`` replaced by its value."""
-        config = OmegaConf.create(self.config)
+        """The configuration with every ``${section.option}`` replaced by its value; environment variables are hidden."""
+        config = OmegaConf.create(self.variables.hide(self.config))
         return OmegaConf.create({key: self._resolve(config, key, key) for key in self.config})
+
+    def _takes_text(self, path: str) -> bool:
+        """Whether ``path`` is an option of a component that may be text, or is inside of one."""
+        component, option, inner = path, "", ""
+        while component and component not in self.entries:
+            component, _, last = component.rpartition(".")
+            option, inner = last, option
+        found = self.entries[component].options.get(option) if component else None
+        return found is not None and (inner != "" or problem_with(HIDDEN, found.annotation) is None)
 
     def _resolve(self, parent: Any, key: Any, path: str) -> Any:
         try:

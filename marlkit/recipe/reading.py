@@ -6,13 +6,15 @@ and line. This module imports no torch, and a check takes well under a second.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from marlkit.contract import KINDS
 from marlkit.errors import Problem, RecipeError, did_you_mean
@@ -42,6 +44,8 @@ class Recipe:
         folders: where components named by a dotted path are looked up, after Python's own search path.
         overrides: the changes applied to the file.
         notes: the options that a change of `type` dropped.
+        variables: the environment variables that it reads, by the path where they are written.
+        trust: whether the user agrees to all that it does beyond marlkit's own code (:mod:`marlkit.recipe.trust`).
     """
 
     name: str
@@ -52,6 +56,8 @@ class Recipe:
     folders: tuple[Path, ...] = ()
     overrides: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    variables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    trust: bool = False
 
     @property
     def seed(self) -> int:
@@ -74,6 +80,33 @@ class Recipe:
         assert isinstance(found, dict)
         return {str(name): value for name, value in found.items() if name != "type"}
 
+    def arguments(self, path: str) -> dict[str, Any]:
+        """:meth:`options` with the values of the environment variables that they read, for the constructor alone.
+
+        Raises:
+            RecipeError: a variable is not set.
+        """
+        if not self.variables:
+            return self.options(path)
+        try:
+            found = OmegaConf.to_container(OmegaConf.select(self.config, path), resolve=True)
+        except OmegaConfBaseException as error:
+            unset = next((at for at in self.variables if at.startswith(f"{path}.")), path)
+            raise RecipeError([self.place(unset).problem(unset, f"cannot be read: {str(error).splitlines()[0]}.")]) from error
+        assert isinstance(found, dict)
+        return {str(name): value for name, value in found.items() if name != "type"}
+
+    def without_values(self, text: str) -> str:
+        """A message without the values of the environment variables that the recipe reads."""
+        for name in {name for names in self.variables.values() for name in names}:
+            if len(value := os.environ.get(name, "")) > 3:
+                text = text.replace(value, f"${{oc.env:{name}}}")
+        return text
+
+    def typed(self, place: Place) -> bool:
+        """Whether the user has written this himself, as an override, and not in a file."""
+        return place.line is None and place.source in {f"override `{text}`" for text in self.overrides}
+
     def to_yaml(self) -> str:
         """The completed recipe as text, from which :func:`load_recipe` reads an equal recipe."""
         plain = OmegaConf.to_container(self.config)
@@ -86,9 +119,14 @@ def shipped() -> dict[str, Path]:
 
 
 def load_recipe(
-    name_or_path: str | Path, overrides: Sequence[str] = (), *, folders: Sequence[Path] = (), fit: bool = True
+    name_or_path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    folders: Sequence[Path] = (),
+    fit: bool = True,
+    trust: bool = False,
 ) -> Recipe:
-    """Read, complete and check a recipe. Runs no component's code.
+    """Read, complete and check a recipe. Runs no component's code and reads no environment variable.
 
     Args:
         name_or_path: the name of a shipped recipe (``"mappo"``), or a path to a YAML file.
@@ -96,6 +134,8 @@ def load_recipe(
         folders: where to look for components named by a dotted path, beside Python's own search path, the current folder and
             the recipe's.
         fit: whether to check that the components fit together; names and values are always checked.
+        trust: whether its components may later be built although it names code outside of marlkit, or environment variables
+            (:mod:`marlkit.recipe.trust`).
 
     Raises:
         RecipeError: the recipe cannot be run; it carries all problems that were found.
@@ -115,7 +155,8 @@ def load_recipe(
     config = completion.run(path.stem)
     problems.extend(completion.problems)
     found = (completion.entries, completion.places, tuple(merge.folders))
-    recipe = Recipe(str(config.name), path, config, *found, tuple(overrides), tuple(merge.notes))
+    told = (tuple(overrides), tuple(merge.notes))
+    recipe = Recipe(str(config.name), path, config, *found, *told, variables=completion.variables.names, trust=trust)
     if fit and all(section in recipe.entries for section in KINDS):
         problems.extend(check_fit(recipe))
     if problems:

@@ -103,6 +103,15 @@ class Sources:
         """Whether there is a module ``name``."""
         return self._spec(name) is not None
 
+    def file(self, name: str) -> Path | None:
+        """The file that importing the module ``name`` would run; ``None`` for one that is built in or not there.
+
+        Raises:
+            ComponentError: the name stands for two files.
+        """
+        spec = self._spec(name)
+        return Path(spec.origin).resolve() if spec is not None and spec.has_location and spec.origin else None
+
     def _spec(self, name: str) -> importlib.machinery.ModuleSpec | None:
         # importlib.util.find_spec would import the parent packages, so that each part is looked up in the folders of its parent.
         parts = name.split(".")

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,12 @@ def _new_folder(parent: Path, seed: int) -> Path:
     raise RunError(f"{parent}: a thousand runs started within this second")
 
 
-def run_recipe(folder: Path) -> Recipe:
+def run_recipe(folder: Path, *, trust: bool = False) -> Recipe:
     """The completed recipe of a run.
+
+    Args:
+        folder: of the run.
+        trust: as for :func:`marlkit.recipe.load_recipe`.
 
     Raises:
         RunError: the folder is not a run.
@@ -62,7 +67,21 @@ def run_recipe(folder: Path) -> Recipe:
     path = folder / RECIPE
     if not path.is_file():
         raise RunError(f"{folder}: is not a run; it holds no {RECIPE}. Runs stand under runs/<recipe>/<time>-seed<k>/.")
-    return load_recipe(path, folders=_component_folders(folder))
+    return load_recipe(path, folders=_component_folders(folder), trust=trust)
+
+
+def refuse_links(folder: Path) -> None:
+    """Check that what is written into a run stays in it.
+
+    Raises:
+        RunError: something in the folder is a link to a place outside of it.
+    """
+    inside = folder.resolve()
+    found = (Path(parent, name) for parent, folders, files in os.walk(inside) for name in (*folders, *files))
+    for path in sorted(found):
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            where = f"{path}: is a link to {path.resolve()}, outside of the run, and would be written to."
+            raise RunError(f"{where} Replace it by what it points to, or repeat with --trust (in Python: trust=True).")
 
 
 def _component_folders(folder: Path) -> list[Path]:
@@ -96,9 +115,9 @@ def own_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
         CheckpointError: it is damaged, holds more than plain data, or was made by another recipe.
     """
     saved = load_checkpoint(path, required=REQUIRED)
-    here, there = (_decisive(text) for text in (recipe.to_yaml(), saved["marlkit"]["recipe"]))
+    here, there = (OmegaConf.to_yaml(_decisive(text)) for text in (recipe.to_yaml(), saved["marlkit"]["recipe"]))
     if here != there:
-        lines = zip(OmegaConf.to_yaml(here).splitlines(), OmegaConf.to_yaml(there).splitlines(), strict=False)
+        lines = zip(here.splitlines(), there.splitlines(), strict=False)
         ours, theirs = next(((a, b) for a, b in lines if a != b), ("", ""))
         raise CheckpointError(
             f"{path}: was made by another recipe than the {RECIPE} of the run. First difference: `{ours.strip()}` in the run, "

@@ -15,9 +15,20 @@ from marlkit.component import Actor, Environment
 from marlkit.errors import RunError
 from marlkit.ranks import rank_seed
 from marlkit.recipe.reading import Recipe
+from marlkit.recipe.trust import require_trust
 from marlkit.run.checkpoints import LAST, Checkpoints
 from marlkit.run.curve import draw_curve
-from marlkit.run.folder import ANIMATION, CHECKPOINTS, CURVE, METRICS, RECIPE, new_run_folder, own_checkpoint, run_recipe
+from marlkit.run.folder import (
+    ANIMATION,
+    CHECKPOINTS,
+    CURVE,
+    METRICS,
+    RECIPE,
+    new_run_folder,
+    own_checkpoint,
+    refuse_links,
+    run_recipe,
+)
 from marlkit.run.process import keep_freed_memory, spared_from_collection
 from marlkit.run.progress import IterationProgress
 from marlkit.run.start import new_loggers, new_trainer, refuse_missing_logger, refuse_other_ranks
@@ -55,8 +66,11 @@ def train(
         The run folder.
 
     Raises:
+        TrustError: the recipe names code outside of marlkit that the user has not trusted; see
+            :func:`marlkit.recipe.load_recipe`.
         MarlkitError: the recipe cannot be trained; found before anything is written wherever possible.
     """
+    require_trust(recipe)
     device = choose_device(recipe)
     choose_compile(recipe, device)
     refuse_missing_logger(recipe)
@@ -68,18 +82,29 @@ def train(
 
 
 def resume(
-    folder: str | Path, *, progress: bool = True, profile: bool = False, callbacks: Sequence[lightning.Callback] = ()
+    folder: str | Path,
+    *,
+    progress: bool = True,
+    profile: bool = False,
+    callbacks: Sequence[lightning.Callback] = (),
+    trust: bool = False,
 ) -> Path:
     """Continue a run that was stopped, exactly as if it had not been; the options are those of :func:`train`.
+
+    ``trust`` as in :func:`marlkit.run.evaluate`; it also lets the run write through links that leave its folder.
 
     Checkpoints hold what the ``state_dict`` of each callback returns.
 
     Raises:
+        TrustError: the recipe names code outside of marlkit that the user has not trusted.
         RunError: the folder is not a run, or has no checkpoint yet.
         CheckpointError: the checkpoint is damaged or belongs to another recipe.
     """
     folder = Path(folder)
-    recipe = run_recipe(folder)
+    recipe = run_recipe(folder, trust=trust)
+    require_trust(recipe)
+    if not trust:
+        refuse_links(folder)
     path = folder / CHECKPOINTS / LAST
     if not path.exists():
         raise RunError(
@@ -176,6 +201,6 @@ def _fit_until_interrupted(trainer: lightning.Trainer, learner: Learner, checkpo
 
 def _finish(recipe: Recipe, folder: Path) -> None:
     draw_curve(folder / METRICS, folder / CURVE, f"{recipe.name}, seed {recipe.seed}")
-    frames = frames_of_episode(folder) if recipe.config.trainer.video else []
+    frames = frames_of_episode(folder, trust=True) if recipe.config.trainer.video else []
     if frames:
         write_gif(frames, folder / ANIMATION, FRAMES_PER_SECOND)

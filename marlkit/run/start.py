@@ -123,7 +123,7 @@ def _chosen_logger(recipe: Recipe, chosen: str) -> Logger:
     class_name = LOGGERS[chosen][0]
     logger_class = getattr(importlib.import_module("lightning.pytorch.loggers"), class_name)
     try:
-        logger = logger_class(**recipe.options("trainer")["logger_options"] or {})
+        logger = logger_class(**recipe.arguments("trainer")["logger_options"] or {})
     except TypeError as error:
         raise refusal(recipe, "trainer.logger_options", f"{class_name} refused them: {error}") from error
     assert isinstance(logger, Logger)

@@ -11,7 +11,8 @@ import torch
 from marlkit.component import Actor, Environment
 from marlkit.errors import CheckpointError, RunError
 from marlkit.recipe.reading import Recipe
-from marlkit.run.folder import ANIMATION, checkpoint_path, own_checkpoint, run_recipe
+from marlkit.recipe.trust import require_trust
+from marlkit.run.folder import ANIMATION, checkpoint_path, own_checkpoint, refuse_links, run_recipe
 from marlkit.run.policy import Policy
 from marlkit.run.video import write_gif
 from marlkit.spec import TeamSpec
@@ -24,7 +25,12 @@ EVALUATION_SEED = 1_000_000
 
 
 def evaluate(
-    folder: str | Path, *, episodes: int | None = None, seed: int | None = None, checkpoint: str = "best"
+    folder: str | Path,
+    *,
+    episodes: int | None = None,
+    seed: int | None = None,
+    checkpoint: str = "best",
+    trust: bool = False,
 ) -> dict[str, float]:
     """Play a trained team with its most likely actions.
 
@@ -33,8 +39,9 @@ def evaluate(
         episodes: number of episodes; ``None``: as in evaluations during training.
         seed: of the episodes; ``None``: as in evaluations during training.
         checkpoint: ``"best"`` or ``"last"``.
+        trust: whether the run may do what its recipe names beyond marlkit's own code (:mod:`marlkit.recipe.trust`).
     """
-    return _episodes(Path(folder), checkpoint=checkpoint, count=episodes, seed=seed).summary()
+    return _episodes(Path(folder), checkpoint=checkpoint, count=episodes, seed=seed, trust=trust).summary()
 
 
 def play(
@@ -44,14 +51,17 @@ def play(
     seed: int | None = None,
     checkpoint: str = "best",
     fps: float = FRAMES_PER_SECOND,
+    trust: bool = False,
 ) -> Path:
-    """Draw one episode of a trained team as an animation, without a display.
+    """Draw one episode of a trained team as an animation, without a display; ``trust`` as in :func:`evaluate`.
 
     Raises:
         RunError: the environment cannot be drawn.
     """
     folder = Path(folder)
-    frames = frames_of_episode(folder, seed=seed, checkpoint=checkpoint)
+    if not trust and path is None:
+        refuse_links(folder)
+    frames = frames_of_episode(folder, seed=seed, checkpoint=checkpoint, trust=trust)
     if not frames:
         raise RunError(f"{folder}: this environment cannot be drawn.")
     path = folder / ANIMATION if path is None else Path(path)
@@ -59,20 +69,26 @@ def play(
     return path
 
 
-def load_policy(folder: str | Path, checkpoint: str = "best") -> Policy:
+def load_policy(folder: str | Path, checkpoint: str = "best", *, trust: bool = False) -> Policy:
     """The trained policy of a run, in float32; neither the environment nor the critic is built.
 
+    Args:
+        folder: a run.
+        checkpoint: ``"best"`` or ``"last"``.
+        trust: as in :func:`evaluate`.
+
     Raises:
+        TrustError: the recipe names code outside of marlkit that the user has not trusted.
         RunError: the folder is not a run, or holds no such checkpoint.
     """
     folder = Path(folder)
-    recipe = run_recipe(folder)
+    recipe = run_recipe(folder, trust=trust)
     saved = own_checkpoint(checkpoint_path(folder, checkpoint), recipe)
     spec = TeamSpec.from_dict(saved["marlkit"]["spec"])
     return Policy(_trained_actor(recipe, spec, saved), spec)
 
 
-def frames_of_episode(folder: Path, *, seed: int | None = None, checkpoint: str = "best") -> list[Any]:
+def frames_of_episode(folder: Path, *, seed: int | None = None, checkpoint: str = "best", trust: bool = False) -> list[Any]:
     """Pictures of one episode; empty where the environment draws none."""
     frames: list[Any] = []
 
@@ -81,7 +97,7 @@ def frames_of_episode(folder: Path, *, seed: int | None = None, checkpoint: str 
         if picture is not None:
             frames.append(picture)
 
-    _episodes(folder, checkpoint=checkpoint, count=1, seed=seed, watch=watch)
+    _episodes(folder, checkpoint=checkpoint, count=1, seed=seed, trust=trust, watch=watch)
     return frames
 
 
@@ -110,10 +126,12 @@ def _episodes(
     checkpoint: str,
     count: int | None,
     seed: int | None,
+    trust: bool,
     watch: Callable[[Environment], None] | None = None,
 ) -> Episodes:
     """Episodes of a trained team; ``count`` and ``seed`` default to those of evaluations during training."""
-    recipe = run_recipe(folder)
+    recipe = run_recipe(folder, trust=trust)
+    require_trust(recipe, "env", "actor")
     saved = own_checkpoint(checkpoint_path(folder, checkpoint), recipe)
     device = choose_device(recipe)
     env = evaluation_environment(recipe, device, count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from marlkit.component import Trainer
+from marlkit.contract import Contract
 from marlkit.options import CompileMode, NonNegativeFloat, NonNegativeInt, PositiveInt
 from marlkit.spec import TeamSpec
 
@@ -38,6 +39,8 @@ class LightningTrainer(Trainer):
         logger_options: its constructor's arguments.
         video: draw an episode of the trained team at the end.
     """
+
+    contract = Contract(code="marlkit.trainers._loggers:code")
 
     def __init__(
         self,

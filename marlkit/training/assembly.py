@@ -14,6 +14,7 @@ from marlkit.options import CompileMode
 from marlkit.recipe import Recipe
 from marlkit.recipe.catalogue import Entry, load_class
 from marlkit.recipe.fit import check_fit
+from marlkit.recipe.trust import require_trust
 from marlkit.spec import TRAITS, TeamSpec
 from marlkit.training.learner import Learner
 from marlkit.training.precision import unfit_precision
@@ -32,10 +33,12 @@ def build(recipe: Recipe, section: str, context: Any, **changes: Any) -> Any:
         changes: options to replace.
 
     Raises:
+        TrustError: the recipe names code outside of marlkit that the user has not trusted.
         RecipeError: the component refused an option or its constructor failed; names file and line.
         ComponentError: its module cannot be imported.
     """
-    return _component(recipe, recipe.entries[section], section, context, recipe.options(section) | changes)
+    require_trust(recipe, section)
+    return _component(recipe, recipe.entries[section], section, context, recipe.arguments(section) | changes)
 
 
 def _component(recipe: Recipe, entry: Entry, path: str, context: Any, options: Mapping[str, Any]) -> Any:
@@ -43,7 +46,7 @@ def _component(recipe: Recipe, entry: Entry, path: str, context: Any, options: M
     for name, value in options.items():
         part = f"{path}.{name}"
         nested = part in recipe.entries
-        arguments[name] = _component(recipe, recipe.entries[part], part, context, recipe.options(part)) if nested else value
+        arguments[name] = _component(recipe, recipe.entries[part], part, context, recipe.arguments(part)) if nested else value
     try:
         return load_class(entry, recipe.folders)(context, **arguments)
     except OptionError as error:
@@ -176,7 +179,7 @@ def _refuse_device(recipe: Recipe, message: str) -> None:
 
 def refusal(recipe: Recipe, where: str, message: str, remedy: str = "") -> RecipeError:
     """The error that says what is wrong with the value at ``where``, with the file and line that set it."""
-    return RecipeError([recipe.place(where).problem(where, message, remedy)])
+    return RecipeError([recipe.place(where).problem(where, recipe.without_values(message), remedy)])
 
 
 def sizes(recipe: Recipe) -> tuple[dict[str, int], dict[str, int]]:

@@ -14,6 +14,7 @@ from marlkit.component import Data
 from marlkit.errors import MarlkitError, OptionError
 from marlkit.learning import Adjust, Learning, Metrics, run_directly
 from marlkit.recipe import Recipe
+from marlkit.recipe.trust import require_trust
 from marlkit.training.assembly import build, build_environment, build_learner, choose_monitor, refusal
 from marlkit.training.learner import Learner
 
@@ -28,6 +29,7 @@ def dry_run(recipe: Recipe) -> None:
     Raises:
         MarlkitError: a component failed or wrote something else than it declares; names the component.
     """
+    require_trust(recipe)
     with rng.isolated(recipe.seed):
         env = build_environment(recipe, torch.device("cpu"), recipe.seed, num_envs=2)
         choose_monitor(recipe, env.spec)

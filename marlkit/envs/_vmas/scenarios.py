@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from marlkit.contract import Code
 from marlkit.envs._vmas.scenario_source import Options, find_class, opposes_agents, options_of
 from marlkit.errors import ComponentError, did_you_mean
 from marlkit.recipe.source_reader import Class
@@ -134,3 +135,9 @@ def traits(options: Mapping[str, Any], folders: Sequence[Path] = ()) -> tuple[st
         return ()
     opposing = None if cls is None else opposes_agents(cls, options.get("scenario_options") or {})
     return None if opposing is None else ("opposing",) * opposing
+
+
+def code(options: Mapping[str, Any]) -> Iterator[Code]:
+    """The class of a user's own scenario; VMAS' own are no code of a stranger."""
+    if is_own_class(str(options["scenario"])):
+        yield Code("scenario", options["scenario"], options.get("scenario_options") or {})
