@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import errno
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -60,6 +63,43 @@ class RunError(MarlkitError):
 
 class CheckpointError(RunError):
     """A checkpoint that is damaged, not of this recipe, or holds more than plain data."""
+
+
+class WriteError(RunError):
+    """A file that cannot be written: a full disk, a missing permission, an impossible name."""
+
+
+class CheckpointWriteError(CheckpointError, WriteError):
+    """A checkpoint that cannot be written."""
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str], remedy: str = "") -> Iterator[None]:
+    """Say of a failure to write within the block which file it is about.
+
+    Args:
+        path: the file.
+        remedy: what to do besides mending the cause.
+
+    Raises:
+        WriteError: in place of an :class:`OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "Choose another place, or make this one writable.")
+        reason = error.strerror or str(error)
+        raise WriteError(f"{path}: cannot be written ({reason}). {advice}{f' {remedy}' if remedy else ''}") from error
+
+
+_ADVICE = {
+    errno.ENOSPC: "Free some space on the disk.",
+    errno.EDQUOT: "Free some space: your quota is used up.",
+    errno.EFBIG: "Files may not grow so large here (`ulimit -f`).",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.EISDIR: "It is a folder: name a file in it.",
+    errno.ENOTDIR: "A part of the path is a file, not a folder.",
+}
 
 
 class NonFiniteError(MarlkitError):

@@ -14,24 +14,27 @@ from typing import Any
 
 from marlkit.cli import report
 from marlkit.cli.listing import print_list
-from marlkit.errors import MarlkitError, Problem, RecipeError, TrustError
+from marlkit.errors import MarlkitError, Problem, RecipeError, TrustError, WriteError
 from marlkit.recipe import Recipe, load_recipe
 from marlkit.recipe.fit import check_fit
 from marlkit.recipe.trust import require_trust
 from marlkit.recipe.wiring import mermaid
+
+UNWRITABLE = 1
+"""Exit code after a failure to write: the input was right, and the same command may succeed later."""
 
 INTERRUPTED = 130
 """Exit code after control-C, by the convention of shells."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it succeeded, 2 if its input has to be corrected."""
+    """Run a command; 0 if it succeeded, 1 if a file cannot be written, 2 if its input has to be corrected."""
     parsed = _parse(sys.argv[1:] if arguments is None else arguments)
     try:
         parsed.function(parsed)
     except MarlkitError as error:
         report.print_error(error)
-        return 2
+        return UNWRITABLE if isinstance(error, WriteError) else 2
     except KeyboardInterrupt:
         report.print_interrupted(_resumable(parsed))
         return INTERRUPTED

@@ -22,6 +22,7 @@ from marlkit.envs._vmas.simulation import Simulation
 from marlkit.envs._vmas.world_state import restore_world, save_world
 from marlkit.errors import MarlkitError
 from marlkit.options import PositiveInt
+from marlkit.saved import ANY, MAPPING, TEXT, Kind, refuse_misfit
 from marlkit.spec import Continuous, Discrete, TeamSpec
 
 
@@ -169,19 +170,25 @@ class VmasEnvironment(AdapterEnvironment[Tensor]):
 
         Raises:
             MarlkitError: it was saved from another scenario or another number of environments.
+            CheckpointError: an entry is not what this scenario has there; names it.
         """
+        steps = Kind("the numbers of steps", lambda value: isinstance(value, Tensor) and value.dim() == 1)
+        refuse_misfit(state, {"scenario": TEXT, "steps": steps, "world": MAPPING, "fresh": ANY}, "state")
         saved = (state["scenario"], len(state["steps"]))
         if saved != (self._scenario, self.num_envs):
             here = f"{self.num_envs} of `{self._scenario}`"
             raise MarlkitError(f"the saved simulation is of {saved[1]} environments of `{saved[0]}`, this one of {here}")
+        refuse_misfit(state["steps"], self._steps, "steps")
         with rng.isolated(self._seed):
             # One step creates the objects that a scenario makes when they are first needed; what they hold is then replaced.
             self.simulation.advance(self.simulation.no_action())
         restore_world(self.simulation.scenario, state["world"], self.device)
         self._steps = state["steps"].to(self.device, copy=True)
+        self._reset_pool = None
         if state["fresh"] is not None:
-            self._reset_pool = self._reset_pool or self._new_reset_pool()
-            self._reset_pool.load_state_dict(state["fresh"])
+            self._reset_pool = self._new_reset_pool()
+            shape = (self.num_envs, self.spec.n_agents, self.spec.observation)
+            self._reset_pool.load_state_dict(state["fresh"], shape)
 
     def draw(self, index: int = 0) -> Any:
         """Picture of environment ``index``, ``[height, width, 3]`` uint8; the camera is set by the first picture."""

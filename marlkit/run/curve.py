@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +14,7 @@ from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
 from marlkit.errors import RunError
+from marlkit.run.files import write_whole
 from marlkit.run.metrics_file import EPISODE_RETURN, EVALUATION_RETURN, FRAMES, read_metrics, returns_of
 from marlkit.run.statistics import bootstrap_interval, interquartile_mean
 
@@ -38,6 +39,7 @@ def draw_curve(metrics_csv: FilePath, png: FilePath, title: str) -> None:
 
     Raises:
         RunError: the file is not a metrics file, or it holds no ``frames``.
+        WriteError: the picture cannot be written.
     """
     metrics = {name: np.asarray(values) for name, values in read_metrics(metrics_csv).items()}
     if FRAMES not in metrics:
@@ -69,6 +71,7 @@ def draw_comparison(
 
     Raises:
         RunError: a file is not a metrics file, or it lacks ``frames`` or ``column``.
+        WriteError: the picture cannot be written.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -129,5 +132,6 @@ def _tidy(axes: Axes, *, label_size: int) -> None:
 
 
 def _save(figure: Figure, png: FilePath) -> None:
-    Path(png).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(png, dpi=150, format="png")
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150, format="png")
+    write_whole(png, content.getvalue())

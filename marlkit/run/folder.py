@@ -14,11 +14,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from marlkit.errors import CheckpointError, RunError
+from marlkit.errors import CheckpointError, RunError, writing
 from marlkit.recipe.reading import Recipe, load_recipe
-from marlkit.run.checkpoint_io import load_checkpoint
+from marlkit.run.checkpoint_io import load_checkpoint, of_file
 from marlkit.run.checkpoints import BEST, LAST
-from marlkit.run.versions import versions
+from marlkit.run.files import write_whole
+from marlkit.run.versions import read_versions, versions
+from marlkit.saved import COUNT, MAPPING, named, refuse_misfit
+from marlkit.training.assembly import choose_device
+from marlkit.training.restoring import HEADER
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.csv"
@@ -33,9 +37,10 @@ ANIMATION = "team.gif"
 def new_run_folder(recipe: Recipe, root: Path) -> Path:
     """Create a run folder with the recipe and the versions of the software."""
     folder = _new_folder(root / recipe.name, recipe.seed)
-    (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
-    made_with = versions() | {COMPONENT_FOLDERS: [str(path) for path in recipe.folders]}
-    (folder / VERSIONS).write_text(json.dumps(made_with, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / RECIPE, recipe.to_yaml().encode())
+    made_with = versions(threads=recipe.config.trainer.threads, device=choose_device(recipe))
+    noted = made_with | {COMPONENT_FOLDERS: [str(path) for path in recipe.folders]}
+    write_whole(folder / VERSIONS, (json.dumps(noted, indent=2) + "\n").encode())
     return folder
 
 
@@ -43,13 +48,12 @@ def _new_folder(parent: Path, seed: int) -> Path:
     stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
     for attempt in range(1, 1000):
         folder = parent / f"{stamp}-seed{seed}{'' if attempt == 1 else f'-{attempt}'}"
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise RunError(f"{folder}: cannot be made ({error}).") from error
-        (folder / CHECKPOINTS).mkdir()
+        with writing(folder):
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            (folder / CHECKPOINTS).mkdir()
         return folder
     raise RunError(f"{parent}: a thousand runs started within this second")
 
@@ -86,11 +90,9 @@ def refuse_links(folder: Path) -> None:
 
 def _component_folders(folder: Path) -> list[Path]:
     """The folders in which the run found components named by dotted paths; none where its ``versions.json`` is unreadable."""
-    try:
-        noted = json.loads((folder / VERSIONS).read_text(encoding="utf-8"))[COMPONENT_FOLDERS]
-    except (OSError, ValueError, KeyError):
-        return []
-    return [Path(path) for path in noted if Path(path).is_dir()]
+    noted = read_versions(folder / VERSIONS).get(COMPONENT_FOLDERS, [])
+    paths = [path for path in noted if isinstance(path, str)] if isinstance(noted, list) else []
+    return [Path(path) for path in paths if os.path.isdir(path)]
 
 
 def checkpoint_path(folder: Path, checkpoint: str) -> Path:
@@ -114,8 +116,15 @@ def own_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
     Raises:
         CheckpointError: it is damaged, holds more than plain data, or was made by another recipe.
     """
-    saved = load_checkpoint(path, required=REQUIRED)
-    here, there = (OmegaConf.to_yaml(_decisive(text)) for text in (recipe.to_yaml(), saved["marlkit"]["recipe"]))
+    checkpoint = load_checkpoint(path, required=REQUIRED)
+    with of_file(path):
+        refuse_misfit(checkpoint, {"state_dict": MAPPING, "marlkit": HEADER}, "", exact=False)
+        ranks = checkpoint["marlkit"].get("ranks", {"size": 1})
+        refuse_misfit(ranks, {"size": COUNT}, "marlkit.ranks", exact=False)
+        with named("`marlkit.recipe` is no recipe"):
+            saved = _decisive(checkpoint["marlkit"]["recipe"])
+    now = _decisive(recipe.to_yaml())
+    here, there = OmegaConf.to_yaml(now), OmegaConf.to_yaml(_with_newer_options(saved, now, recipe))
     if here != there:
         lines = zip(here.splitlines(), there.splitlines(), strict=False)
         ours, theirs = next(((a, b) for a, b in lines if a != b), ("", ""))
@@ -123,13 +132,42 @@ def own_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
             f"{path}: was made by another recipe than the {RECIPE} of the run. First difference: `{ours.strip()}` in the run, "
             f"`{theirs.strip()}` in the checkpoint. Restore the recipe, or train it again."
         )
-    return saved
+    return checkpoint
+
+
+def _with_newer_options(saved: DictConfig, now: DictConfig, recipe: Recipe) -> DictConfig:
+    """A ``saved`` recipe with the options that its components did not have then, in the order that they have ``now``.
+
+    Such an option counts as set to its default, with which a component does what it did without it.
+    """
+    completed = OmegaConf.to_container(saved)
+    for path, entry in recipe.entries.items():
+        before, after = _at(completed, path), OmegaConf.select(now, path)
+        if not isinstance(before, dict) or after is None:
+            continue
+        held = dict(before)
+        before.clear()
+        for name, value in OmegaConf.to_container(after).items():
+            newer = name not in held and name in entry.options and value == entry.options[name].default
+            if name in held or newer:
+                before[name] = held.pop(name, value)
+        before.update(held)
+    result = OmegaConf.create(completed)
+    assert isinstance(result, DictConfig)
+    return result
+
+
+def _at(config: Any, path: str) -> Any:
+    for name in path.split("."):
+        config = config.get(name) if isinstance(config, dict) else None
+    return config
 
 
 def _decisive(text: str) -> DictConfig:
     """A recipe without the options that may change between stop and resume: all of `trainer` except `precision`."""
     config = OmegaConf.create(text)
-    assert isinstance(config, DictConfig)
+    if not isinstance(config, DictConfig) or not isinstance(config.get("trainer"), DictConfig):
+        raise ValueError("it has no trainer")
     # Older recipes do not have this option.
     config.trainer = {"precision": config.trainer.get("precision", "float32")}
     return config

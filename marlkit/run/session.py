@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning
@@ -12,10 +13,11 @@ import torch
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from marlkit.component import Actor, Environment
-from marlkit.errors import RunError
+from marlkit.errors import MarlkitError, RunError
 from marlkit.ranks import rank_seed
 from marlkit.recipe.reading import Recipe
 from marlkit.recipe.trust import require_trust
+from marlkit.run.checkpoint_io import refuse_altered_checkpoint
 from marlkit.run.checkpoints import LAST, Checkpoints
 from marlkit.run.curve import draw_curve
 from marlkit.run.folder import (
@@ -24,6 +26,7 @@ from marlkit.run.folder import (
     CURVE,
     METRICS,
     RECIPE,
+    VERSIONS,
     new_run_folder,
     own_checkpoint,
     refuse_links,
@@ -31,8 +34,16 @@ from marlkit.run.folder import (
 )
 from marlkit.run.process import keep_freed_memory, spared_from_collection
 from marlkit.run.progress import IterationProgress
-from marlkit.run.start import new_loggers, new_trainer, refuse_missing_logger, refuse_other_ranks
+from marlkit.run.progress_state import refuse_unfit_progress
+from marlkit.run.start import (
+    new_loggers,
+    new_trainer,
+    prepare_files,
+    refuse_missing_logger,
+    refuse_other_ranks,
+)
 from marlkit.run.use import EVALUATION_SEED, FRAMES_PER_SECOND, evaluation_environment, frames_of_episode
+from marlkit.run.versions import warn_of_other_process
 from marlkit.run.video import write_gif
 from marlkit.training.assembly import build_environment, build_learner, choose_compile, choose_device, choose_monitor
 from marlkit.training.dry_run import dry_run
@@ -110,9 +121,12 @@ def resume(
         raise RunError(
             f"{folder}: has no checkpoint yet ({CHECKPOINTS}/{LAST}); train it again with `marlkit train {folder / RECIPE}`."
         )
-    saved = own_checkpoint(path, recipe)["marlkit"]
+    checkpoint = own_checkpoint(path, recipe)
+    saved = checkpoint["marlkit"]
     refuse_other_ranks(recipe, saved, folder)
+    refuse_altered_checkpoint(checkpoint, path)
     trainer = new_trainer(recipe, folder, choose_device(recipe), progress=progress, profile=profile, callbacks=callbacks)
+    refuse_unfit_progress(checkpoint, trainer, path)
     if saved["iteration"] < recipe.config.trainer.iterations:
         return _fit(recipe, trainer, folder, checkpoint=path, first_iteration=saved["iteration"])
     if trainer.is_global_zero:
@@ -149,6 +163,9 @@ def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint
     monitor = choose_monitor(recipe, env.spec)
     if monitor is None and trainer.is_global_zero:
         _warn_of_no_monitor(env)
+    prepare_files(trainer)
+    if checkpoint is not None and trainer.is_global_zero:
+        warn_of_other_process(folder / VERSIONS, device)
     checkpoints = Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds, monitor=monitor)
     # Last, so that the state of the other callbacks is saved after they ran, and because one of them may end the training.
     trainer.callbacks.append(checkpoints)  # type: ignore[attr-defined]
@@ -200,7 +217,19 @@ def _fit_until_interrupted(trainer: lightning.Trainer, learner: Learner, checkpo
 
 
 def _finish(recipe: Recipe, folder: Path) -> None:
-    draw_curve(folder / METRICS, folder / CURVE, f"{recipe.name}, seed {recipe.seed}")
-    frames = frames_of_episode(folder, trust=True) if recipe.config.trainer.video else []
-    if frames:
-        write_gif(frames, folder / ANIMATION, FRAMES_PER_SECOND)
+    """Draw curve and animation; the training is complete without them, so that a failure is only told."""
+    with _told(folder / CURVE, f"`marlkit resume {folder}` draws it again."):
+        draw_curve(folder / METRICS, folder / CURVE, f"{recipe.name}, seed {recipe.seed}")
+    if recipe.config.trainer.video:
+        with _told(folder / ANIMATION, f"`marlkit play {folder}` draws it again."):
+            frames = frames_of_episode(folder, trust=True)
+            if frames:
+                write_gif(frames, folder / ANIMATION, FRAMES_PER_SECOND)
+
+
+@contextmanager
+def _told(path: Path, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except (MarlkitError, OSError) as error:
+        warnings.warn(f"{path} was not drawn: {error} The training is complete and saved; {remedy}", stacklevel=2)
