@@ -76,9 +76,13 @@ class ValueNormaliser(nn.Module):
 
 def _from_mean_square(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Convert what older checkpoints hold: averages of the targets and of their squares, each times the weight."""
-    square = state.pop(f"{prefix}mean_square", None)
-    if square is not None:
-        weight = state[f"{prefix}weight"].double().clamp(min=torch.finfo(torch.float32).tiny)
-        mean = state[f"{prefix}mean"].double() / weight
-        variance = (square.double() / weight - mean.square()).clamp(min=0)
-        state |= {f"{prefix}mean": mean.to(square.dtype), f"{prefix}variance": variance.to(square.dtype)}
+    held = [state.get(f"{prefix}{name}") for name in ("mean", "mean_square", "weight")]
+    found = [value.double() for value in held if isinstance(value, Tensor)]
+    if len(found) < len(held):
+        return
+    mean, square, weight = found
+    weight = weight.clamp(min=torch.finfo(torch.float32).tiny)
+    mean = mean / weight
+    variance = (square / weight - mean.square()).clamp(min=0)
+    dtype = state.pop(f"{prefix}mean_square").dtype
+    state |= {f"{prefix}mean": mean.to(dtype), f"{prefix}variance": variance.to(dtype)}

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from marlkit.contract import as_yaml
 from marlkit.errors import CheckpointError, RunError, writing
 from marlkit.recipe.reading import Recipe, load_recipe
 from marlkit.run.checkpoint_io import load_checkpoint, of_file
@@ -122,52 +124,48 @@ def own_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
         ranks = checkpoint["marlkit"].get("ranks", {"size": 1})
         refuse_misfit(ranks, {"size": COUNT}, "marlkit.ranks", exact=False)
         with named("`marlkit.recipe` is no recipe"):
-            saved = _decisive(checkpoint["marlkit"]["recipe"])
-    now = _decisive(recipe.to_yaml())
-    here, there = OmegaConf.to_yaml(now), OmegaConf.to_yaml(_with_newer_options(saved, now, recipe))
-    if here != there:
-        lines = zip(here.splitlines(), there.splitlines(), strict=False)
-        ours, theirs = next(((a, b) for a, b in lines if a != b), ("", ""))
+            there = _decisive(checkpoint["marlkit"]["recipe"])
+    here = _decisive(recipe.to_yaml())
+    there = {name: value for name, value in _newer_options(recipe, there).items() if name in here} | there
+    different = [name for name in here | there if here.get(name) != there.get(name)]
+    if different:
+        ours, theirs = (
+            f"{different[0]}: {as_yaml(side[different[0]])}" if different[0] in side else "" for side in (here, there)
+        )
         raise CheckpointError(
-            f"{path}: was made by another recipe than the {RECIPE} of the run. First difference: `{ours.strip()}` in the run, "
-            f"`{theirs.strip()}` in the checkpoint. Restore the recipe, or train it again."
+            f"{path}: was made by another recipe than the {RECIPE} of the run. First difference: `{ours}` in the run, "
+            f"`{theirs}` in the checkpoint. Restore the recipe, or train it again."
         )
     return checkpoint
 
 
-def _with_newer_options(saved: DictConfig, now: DictConfig, recipe: Recipe) -> DictConfig:
-    """A ``saved`` recipe with the options that its components did not have then, in the order that they have ``now``.
+def _newer_options(recipe: Recipe, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of the options that the components of a ``saved`` recipe did not have then.
 
-    Such an option counts as set to its default, with which a component does what it did without it.
+    With its default a component does what it did before it had the option.
     """
-    completed = OmegaConf.to_container(saved)
-    for path, entry in recipe.entries.items():
-        before, after = _at(completed, path), OmegaConf.select(now, path)
-        if not isinstance(before, dict) or after is None:
-            continue
-        held = dict(before)
-        before.clear()
-        for name, value in OmegaConf.to_container(after).items():
-            newer = name not in held and name in entry.options and value == entry.options[name].default
-            if name in held or newer:
-                before[name] = held.pop(name, value)
-        before.update(held)
-    result = OmegaConf.create(completed)
-    assert isinstance(result, DictConfig)
-    return result
+    known = {name.rpartition(".")[0] for name in saved}
+    return {
+        f"{path}.{name}": option.default
+        for path, entry in recipe.entries.items()
+        if path in known
+        for name, option in entry.options.items()
+        if f"{path}.{name}" not in known and not option.required
+    }
 
 
-def _at(config: Any, path: str) -> Any:
-    for name in path.split("."):
-        config = config.get(name) if isinstance(config, dict) else None
-    return config
-
-
-def _decisive(text: str) -> DictConfig:
-    """A recipe without the options that may change between stop and resume: all of `trainer` except `precision`."""
-    config = OmegaConf.create(text)
-    if not isinstance(config, DictConfig) or not isinstance(config.get("trainer"), DictConfig):
+def _decisive(text: str) -> dict[str, Any]:
+    """A recipe's values by dotted path, less what may change between stop and resume: all of `trainer` except `precision`."""
+    config = OmegaConf.to_container(OmegaConf.create(text))
+    if not isinstance(config, dict) or not isinstance(config.get("trainer"), dict):
         raise ValueError("it has no trainer")
-    # Older recipes do not have this option.
-    config.trainer = {"precision": config.trainer.get("precision", "float32")}
-    return config
+    config["trainer"] = {"precision": config["trainer"].get("precision", "float32")}
+    return dict(_flat(config))
+
+
+def _flat(config: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value

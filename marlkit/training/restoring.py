@@ -94,6 +94,7 @@ def refuse_unfit_parameters(found: Any, module: nn.Module, where: str) -> None:
         CheckpointError: names the first that is missing, too many, of another shape or type, or not finite.
     """
     own = module.state_dict()
+    found = _as_read(found, module) if isinstance(found, dict) else found
     open_ended = {name for name in own if name.endswith(EXTRA_STATE)}
     refuse_misfit(found, dict.fromkeys(own, saved.ANY), where)
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
@@ -101,6 +102,15 @@ def refuse_unfit_parameters(found: Any, module: nn.Module, where: str) -> None:
         if not is_lazy(value):
             entry = at(where, name)
             refuse_misfit(found[name], value, entry, finite=name in parameters, exact=name not in open_ended)
+
+
+def _as_read(found: dict[str, Any], module: nn.Module) -> dict[str, Any]:
+    """A saved state as the modules read it, which may convert what older versions of them kept."""
+    read = dict(found)
+    for name, part in module.named_modules():
+        for hook in part._load_state_dict_pre_hooks.values():
+            hook(read, f"{name}." if name else "", {}, True, [], [], [])
+    return read
 
 
 def _refuse_unfit_optimizer(found: Any, learner: Learner) -> None:
