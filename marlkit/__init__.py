@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,23 +31,35 @@ def train(
     progress: bool = True,
     profile: bool = False,
     callbacks: Sequence[Callback] = (),
+    trust: bool = False,
 ) -> Path:
-    """Train a recipe (or the one of that name or path); see :func:`marlkit.run.train`."""
+    """Train a recipe (or the one of that name or path); see :func:`marlkit.run.train`.
+
+    With ``trust``, it may name code outside of marlkit (``docs/security.md``).
+    """
     from marlkit import run
 
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    recipe = dataclasses.replace(recipe, trust=trust or recipe.trust)
     return run.train(recipe, root, progress=progress, profile=profile, callbacks=callbacks)
 
 
-def resume(folder: str | Path, *, progress: bool = True, profile: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
+def resume(
+    folder: str | Path,
+    *,
+    progress: bool = True,
+    profile: bool = False,
+    callbacks: Sequence[Callback] = (),
+    trust: bool = False,
+) -> Path:
     """Continue a run that was stopped; see :func:`marlkit.run.resume`."""
     from marlkit import run
 
-    return run.resume(folder, progress=progress, profile=profile, callbacks=callbacks)
+    return run.resume(folder, progress=progress, profile=profile, callbacks=callbacks, trust=trust)
 
 
-def load_policy(folder: str | Path, checkpoint: str = "best") -> Policy:
+def load_policy(folder: str | Path, checkpoint: str = "best", *, trust: bool = False) -> Policy:
     """The trained policy of a run; see :func:`marlkit.run.load_policy`."""
     from marlkit import run
 
-    return run.load_policy(folder, checkpoint)
+    return run.load_policy(folder, checkpoint, trust=trust)

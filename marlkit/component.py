@@ -218,6 +218,26 @@ class Environment(Component, ABC):
             wanted = "whole numbers [B, N]" if spec.discrete else "floating-point numbers [B, N, D]"
             raise MarlkitError(f"{who} takes actions as {wanted} = {list(shape)}, got {action.dtype} {list(action.shape)}")
 
+    def refuse_unequal_rewards(self, reward: Tensor) -> None:
+        """Check that all agents receive the same rewards, or sums of them, ``[*, N, 1]`` where the team spec says so.
+
+        Raises:
+            MarlkitError: they do not; says by how much.
+        """
+        if not self.spec.team_reward or self.spec.n_agents < 2:
+            return
+        apart = (reward - reward[..., :1, :]).abs().amax().item()
+        if apart > 0:
+            raise MarlkitError(
+                f"{type(self).__name__} says that all agents always receive the same reward (`team_reward` of its team spec), "
+                f"but paid one of them {apart:g} more or less than another. Pay all the same, or set it to false"
+            )
+
+    @cached_property
+    def traits(self) -> frozenset[str]:
+        """What its contract says under its options, and what its team spec says."""
+        return super().traits | self.spec.traits
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the future of the simulation, as plain data and tensors."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from marlkit.keys import Key, following
 
@@ -65,6 +65,20 @@ class When:
         return all(part.holds(options, environment) for part in self.parts)
 
 
+class Code(NamedTuple):
+    """Code outside of marlkit that a component would import.
+
+    Attributes:
+        option: the component's option that names it.
+        path: dotted path.
+        arguments: what it would be called with, where it may be any function.
+    """
+
+    option: str
+    path: str
+    arguments: Any = None
+
+
 @dataclass(frozen=True)
 class Contract:
     """Keys and traits of a component.
@@ -79,7 +93,13 @@ class Contract:
         inherits: own options that hold a component whose traits this one has too, as a wrapper has.
         without: inherited traits that it does not pass on.
         at_most: for an own option, the options (``"env.num_envs"``) whose product it may not exceed.
-        check: ``"module:function"`` inside marlkit, called with the completed options; yields ``(option, message)`` pairs.
+        check: ``"module:function"`` inside marlkit, called with the completed options and with the folders in which dotted paths
+            are looked up; yields ``(option, message)`` pairs.
+        derives: a function like ``check`` that returns the traits that no condition can say; ``None`` where only building tells.
+        holds: for an own option that is a mapping of options: the own option that names whose options they are, and a function
+            like ``check`` that returns the names that it is known to take; ``None`` where there is nothing of that name.
+        code: ``"module:function"`` inside marlkit, called with the completed options; yields the :class:`Code` that they name,
+            less what is known to be harmless. Without it, every option of the type ``DottedPath`` counts.
     """
 
     reads: tuple[Any, ...] = ()
@@ -91,6 +111,9 @@ class Contract:
     without: tuple[str, ...] = ()
     at_most: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     check: str | None = None
+    derives: str | None = None
+    holds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    code: str | None = None
 
     def resolve(self, field_name: str, options: Mapping[str, Any], environment: Collection[str]) -> tuple[Any, ...]:
         """``reads``, ``writes`` or ``traits`` with every condition resolved."""

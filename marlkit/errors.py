@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import errno
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -50,12 +53,53 @@ class RecipeError(MarlkitError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+class TrustError(MarlkitError):
+    """A recipe or a run would run code, or read environment variables, that the user has not trusted."""
+
+
 class RunError(MarlkitError):
     """A folder that is not a run, or a run that cannot be resumed."""
 
 
 class CheckpointError(RunError):
     """A checkpoint that is damaged, not of this recipe, or holds more than plain data."""
+
+
+class WriteError(RunError):
+    """A file that cannot be written: a full disk, a missing permission, an impossible name."""
+
+
+class CheckpointWriteError(CheckpointError, WriteError):
+    """A checkpoint that cannot be written."""
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str], remedy: str = "") -> Iterator[None]:
+    """Say of a failure to write within the block which file it is about.
+
+    Args:
+        path: the file.
+        remedy: what to do besides mending the cause.
+
+    Raises:
+        WriteError: in place of an :class:`OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "Choose another place, or make this one writable.")
+        reason = error.strerror or str(error)
+        raise WriteError(f"{path}: cannot be written ({reason}). {advice}{f' {remedy}' if remedy else ''}") from error
+
+
+_ADVICE = {
+    errno.ENOSPC: "Free some space on the disk.",
+    errno.EDQUOT: "Free some space: your quota is used up.",
+    errno.EFBIG: "Files may not grow so large here (`ulimit -f`).",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.EISDIR: "It is a folder: name a file in it.",
+    errno.ENOTDIR: "A part of the path is a file, not a folder.",
+}
 
 
 class NonFiniteError(MarlkitError):
@@ -66,7 +110,12 @@ class ComponentError(MarlkitError):
     """A name of no component, or a component whose source cannot be read."""
 
 
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The nearest of the known names; ``None`` if none is near."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A sentence with the nearest of the known names, with a leading space; empty if none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean `{near[0]}`?" if near else ""
+    near = nearest(word, known)
+    return f" Did you mean `{near}`?" if near else ""

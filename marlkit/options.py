@@ -71,6 +71,11 @@ class Dotted:
         return f"must be a dotted path of the form package.module.Name, got {value!r}"
 
 
+def names_code(annotation: Any) -> bool:
+    """Whether values of an annotation name something to import, as those of :data:`DottedPath` do."""
+    return any(isinstance(part, Dotted) or names_code(part) for part in get_args(annotation))
+
+
 PositiveInt = Annotated[int, Range(at_least=1)]
 NonNegativeInt = Annotated[int, Range(at_least=0)]
 PositiveFloat = Annotated[float, Range(above=0)]
@@ -78,6 +83,7 @@ NonNegativeFloat = Annotated[float, Range(at_least=0)]
 Probability = Annotated[float, Range(at_least=0, at_most=1)]
 Fraction = Annotated[float, Range(above=0, below=1)]
 Finite = Annotated[float, Range()]
+StartingDeviation = Annotated[float, Range(at_least=0.007, at_most=7.3)]
 Discount = Annotated[float, Range(at_least=0, at_most=1)]
 
 DottedPath = Annotated[str, Dotted()]
@@ -98,6 +104,9 @@ Hidden = list[Width]
 """Widths of the hidden layers."""
 
 Activation = Literal["tanh", "relu", "leaky_relu", "gelu", "elu"]
+
+Initialisation = Literal["orthogonal", "xavier", "uniform"]
+"""How weights are drawn at the start (:func:`marlkit.nn.initialisation.initialise`)."""
 
 ReplayMode = Literal["record", "graph"]
 CompileMode = Literal["none", ReplayMode]

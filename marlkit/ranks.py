@@ -19,6 +19,7 @@ from torch import Tensor, distributed
 
 from marlkit.errors import RunError
 from marlkit.functional.reduce import masked_mean
+from marlkit.saved import COUNT, refuse_misfit
 
 STRIDE = 10_000_000
 """Difference of the seeds of consecutive ranks: larger than that between the seeds of evaluations and of training."""
@@ -184,14 +185,15 @@ class Ranks:
         """Continue from :meth:`state_dict`.
 
         Raises:
-            RunError: it is from another number of ranks.
+            RunError: it is from another number of ranks, or no such state.
         """
+        refuse_misfit(state, {"size": COUNT, "stream": self._stream}, "marlkit.ranks")
         if state["size"] != self.size:
             raise RunError(
                 f"this run was trained by {state['size']} ranks and cannot be resumed by {self.size}: every rank has "
                 "environments and data of its own. Set trainer.devices and trainer.nodes in its recipe.yaml as they were."
             )
-        self._stream = state["stream"]
+        self._stream = state["stream"].cpu()
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:

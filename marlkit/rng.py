@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from marlkit.saved import COUNT, LIST, NUMBER, Kind, named, refuse_misfit
+
 
 def state() -> dict[str, Any]:
     """States of torch (CPU and every CUDA device), NumPy and Python, loadable with ``weights_only=True``."""
@@ -25,13 +27,51 @@ def state() -> dict[str, Any]:
 
 def restore(saved: dict[str, Any]) -> None:
     """Set every generator to a saved :func:`state`; CUDA generators only if the number of devices is the same."""
-    torch.set_rng_state(saved["torch"])
+    torch.set_rng_state(saved["torch"].cpu())
     if saved["cuda"] and len(saved["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(saved["cuda"])
-    name, words, position, has_gauss, gauss = saved["numpy"]
-    np.random.set_state((name, words.numpy().astype(np.uint32), position, has_gauss, gauss))
-    version, internal, gauss_next = saved["python"]
-    random.setstate((version, tuple(internal), gauss_next))
+        torch.cuda.set_rng_state_all([each.cpu() for each in saved["cuda"]])
+    name, words, *rest = saved["numpy"]
+    np.random.set_state((name, _words(words), *rest))
+    random.setstate(_python_state(saved["python"]))
+
+
+def refuse_unfit(saved: Any, where: str) -> None:
+    """Check that :func:`restore` can work with ``saved``; a generator reads memory at the position that it is given.
+
+    Raises:
+        CheckpointError: names the entry of ``where`` that does not fit.
+    """
+    own = state() | {"cuda": LIST}
+    own["numpy"][2] = Kind("a position, 0 to 624", lambda value: type(value) is int and 0 <= value <= 624)
+    own["numpy"][3], own["numpy"][4] = COUNT, NUMBER
+    own["python"] = [own["python"][0], [COUNT] * len(own["python"][1]), Kind("a number or None", _is_number_or_none)]
+    refuse_misfit(saved, own, where)
+    for index, each in enumerate(saved["cuda"]):
+        refuse_misfit(each, Kind("the state of a generator", _is_bytes), f"{where}.cuda[{index}]")
+    with named(f"`{where}` is no state of the generators"):
+        torch.Generator().set_state(saved["torch"])
+        random.Random().setstate(_python_state(saved["python"]))
+        name, words, *rest = saved["numpy"]
+        if not ((words >= 0) & (words < 2**32)).all():
+            raise ValueError("a word of NumPy's generator has more than 32 bits")
+        np.random.RandomState().set_state((name, _words(words), *rest))
+
+
+def _is_number_or_none(value: Any) -> bool:
+    return value is None or type(value) is float
+
+
+def _is_bytes(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype is torch.uint8 and value.dim() == 1
+
+
+def _words(words: torch.Tensor) -> Any:
+    return words.cpu().numpy().astype(np.uint32)
+
+
+def _python_state(saved: Any) -> tuple[Any, ...]:
+    version, internal, gauss_next = saved
+    return version, tuple(internal), gauss_next
 
 
 def drawn_since(saved: dict[str, Any]) -> set[str]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
+
+TRAITS = frozenset({"discrete", "continuous", "team_reward", "opposing"})
+"""The traits of an environment that its team spec decides; a contract that declares one must agree with it."""
 
 Bounds = tuple[tuple[float, ...], ...]
 
@@ -39,6 +42,8 @@ class TeamSpec:
         state: length S of the state; ``None`` means the joint observation, N * O.
         horizon: steps after which an episode is truncated; ``None`` means never.
         team_reward: whether all agents always receive the same reward.
+        groups: the group of each agent, where they do not share one aim: agents of one group do, and groups are opposed to each
+            other; ``None`` means that all agents share one aim.
         names: the agents' names; ``None`` means ``agent_0``, ``agent_1``, …
         observation_sizes: each agent's own observation length; ``None`` means O for all.
         action_sizes: each agent's own number of actions or action dimensions; ``None`` means the same for all.
@@ -53,6 +58,25 @@ class TeamSpec:
     names: tuple[str, ...] | None = None
     observation_sizes: tuple[int, ...] | None = None
     action_sizes: tuple[int, ...] | None = None
+    groups: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.groups is not None and len(self.groups) != self.n_agents:
+            raise ValueError(f"groups must name a group for each of the {self.n_agents} agents, got {self.groups}")
+        if self.team_reward and self.opposing:
+            raise ValueError(f"agents of opposing groups cannot all receive the same reward: {', '.join(self.members)}")
+
+    @property
+    def opposing(self) -> bool:
+        """Whether the agents do not share one aim."""
+        return self.groups is not None and len(set(self.groups)) > 1
+
+    @property
+    def members(self) -> dict[str, tuple[int, ...]]:
+        """The indices of each group's agents; empty where all agents share one aim."""
+        if self.groups is None or not self.opposing:
+            return {}
+        return {name: tuple(i for i, own in enumerate(self.groups) if own == name) for name in dict.fromkeys(self.groups)}
 
     @property
     def discrete(self) -> bool:
@@ -72,8 +96,8 @@ class TeamSpec:
     @property
     def traits(self) -> frozenset[str]:
         """The environment's traits, to which conditions of a contract refer."""
-        reward = {"team_reward"} if self.team_reward else set()
-        return frozenset({"discrete" if self.discrete else "continuous"} | reward)
+        found = {"team_reward": self.team_reward, "opposing": self.opposing}
+        return frozenset({"discrete" if self.discrete else "continuous"} | {trait for trait, has in found.items() if has})
 
     @property
     def agent_names(self) -> tuple[str, ...]:
@@ -117,16 +141,15 @@ class TeamSpec:
         else:
             bounds = [None if b is None else [list(row) for row in b] for b in (self.action.low, self.action.high)]
             action = {"continuous": self.action.size, "low": bounds[0], "high": bounds[1]}
-        rest = ("n_agents", "observation", "state", "horizon", "team_reward", "names", "observation_sizes", "action_sizes")
-        plain = {name: getattr(self, name) for name in rest}
+        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "action"}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()} | {"action": action}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TeamSpec:
         """The inverse of :meth:`as_dict`."""
-        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items() if name != "action"}
+        rest: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items() if name != "action"}
         action = data["action"]
         if "discrete" in action:
-            return cls(**fields, action=Discrete(action["discrete"]))
+            return cls(**rest, action=Discrete(action["discrete"]))
         low, high = (None if action[b] is None else tuple(tuple(row) for row in action[b]) for b in ("low", "high"))
-        return cls(**fields, action=Continuous(action["continuous"], low, high))
+        return cls(**rest, action=Continuous(action["continuous"], low, high))

@@ -96,7 +96,7 @@ def _search_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_trained_by_the_command_in_its_folder(tmp_path: Path) -> None:
     write(tmp_path, "users_critic_a")
-    command = [sys.executable, "-m", "marlkit", "train", "team.yaml", "--no-progress"]
+    command = [sys.executable, "-m", "marlkit", "train", "team.yaml", "--trust", "--no-progress"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     folder = the_run(tmp_path / "runs")
@@ -115,7 +115,7 @@ def test_found_beside_its_recipe_from_anywhere(
     file = write(tmp_path / "project", "users_critic_b")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert main(["check", "--run", str(file)]) == 0
+    assert main(["check", "--run", "--trust", str(file)]) == 0
     assert main(["train", str(file), "--root", str(tmp_path), "--no-progress"]) == 0
     folder = the_run(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -202,7 +202,7 @@ def test_broken_ones_are_refused_before_anything_is_written(
     assert old in CRITIC
     module = "users_critic_e" + str(list(BROKEN).index(name))
     file = write(tmp_path, module, CRITIC.replace(old, new))
-    assert main(["train", str(file), "--root", str(tmp_path / "runs"), "--no-progress"]) == 2
+    assert main(["train", str(file), "--root", str(tmp_path / "runs"), "--no-progress", "--trust"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "Traceback" not in said
     for part in says:

@@ -15,7 +15,7 @@ from marlkit.functional.schedule import linear
 from marlkit.nn.actions import ActionRange
 from marlkit.nn.distributions import CategoricalTeam, NormalTeam, TeamDistribution
 from marlkit.nn.networks import TeamNetwork, group_of_agents
-from marlkit.options import Activation, Hidden, PositiveFloat, Share
+from marlkit.options import Activation, Hidden, Initialisation, PositiveFloat, Share
 from marlkit.spec import Continuous, TeamSpec
 
 
@@ -36,6 +36,8 @@ class DeterministicActor(Actor):
         agent_id: whether agents that share parameters can be told apart.
         activation: non-linearity of the hidden layers.
         layer_norm: normalise the observation and the hidden layers' outputs.
+        initialisation: `orthogonal` (Saxe et al. 2014; MAPPO's), `xavier` (Glorot and Bengio 2010), or `uniform`, as
+            `torch.nn.Linear` starts, without gains.
         output_gain: gain of the last layer's initialisation; 0.01 starts in the middle of the range, or near-uniform.
         exploration: deviation of the noise on continuous actions, in half-ranges; 0.05 to 0.3.
         exploration_end: its value at the end of the training, reached linearly; `null`: unchanged.
@@ -68,6 +70,7 @@ class DeterministicActor(Actor):
         agent_id: bool = True,
         activation: Activation = "tanh",
         layer_norm: bool = False,
+        initialisation: Initialisation = "orthogonal",
         output_gain: PositiveFloat = 0.01,
         exploration: PositiveFloat = 0.1,
         exploration_end: PositiveFloat | None = None,
@@ -86,6 +89,7 @@ class DeterministicActor(Actor):
             output_gain=output_gain,
             agent_id=agent_id,
             layer_norm=layer_norm,
+            initialisation=initialisation,
         )
         # A buffer, so that a copy of the policy and a checkpoint explore as the policy did.
         self.register_buffer("exploration", torch.tensor(float(exploration)))

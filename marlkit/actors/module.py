@@ -13,7 +13,7 @@ from marlkit.actors._independent import IndependentActor, of_agents
 from marlkit.contract import Contract, When
 from marlkit.errors import OptionError
 from marlkit.nn.named_network import NamedNetwork
-from marlkit.options import DottedPath, PositiveFloat, Probability
+from marlkit.options import DottedPath, Probability, StartingDeviation
 from marlkit.spec import TeamSpec
 
 
@@ -57,6 +57,7 @@ class ModuleActor(IndependentActor):
             When("continuous", (keys.LOC, keys.SCALE)),
         ),
         traits=("stochastic", "independent_agents", When("centralised=true", ("centralised_execution",))),
+        code="marlkit.nn.named_code:code",
     )
 
     def __init__(
@@ -66,7 +67,7 @@ class ModuleActor(IndependentActor):
         network: DottedPath,
         network_options: dict[str, Any] = {},  # noqa: B006
         centralised: bool = False,
-        initial_std: PositiveFloat = 1.0,
+        initial_std: StartingDeviation = 1.0,
         uniform_share: Probability = 0.0,
         uniform_share_end: Probability | None = None,
     ) -> None:

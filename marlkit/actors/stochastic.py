@@ -14,7 +14,7 @@ from marlkit.actors._independent import IndependentActor, of_agents
 from marlkit.contract import Contract, When
 from marlkit.keys import Key
 from marlkit.nn.networks import ACTIVATIONS, TeamGRU, TeamLinear, TeamNetwork, group_of_agents
-from marlkit.options import Activation, Hidden, PositiveFloat, PositiveInt, Probability, Share
+from marlkit.options import Activation, Hidden, Initialisation, PositiveFloat, PositiveInt, Probability, Share, StartingDeviation
 from marlkit.spec import TeamSpec
 
 
@@ -31,11 +31,13 @@ class StochasticActor(IndependentActor):
         agent_id: whether agents that share parameters can be told apart (without it they act alike on equal observations).
         activation: non-linearity of the hidden layers.
         layer_norm: normalise the observation and the hidden layers' outputs, as the MAPPO reference does.
+        initialisation: `orthogonal` (Saxe et al. 2014; MAPPO's), `xavier` (Glorot and Bengio 2010), or `uniform`, as
+            `torch.nn.Linear` starts, without gains.
         body: `mlp`, or `gru` for a recurrent policy that remembers its episode.
         sequence_length: steps over which a `gru` is trained; 10 in the MAPPO reference.
         std: `parameter` for a deviation that is learnt but does not depend on the observation, `predicted` for one that does.
         initial_std: deviation at the start, in half-ranges of the action; 0.3 to 1.
-        output_gain: gain of the last layer's initialisation; 0.01 starts near-uniform (Yu et al. 2022).
+        output_gain: gain of the last layer's initialisation, unless it is `uniform`; 0.01 starts near-uniform (Yu et al. 2022).
         uniform_share: share of discrete actions that are chosen uniformly among the available ones. It is part of the policy, in
             log-probabilities, entropies and losses too: ``(1 - e) softmax + e / n``; COMA's floor, 0.5 at its start.
         uniform_share_end: its value at the end of the training, reached linearly; `null`: unchanged. 0.01 in COMA.
@@ -71,10 +73,11 @@ class StochasticActor(IndependentActor):
         agent_id: bool = True,
         activation: Activation = "tanh",
         layer_norm: bool = False,
+        initialisation: Initialisation = "orthogonal",
         body: Literal["mlp", "gru"] = "mlp",
         sequence_length: PositiveInt = 10,
         std: Literal["parameter", "predicted"] = "parameter",
-        initial_std: PositiveFloat = 1.0,
+        initial_std: StartingDeviation = 1.0,
         output_gain: PositiveFloat = 0.01,
         uniform_share: Probability = 0.0,
         uniform_share_end: Probability | None = None,
@@ -96,10 +99,11 @@ class StochasticActor(IndependentActor):
             output_gain=math.sqrt(2) if self.recurrent else output_gain,
             agent_id=agent_id,
             layer_norm=layer_norm,
+            initialisation=initialisation,
         )
         if self.recurrent:
-            self.memory = TeamGRU(widths[-1], groups)
-            self.head = TeamLinear(widths[-1], outputs, groups, gain=output_gain)
+            self.memory = TeamGRU(widths[-1], groups, initialisation)
+            self.head = TeamLinear(widths[-1], outputs, groups, gain=output_gain, initialisation=initialisation)
         self.prepare_policy(groups, initial_std=initial_std, uniform_share=uniform_share, uniform_share_end=uniform_share_end)
 
     def initial_state(self, batch_size: int) -> dict[Key, Tensor]:

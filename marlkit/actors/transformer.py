@@ -17,7 +17,7 @@ from marlkit.errors import MarlkitError
 from marlkit.nn.actions import ActionRange, action_features
 from marlkit.nn.distributions import CategoricalTeam, TeamDistribution
 from marlkit.nn.transformer import ActionDecoder, AttentionCache, ObservationEncoder
-from marlkit.options import Depth, PositiveFloat, Width
+from marlkit.options import Depth, StartingDeviation, Width
 from marlkit.spec import Continuous, TeamSpec
 
 ALL_AGENTS = slice(None)
@@ -69,7 +69,7 @@ class TransformerActor(Actor):
         blocks: Depth = 1,
         heads: Width = 1,
         agent_id: bool = True,
-        initial_std: PositiveFloat = 0.37,
+        initial_std: StartingDeviation = 0.37,
     ) -> None:
         super().__init__()
         self.spec = spec

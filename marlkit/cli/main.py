@@ -14,23 +14,27 @@ from typing import Any
 
 from marlkit.cli import report
 from marlkit.cli.listing import print_list
-from marlkit.errors import MarlkitError, Problem, RecipeError
+from marlkit.errors import MarlkitError, Problem, RecipeError, TrustError, WriteError
 from marlkit.recipe import Recipe, load_recipe
 from marlkit.recipe.fit import check_fit
+from marlkit.recipe.trust import require_trust
 from marlkit.recipe.wiring import mermaid
+
+UNWRITABLE = 1
+"""Exit code after a failure to write: the input was right, and the same command may succeed later."""
 
 INTERRUPTED = 130
 """Exit code after control-C, by the convention of shells."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it succeeded, 2 if its input has to be corrected."""
+    """Run a command; 0 if it succeeded, 1 if a file cannot be written, 2 if its input has to be corrected."""
     parsed = _parse(sys.argv[1:] if arguments is None else arguments)
     try:
         parsed.function(parsed)
     except MarlkitError as error:
         report.print_error(error)
-        return 2
+        return UNWRITABLE if isinstance(error, WriteError) else 2
     except KeyboardInterrupt:
         report.print_interrupted(_resumable(parsed))
         return INTERRUPTED
@@ -57,11 +61,14 @@ def _parser() -> argparse.ArgumentParser:
     train = _with_recipe(commands, "train", _train, "train a recipe")
     train.add_argument("--root", type=Path, default=Path("runs"), help="folder of the run folders (runs)")
     _with_progress(train)
+    _with_trust(train)
     check = _with_recipe(commands, "check", _check, "check a recipe before it runs")
     check.add_argument("--run", action="store_true", help="also take a few steps with every component")
+    _with_trust(check)
     show = _with_recipe(commands, "show", _show, "show a completed recipe and which component reads and writes which key")
     show.add_argument("--mermaid", action="store_true", help="only the wiring, as a Mermaid flowchart")
     show.add_argument("--no-sizes", action="store_true", help="no shapes and parameter counts, which need all components built")
+    _with_trust(show)
     listing = _command(commands, "list", _list, "list recipes and components")
     listing.add_argument(
         "what",
@@ -76,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     resume = _command(commands, "resume", _resume, "continue a run that was stopped")
     resume.add_argument("folder", type=Path, help="a run folder: runs/<recipe>/<time>-seed<k>")
     _with_progress(resume)
+    _with_trust(resume)
     return parser
 
 
@@ -100,6 +108,7 @@ def _with_run(commands: Any, name: str, function: Function, text: str) -> argpar
     parser.add_argument("folder", type=Path, help="a run folder: runs/<recipe>/<time>-seed<k>")
     parser.add_argument("--seed", type=int, help="seed of the episodes (as during training)")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which parameters (best)")
+    _with_trust(parser)
     return parser
 
 
@@ -108,8 +117,12 @@ def _with_progress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", action="store_true", help="show the time of each step, during training and at the end")
 
 
+def _with_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust", action="store_true", help="run the code outside of marlkit that it names, now and later on")
+
+
 def _load(parsed: argparse.Namespace, fit: bool = True) -> Recipe:
-    recipe = load_recipe(parsed.recipe, parsed.overrides, fit=fit)
+    recipe = load_recipe(parsed.recipe, parsed.overrides, fit=fit, trust=parsed.trust)
     report.print_notes(recipe.notes)
     return recipe
 
@@ -143,6 +156,12 @@ def _show(parsed: argparse.Namespace) -> None:
 
 
 def _sizes(recipe: Recipe) -> tuple[dict[str, int], dict[str, int]]:
+    """Sizes and parameter counts; none, after a note, where components would have to be built that are not trusted."""
+    try:
+        require_trust(recipe)
+    except TrustError as error:
+        report.print_notes([f"no shapes and parameter counts, because components are not built. {error}"])
+        return {}, {}
     from marlkit.training.assembly import sizes
 
     return sizes(recipe)
@@ -160,20 +179,23 @@ def _list(parsed: argparse.Namespace) -> None:
 def _evaluate(parsed: argparse.Namespace) -> None:
     from marlkit import run
 
-    found = run.evaluate(parsed.folder, episodes=parsed.episodes, seed=parsed.seed, checkpoint=parsed.checkpoint)
+    found = run.evaluate(
+        parsed.folder, episodes=parsed.episodes, seed=parsed.seed, checkpoint=parsed.checkpoint, trust=parsed.trust
+    )
     report.print_metrics(found)
 
 
 def _play(parsed: argparse.Namespace) -> None:
     from marlkit import run
 
-    print(run.play(parsed.folder, path=parsed.output, seed=parsed.seed, checkpoint=parsed.checkpoint, fps=parsed.fps))
+    shown = {"seed": parsed.seed, "checkpoint": parsed.checkpoint, "fps": parsed.fps}
+    print(run.play(parsed.folder, path=parsed.output, trust=parsed.trust, **shown))
 
 
 def _resume(parsed: argparse.Namespace) -> None:
     from marlkit import run
 
-    _print_once(run.resume(parsed.folder, progress=not parsed.no_progress, profile=parsed.profile))
+    _print_once(run.resume(parsed.folder, progress=not parsed.no_progress, profile=parsed.profile, trust=parsed.trust))
 
 
 def _print_once(folder: Path) -> None:

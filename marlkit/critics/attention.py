@@ -17,7 +17,7 @@ from marlkit.functional.attention import attended, weights_of_others
 from marlkit.nn.actions import action_features
 from marlkit.nn.networks import ACTIVATIONS, GAINS, TeamLinear, TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
-from marlkit.options import Activation, Hidden, Share, Width
+from marlkit.options import Activation, Hidden, Initialisation, Share, Width
 from marlkit.spec import TeamSpec
 
 
@@ -37,6 +37,8 @@ class AttentionCritic(VectorCritic):
         agent_id: whether agents that share parameters can be told apart.
         activation: non-linearity of the hidden layers and of the values attended to.
         layer_norm: normalise the observation and the hidden layers' outputs.
+        initialisation: `orthogonal` (Saxe et al. 2014; MAPPO's), `xavier` (Glorot and Bengio 2010), or `uniform`, as
+            `torch.nn.Linear` starts, without gains.
         value_norm: regress on running-normalised targets (Yu et al. 2022).
 
     Raises:
@@ -61,6 +63,7 @@ class AttentionCritic(VectorCritic):
         agent_id: bool = True,
         activation: Activation = "leaky_relu",
         layer_norm: bool = False,
+        initialisation: Initialisation = "orthogonal",
         value_norm: bool = True,
     ) -> None:
         super().__init__()
@@ -72,12 +75,13 @@ class AttentionCritic(VectorCritic):
         self.normaliser = ValueNormaliser(enabled=value_norm)
         groups, size = group_of_agents(share, spec.n_agents), hidden[-1]
         gain = GAINS.get(activation, math.sqrt(2))
-        network = partial(TeamNetwork, groups=groups, activation=activation, layer_norm=layer_norm)
+        network = partial(TeamNetwork, groups=groups, activation=activation, layer_norm=layer_norm, initialisation=initialisation)
+        linear = partial(TeamLinear, initialisation=initialisation)
         encoder = partial(network, spec.observation, size, hidden=hidden[:-1], output_gain=gain, agent_id=agent_id)
-        self.own_encoder, self.encoder = encoder(), encoder()
-        self.action_layer = TeamLinear(spec.action_features, hidden[0], groups, gain=1.0, bias=False)
-        self.query, self.key = (TeamLinear(size, size, (0,), gain=1.0, bias=False) for _ in range(2))
-        self.value = TeamLinear(size, size, (0,), gain=gain)
+        self.own_encoder, self.encoder = encoder(), encoder(further_inputs=spec.action_features)
+        self.action_layer = linear(spec.action_features, hidden[0], groups, gain=1.0, bias=False, further_inputs=spec.observation)
+        self.query, self.key = (linear(size, size, (0,), gain=1.0, bias=False) for _ in range(2))
+        self.value = linear(size, size, (0,), gain=gain)
         self.head = network(2 * size, spec.action_features, hidden=[size], output_gain=1.0, agent_id=False)
 
     def action_values(self, batch: TensorDictBase) -> Tensor:

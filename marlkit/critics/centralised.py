@@ -10,7 +10,7 @@ from marlkit.component import Critic
 from marlkit.contract import Contract, When
 from marlkit.nn.networks import TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
-from marlkit.options import Activation, Hidden, Share
+from marlkit.options import Activation, Hidden, Initialisation, Share
 from marlkit.spec import TeamSpec
 
 
@@ -26,6 +26,8 @@ class CentralisedCritic(Critic):
         share: which agents use the same parameters: `all`, `none`, or groups such as `[[0, 1], [2]]`.
         activation: non-linearity of the hidden layers.
         layer_norm: normalise the input and the hidden layers' outputs.
+        initialisation: `orthogonal` (Saxe et al. 2014; MAPPO's), `xavier` (Glorot and Bengio 2010), or `uniform`, as
+            `torch.nn.Linear` starts, without gains.
         value_norm: regress on running-normalised targets (Yu et al. 2022).
     """
 
@@ -44,6 +46,7 @@ class CentralisedCritic(Critic):
         share: Share = "all",
         activation: Activation = "tanh",
         layer_norm: bool = False,
+        initialisation: Initialisation = "orthogonal",
         value_norm: bool = True,
     ) -> None:
         super().__init__()
@@ -60,6 +63,7 @@ class CentralisedCritic(Critic):
             output_gain=1.0,
             agent_id=True,
             layer_norm=layer_norm,
+            initialisation=initialisation,
         )
 
     def predict(self, batch: TensorDictBase) -> Tensor:

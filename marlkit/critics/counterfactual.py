@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,7 +15,7 @@ from marlkit.functional.counterfactual import others_features
 from marlkit.nn.actions import action_features
 from marlkit.nn.networks import TeamLinear, TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
-from marlkit.options import Activation, Hidden, Share
+from marlkit.options import Activation, Hidden, Initialisation, Share
 from marlkit.spec import TeamSpec
 
 
@@ -31,6 +33,8 @@ class CounterfactualCritic(VectorCritic):
         agent_id: whether agents that share parameters can be told apart.
         activation: non-linearity of the hidden layers.
         layer_norm: normalise the state, the own observation and the hidden layers' outputs.
+        initialisation: `orthogonal` (Saxe et al. 2014; MAPPO's), `xavier` (Glorot and Bengio 2010), or `uniform`, as
+            `torch.nn.Linear` starts, without gains.
         value_norm: regress on running-normalised targets (Yu et al. 2022).
     """
 
@@ -61,6 +65,7 @@ class CounterfactualCritic(VectorCritic):
         agent_id: bool = True,
         activation: Activation = "tanh",
         layer_norm: bool = False,
+        initialisation: Initialisation = "orthogonal",
         value_norm: bool = True,
     ) -> None:
         super().__init__()
@@ -69,6 +74,8 @@ class CounterfactualCritic(VectorCritic):
         self.normaliser = ValueNormaliser(enabled=value_norm)
         groups = group_of_agents(share, spec.n_agents)
         self.single_group = max(groups) == 0
+        actions, observation = spec.n_agents * spec.action_features, spec.observation if own_observation else 0
+        inputs = spec.state_size + actions + observation
         self.network = TeamNetwork(
             spec.state_size,
             spec.action_features,
@@ -78,10 +85,13 @@ class CounterfactualCritic(VectorCritic):
             output_gain=1.0,
             agent_id=agent_id,
             layer_norm=layer_norm,
+            initialisation=initialisation,
+            further_inputs=inputs - spec.state_size,
         )
         width = hidden[0] if hidden else spec.action_features
-        self.action_layer = TeamLinear(spec.n_agents * spec.action_features, width, groups, gain=1.0, bias=False)
-        self.observation_layer = TeamLinear(spec.observation, width, groups, gain=1.0, bias=False) if own_observation else None
+        beside = partial(TeamLinear, outputs=width, groups=groups, gain=1.0, bias=False, initialisation=initialisation)
+        self.action_layer = beside(actions, further_inputs=inputs - actions)
+        self.observation_layer = beside(observation, further_inputs=inputs - observation) if own_observation else None
 
     def action_values(self, batch: TensorDictBase) -> Tensor:
         """``Q_i`` in normalised units, ``[1, *, N, A]``."""

@@ -15,7 +15,7 @@ from marlkit.contract import Contract, When
 from marlkit.nn.actions import action_features
 from marlkit.nn.networks import TeamLinear, TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
-from marlkit.options import Activation, Hidden, Share
+from marlkit.options import Activation, Hidden, Initialisation, Share
 from marlkit.spec import Continuous, TeamSpec
 
 
@@ -34,6 +34,8 @@ class JointCritic(Critic):
         agent_id: whether agents that share parameters can be told apart.
         activation: non-linearity of the hidden layers.
         layer_norm: normalise the view and the hidden layers' outputs.
+        initialisation: `orthogonal` (Saxe et al. 2014; MAPPO's), `xavier` (Glorot and Bengio 2010), or `uniform`, as
+            `torch.nn.Linear` starts, without gains.
         value_norm: regress on running-normalised targets (Yu et al. 2022).
     """
 
@@ -63,6 +65,7 @@ class JointCritic(Critic):
         agent_id: bool = True,
         activation: Activation = "tanh",
         layer_norm: bool = False,
+        initialisation: Initialisation = "orthogonal",
         value_norm: bool = True,
     ) -> None:
         super().__init__()
@@ -71,8 +74,9 @@ class JointCritic(Critic):
         self.normaliser = ValueNormaliser(enabled=value_norm)
         groups = group_of_agents(share, spec.n_agents)
         self.single_group = max(groups) == 0
+        viewed, actions = spec.state_size if view == "state" else spec.observation, spec.n_agents * spec.action_features
         self.network = TeamNetwork(
-            spec.state_size if view == "state" else spec.observation,
+            viewed,
             1,
             hidden=hidden,
             groups=groups,
@@ -81,9 +85,13 @@ class JointCritic(Critic):
             output_gain=0.01,
             agent_id=agent_id,
             layer_norm=layer_norm,
+            initialisation=initialisation,
+            further_inputs=actions,
         )
         width = hidden[0] if hidden else 1
-        self.action_layer = TeamLinear(spec.n_agents * spec.action_features, width, groups, gain=1.0, bias=False)
+        self.action_layer = TeamLinear(
+            actions, width, groups, gain=1.0, bias=False, initialisation=initialisation, further_inputs=viewed
+        )
         sizes = torch.tensor(spec.own_action_sizes).unsqueeze(-1)
         self.register_buffer("owned", torch.arange(spec.action_features) < sizes, persistent=False)
         bounds = (spec.action.low, spec.action.high) if isinstance(spec.action, Continuous) else (None, None)

@@ -10,7 +10,7 @@ from marlkit.component import Critic
 from marlkit.contract import Contract, When
 from marlkit.nn.networks import TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
-from marlkit.options import Activation, Hidden, Share
+from marlkit.options import Activation, Hidden, Initialisation, Share
 from marlkit.spec import TeamSpec
 
 
@@ -24,6 +24,8 @@ class LocalCritic(Critic):
         agent_id: whether agents that share parameters can be told apart.
         activation: non-linearity of the hidden layers.
         layer_norm: normalise the input and the hidden layers' outputs.
+        initialisation: `orthogonal` (Saxe et al. 2014; MAPPO's), `xavier` (Glorot and Bengio 2010), or `uniform`, as
+            `torch.nn.Linear` starts, without gains.
         value_norm: regress on running-normalised targets (Yu et al. 2022).
     """
 
@@ -43,6 +45,7 @@ class LocalCritic(Critic):
         agent_id: bool = True,
         activation: Activation = "tanh",
         layer_norm: bool = False,
+        initialisation: Initialisation = "orthogonal",
         value_norm: bool = True,
     ) -> None:
         super().__init__()
@@ -57,6 +60,7 @@ class LocalCritic(Critic):
             output_gain=1.0,
             agent_id=agent_id,
             layer_norm=layer_norm,
+            initialisation=initialisation,
         )
 
     def predict(self, batch: TensorDictBase) -> Tensor:

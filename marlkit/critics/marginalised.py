@@ -18,7 +18,7 @@ from marlkit.nn.kernels.activation import IN_PLACE, InPlace
 from marlkit.nn.kernels.sample_mean import Sampling, mean_hidden
 from marlkit.nn.networks import TeamLinear, TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
-from marlkit.options import Activation, Hidden, PositiveInt, Repeats, Share
+from marlkit.options import Activation, Hidden, Initialisation, PositiveInt, Repeats, Share
 from marlkit.spec import TeamSpec
 
 
@@ -42,6 +42,8 @@ class MarginalisedCritic(Critic):
         agent_id: whether agents that share parameters can be told apart.
         activation: non-linearity of the hidden layers.
         layer_norm: normalise the input and the hidden layers' outputs.
+        initialisation: `orthogonal` (Saxe et al. 2014; MAPPO's), `xavier` (Glorot and Bengio 2010), or `uniform`, as
+            `torch.nn.Linear` starts, without gains.
         value_norm: regress on running-normalised targets (Yu et al. 2022).
     """
 
@@ -75,6 +77,7 @@ class MarginalisedCritic(Critic):
         agent_id: bool = True,
         activation: Activation = "tanh",
         layer_norm: bool = False,
+        initialisation: Initialisation = "orthogonal",
         value_norm: bool = True,
     ) -> None:
         super().__init__()
@@ -85,8 +88,9 @@ class MarginalisedCritic(Critic):
         self.chunk = chunk
         self.sampling_keys = [key for key in self.reads if key not in (keys.STATE, keys.OBSERVATION)]
         groups = group_of_agents(share, spec.n_agents)
+        viewed, actions = spec.state_size if view == "state" else spec.observation, spec.n_agents * spec.action_features
         self.network = TeamNetwork(
-            spec.state_size if view == "state" else spec.observation,
+            viewed,
             1,
             hidden=hidden,
             groups=groups,
@@ -94,9 +98,13 @@ class MarginalisedCritic(Critic):
             output_gain=1.0,
             agent_id=agent_id,
             layer_norm=layer_norm,
+            initialisation=initialisation,
+            further_inputs=actions,
         )
         width = hidden[0] if hidden else 1
-        self.action_layer = TeamLinear(spec.n_agents * spec.action_features, width, groups, gain=1.0, bias=False)
+        self.action_layer = TeamLinear(
+            actions, width, groups, gain=1.0, bias=False, initialisation=initialisation, further_inputs=viewed
+        )
         self.single_group = max(groups) == 0
         self.in_place = None if layer_norm or not hidden else IN_PLACE.get(activation)
         self.register_buffer("eye", torch.eye(spec.n_agents, dtype=torch.bool), persistent=False)

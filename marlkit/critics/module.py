@@ -46,6 +46,7 @@ class ModuleCritic(Critic):
         reads=(When("view=own", (keys.OBSERVATION,)), When("view=state", (keys.STATE,))),
         writes=(keys.STATE_VALUE,),
         predicts=keys.STATE_VALUE,
+        code="marlkit.nn.named_code:code",
     )
 
     def __init__(

@@ -14,10 +14,11 @@ from marlkit.component import Actor, Data, Environment
 from marlkit.contract import Contract
 from marlkit.data._recent_past import PAST, write_recent
 from marlkit.data.rollout import RolloutData
-from marlkit.errors import OptionError
+from marlkit.errors import CheckpointError, OptionError
 from marlkit.functional.history import ring_slot
 from marlkit.learning import RunStep, run_directly
 from marlkit.options import NonNegativeInt, PositiveInt
+from marlkit.saved import MAPPING, TENSOR, Kind, refuse_misfit
 from marlkit.spec import TeamSpec
 
 
@@ -125,14 +126,23 @@ class ReplayData(Data):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
+        refuse_misfit(state, {"player": MAPPING}, "state", exact=False)
         self._player.load_state_dict(state["player"])
         self._storage, self._position, self._filled = None, 0, 0
         if "kept" in state:
+            refuse_misfit(state, {"player": {"current": MAPPING}, "kept": {keys.IS_FIRST: TENSOR}}, "state", exact=False)
             device = state["player"]["current"][keys.IS_FIRST].device
             kept = TensorDict(state["kept"], batch_size=state["kept"][keys.IS_FIRST].shape[:2])
             kept = self._kept(kept)
-            self._allocate(kept[:0].to(device))[: len(kept)] = kept.to(device)
-            self._position, self._filled = state["position"], len(kept)
+            filled, slots = len(kept), self.capacity // kept.batch_size[1]
+            # What is not full yet has been filled from the first slot on.
+            possible = range(slots) if filled == slots else range(filled, filled + 1)
+            words = f"a slot, {possible[0]} to {possible[-1]}"
+            refuse_misfit(state.get("position"), Kind(words, lambda value: type(value) is int and value in possible), "position")
+            if filled > slots:
+                raise CheckpointError(f"`kept` holds {filled} steps of each environment, more than the {slots} that are stored.")
+            self._allocate(kept[:0].to(device))[:filled] = kept.to(device)
+            self._position, self._filled = state["position"], filled
 
     def _kept(self, steps: TensorDict) -> TensorDict:
         """The keys of each step that a component reads, directly or as the recent past of another step."""

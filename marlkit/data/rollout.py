@@ -16,6 +16,7 @@ from marlkit.data._recent_past import PAST, write_recent
 from marlkit.keys import Key
 from marlkit.learning import RunStep, run_directly
 from marlkit.options import PositiveInt
+from marlkit.saved import MAPPING, TENSOR, refuse_misfit
 from marlkit.spec import TeamSpec
 
 
@@ -83,7 +84,8 @@ class RolloutData(Data):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
-        self._current, self._past = (_restored(state.get(name)) for name in ("current", "past"))
+        refuse_misfit(state, {name: MAPPING for name in ("current", "past") if name in state}, "state", exact=False)
+        self._current, self._past = (_restored(state.get(name), name) for name in ("current", "past"))
 
     def _show_past(self, batch: TensorDict, steps: TensorDict) -> None:
         # The zeros before the very first step are never valid: an episode begins with that step.
@@ -111,8 +113,9 @@ def _with(step: TensorDict, carried: dict[Key, Tensor]) -> TensorDict:
     return found
 
 
-def _restored(steps: dict[str, Any] | None) -> TensorDict | None:
+def _restored(steps: dict[str, Any] | None, name: str) -> TensorDict | None:
     if steps is None:
         return None
+    refuse_misfit(steps, {"agents": {"observation": TENSOR}, keys.IS_FIRST: TENSOR}, name, exact=False)
     first = steps[keys.IS_FIRST]
     return TensorDict(steps, batch_size=first.shape[:-1], device=first.device)

@@ -12,6 +12,7 @@ from torch import Tensor
 from marlkit import keys
 from marlkit.component import Environment, Runtime
 from marlkit.contract import When
+from marlkit.errors import OptionError
 from marlkit.options import PositiveInt
 from marlkit.spec import TeamSpec
 
@@ -88,6 +89,16 @@ class AdapterEnvironment(Environment, Generic[Seen]):
         sizes = torch.tensor(spec.own_action_sizes, device=self.device).unsqueeze(-1)
         own = torch.arange(spec.action_features, device=self.device) < sizes
         self._own_actions = own.expand(self.num_envs, *own.shape)
+
+    def refuse_pooled_opponents(self, groups: tuple[str, ...] | None) -> None:
+        """Check that agents of different ``groups`` are not paid one reward.
+
+        Raises:
+            OptionError: `reward` pools their rewards.
+        """
+        if self.pools_reward and groups is not None:
+            message = f"agents that are opposed to each other ({', '.join(dict.fromkeys(groups))}) are not paid the same"
+            raise OptionError("reward", f"{message}: set it to individual, with components that need no team_reward")
 
     # --- what a subclass says ------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The product game: every agent is paid the product of all actions, a saddle where independent gradients fail to agree."""
+"""The product game: every agent is paid the product of all actions; zero is a saddle, and the signs have to be agreed on."""
 
 from __future__ import annotations
 

@@ -59,6 +59,7 @@ class TorchrlEnvironment(AdapterEnvironment[TensorDictBase]):
             *POOLED,
         ),
         check="marlkit.envs._factory:check",
+        code="marlkit.envs._factory:code",
     )
 
     def __init__(

@@ -22,6 +22,7 @@ from marlkit.envs._vmas.simulation import Simulation
 from marlkit.envs._vmas.world_state import restore_world, save_world
 from marlkit.errors import MarlkitError
 from marlkit.options import PositiveInt
+from marlkit.saved import ANY, MAPPING, TEXT, Kind, refuse_misfit
 from marlkit.spec import Continuous, Discrete, TeamSpec
 
 
@@ -45,11 +46,17 @@ class VmasEnvironment(AdapterEnvironment[Tensor]):
         scenario: name of the scenario (`balance`, `simple_spread` or `mpe/simple_spread`), or a dotted path to a class of
             your own that extends `vmas.simulator.scenario.BaseScenario`.
         continuous_actions: whether actions are forces (true) or numbered moves (false).
-        scenario_options: options of the scenario, such as `{n_agents: 4}`; `marlkit check` knows their names.
+        scenario_options: options of the scenario, such as `{n_agents: 4}`; `marlkit check` knows their names. Where `scenario`
+            is changed alone, those that the new one takes are kept.
         num_envs, max_steps, reward: as in :class:`AdapterEnvironment`.
 
+    Agents with different marks ``Agent.adversary``, and the two teams of `football` where policies control both, are opposed to
+    each other (trait ``opposing``). A scenario of your own may instead say it by a method ``agent_group(self, agent)`` that
+    returns the name of the agent's group. Rewards are then never pooled, and returns are told per group.
+
     Raises:
-        OptionError: there is no such scenario or scenario option, or VMAS refuses an option's value.
+        OptionError: there is no such scenario or scenario option, VMAS refuses an option's value, the scenario has built another
+            number of agents than an option asks for, or `reward` pools the rewards of opposed agents.
         MarlkitError: a scenario that ends episodes keeps state that cannot be reset for one environment alone.
     """
 
@@ -61,6 +68,9 @@ class VmasEnvironment(AdapterEnvironment[Tensor]):
             *POOLED,
         ),
         check="marlkit.envs._vmas.scenarios:check",
+        derives="marlkit.envs._vmas.scenarios:traits",
+        holds={"scenario_options": ("scenario", "marlkit.envs._vmas.scenarios:held_options")},
+        code="marlkit.envs._vmas.scenarios:code",
     )
 
     def __init__(
@@ -124,6 +134,8 @@ class VmasEnvironment(AdapterEnvironment[Tensor]):
 
     def _team_spec(self, continuous: bool) -> TeamSpec:
         simulation = self.simulation
+        groups = simulation.groups
+        self.refuse_pooled_opponents(groups)
         size = max(simulation.action_sizes)
         action: Continuous | Discrete = Discrete(size)
         if continuous:
@@ -138,6 +150,7 @@ class VmasEnvironment(AdapterEnvironment[Tensor]):
             names=tuple(agent.name for agent in simulation.agents),
             observation_sizes=tuple(simulation.observation_sizes),
             action_sizes=tuple(simulation.action_sizes),
+            groups=groups,
         )
 
     # --- saving and drawing --------------------------------------------------------------------------------------------------
@@ -157,19 +170,25 @@ class VmasEnvironment(AdapterEnvironment[Tensor]):
 
         Raises:
             MarlkitError: it was saved from another scenario or another number of environments.
+            CheckpointError: an entry is not what this scenario has there; names it.
         """
+        steps = Kind("the numbers of steps", lambda value: isinstance(value, Tensor) and value.dim() == 1)
+        refuse_misfit(state, {"scenario": TEXT, "steps": steps, "world": MAPPING, "fresh": ANY}, "state")
         saved = (state["scenario"], len(state["steps"]))
         if saved != (self._scenario, self.num_envs):
             here = f"{self.num_envs} of `{self._scenario}`"
             raise MarlkitError(f"the saved simulation is of {saved[1]} environments of `{saved[0]}`, this one of {here}")
+        refuse_misfit(state["steps"], self._steps, "steps")
         with rng.isolated(self._seed):
             # One step creates the objects that a scenario makes when they are first needed; what they hold is then replaced.
             self.simulation.advance(self.simulation.no_action())
         restore_world(self.simulation.scenario, state["world"], self.device)
         self._steps = state["steps"].to(self.device, copy=True)
+        self._reset_pool = None
         if state["fresh"] is not None:
-            self._reset_pool = self._reset_pool or self._new_reset_pool()
-            self._reset_pool.load_state_dict(state["fresh"])
+            self._reset_pool = self._new_reset_pool()
+            shape = (self.num_envs, self.spec.n_agents, self.spec.observation)
+            self._reset_pool.load_state_dict(state["fresh"], shape)
 
     def draw(self, index: int = 0) -> Any:
         """Picture of environment ``index``, ``[height, width, 3]`` uint8; the camera is set by the first picture."""

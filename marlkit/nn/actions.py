@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from marlkit.functional.bounds import bounded
 from marlkit.functional.one_hot import one_hot
 from marlkit.nn.distributions import NormalTeam
 from marlkit.spec import Continuous, TeamSpec
 
 LOG_DEVIATION_RANGE = (-5.0, 2.0)
-"""Bounds of the logarithm of the standard deviation, in half-ranges of the action."""
+"""Bounds of the logarithm of the standard deviation, in half-ranges of the action; `options.StartingDeviation` is inside them."""
 
 
 def action_features(action: Tensor, spec: TeamSpec, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -70,11 +71,11 @@ class ActionRange(nn.Module):
 
         Args:
             mean: in half-ranges, ``[*, n, D]``.
-            log_deviation: logarithm of the deviation in half-ranges, ``[*, n, D]`` or fewer dimensions; clamped to
-                ``LOG_DEVIATION_RANGE``.
+            log_deviation: logarithm of the deviation in half-ranges, ``[*, n, D]`` or fewer dimensions; kept in
+                ``LOG_DEVIATION_RANGE``, with a gradient that leads back there (:func:`marlkit.functional.bounds.bounded`).
             dims: ``[*, n, D]`` bool, true for the dimensions that the agent has.
             agents: the n agents; all by default.
         """
         middle, half = self.middle[agents], self.half_range[agents]
-        scale = half * log_deviation.clamp(*LOG_DEVIATION_RANGE).exp()
+        scale = half * bounded(log_deviation, *LOG_DEVIATION_RANGE).exp()
         return NormalTeam(middle + half * mean, scale, dims)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marlkit.errors import OptionError
+from marlkit.nn.initialisation import initialise
 from marlkit.nn.kernels.activation import IN_PLACE, tanh_
 from marlkit.nn.kernels.perceptron import Layers, perceptron
 from marlkit.nn.kernels.recurrence import recurrence, unit
-from marlkit.options import Share
+from marlkit.options import Initialisation, Share
 
 # Each may overwrite its argument, which is always the result of a layer.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -85,16 +87,30 @@ class TeamLinear(nn.Module, GroupedParameters):
     Args:
         inputs, outputs: numbers of features.
         groups: the group of each agent; its length is the size of the agent axis.
-        gain: of the orthogonal initialisation of each group's weight; biases start at zero.
+        gain: of the initialisation of each group's weight.
         bias: whether the map has a bias.
+        initialisation: how weights and biases are drawn (:func:`marlkit.nn.initialisation.initialise`).
+        further_inputs: number of inputs that other maps add to the same outputs.
     """
 
-    def __init__(self, inputs: int, outputs: int, groups: Sequence[int], *, gain: float, bias: bool = True) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        groups: Sequence[int],
+        *,
+        gain: float,
+        bias: bool = True,
+        initialisation: Initialisation = "orthogonal",
+        further_inputs: int = 0,
+    ) -> None:
         super().__init__()
         self.groups = tuple(groups)
         count = max(self.groups) + 1
-        self.weights = nn.ParameterList(nn.init.orthogonal_(torch.empty(outputs, inputs), gain) for _ in range(count))
-        self.biases = nn.ParameterList(torch.zeros(outputs) for _ in range(count if bias else 0))
+        weights = [torch.empty(outputs, inputs) for _ in range(count)]
+        biases = [torch.empty(outputs) for _ in range(count if bias else 0)]
+        initialise(weights, biases, initialisation, gain=gain, inputs=inputs + further_inputs)
+        self.weights, self.biases = nn.ParameterList(weights), nn.ParameterList(biases)
 
     def forward(self, features: Tensor, agents: Sequence[int] | None = None) -> Tensor:
         """``[*, n, inputs] -> [*, n, outputs]``, where ``n`` counts ``agents`` (``None``: all, in order)."""
@@ -144,6 +160,8 @@ class TeamNetwork(nn.Module):
         groups: the group of each agent.
         activation: name of the non-linearity.
         output_gain: gain of the last layer's initialisation.
+        initialisation: how the layers are drawn (:func:`marlkit.nn.initialisation.initialise`).
+        further_inputs: number of inputs that other maps add to the first layer.
         agent_id: whether agents that share a network have an identity.
         layer_norm: whether to normalise the input and every hidden layer's output; without an affine part, which the next layer
             has.
@@ -162,6 +180,8 @@ class TeamNetwork(nn.Module):
         output_gain: float,
         agent_id: bool,
         layer_norm: bool,
+        initialisation: Initialisation = "orthogonal",
+        further_inputs: int = 0,
     ) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[activation]
@@ -170,14 +190,20 @@ class TeamNetwork(nn.Module):
         gain = GAINS.get(activation, math.sqrt(2))
         widths = [inputs, *hidden, outputs]
         gains = [gain] * len(hidden) + [output_gain]
-        self.layers = nn.ModuleList(
-            TeamLinear(before, after, groups, gain=g) for before, after, g in zip(widths, widths[1:], gains, strict=False)
-        )
         has_identity = agent_id and len(groups) > len(set(groups))
-        scale = gain / math.sqrt(inputs + len(groups))
-        self.register_parameter(
-            "identity", nn.Parameter(torch.empty(len(groups), widths[1]).normal_(0, scale)) if has_identity else None
+        further = [further_inputs, *[0] * len(hidden)]
+        self.layers = nn.ModuleList(
+            TeamLinear(before, after, groups, gain=g, initialisation=initialisation, further_inputs=more)
+            for (before, after), g, more in zip(pairwise(widths), gains, further, strict=True)
         )
+        self.register_parameter("identity", None)
+        if has_identity:
+            scale = gain / math.sqrt(inputs + len(groups))
+            bound = 1 / math.sqrt(inputs + further_inputs)
+            drawn = torch.empty(len(groups), widths[1])
+            self.identity = nn.Parameter(
+                drawn.uniform_(-bound, bound) if initialisation == "uniform" else drawn.normal_(0, scale)
+            )
 
     def enter(self, features: Tensor, agents: Sequence[int] | None = None) -> Tensor:
         """The first layer before its non-linearity: ``[*, n, inputs] -> [*, n, hidden[0]]``."""
@@ -246,12 +272,13 @@ class TeamGRU(nn.Module):
     Args:
         features: size of the input and of the hidden state.
         groups: the group of each agent.
+        initialisation: how both maps are drawn (:func:`marlkit.nn.initialisation.initialise`).
     """
 
-    def __init__(self, features: int, groups: Sequence[int]) -> None:
+    def __init__(self, features: int, groups: Sequence[int], initialisation: Initialisation = "orthogonal") -> None:
         super().__init__()
-        self.from_input = TeamLinear(features, 3 * features, groups, gain=1.0)
-        self.from_hidden = TeamLinear(features, 3 * features, groups, gain=1.0)
+        self.from_input = TeamLinear(features, 3 * features, groups, gain=1.0, initialisation=initialisation)
+        self.from_hidden = TeamLinear(features, 3 * features, groups, gain=1.0, initialisation=initialisation)
 
     def forward(self, features: Tensor, hidden: Tensor, is_first: Tensor, agents: Sequence[int] | None = None) -> Tensor:
         """Hidden states after each step, ``[M, n, H]`` or ``[M, L, n, H]``.

@@ -55,6 +55,9 @@ class ActorCriticUpdate(Update):
         spec: the team.
         epochs: passes over the batch.
         minibatch_size: joint steps per minibatch; `null`: the whole batch.
+        critic_epochs: passes that fit the critic alone, before a policy that steps by gradient descent; `null`: `epochs`, in the
+            same steps as such a policy. A critic of many actions learns too little from one step per step of the policy: COMA's
+            takes one for each time step of an episode (Foerster et al. 2018, algorithm 1).
         value_coef: weight c_V of the critic's loss; 0.5 to 1.
         value_clip: how far the critic may gain per iteration, in normalised units; `null`: unclipped.
         huber_delta: error beyond which the critic's loss grows linearly, in normalised units; `null`: squared loss.
@@ -68,6 +71,7 @@ class ActorCriticUpdate(Update):
         epochs: int,
         minibatch_size: int | None,
         *,
+        critic_epochs: Repeats | None = None,
         value_coef: NonNegativeFloat = 1.0,
         value_clip: PositiveFloat | None = 0.2,
         huber_delta: PositiveFloat | None = 10.0,
@@ -78,6 +82,7 @@ class ActorCriticUpdate(Update):
         self.spec = spec
         self.epochs = epochs
         self.minibatch_size = minibatch_size
+        self.critic_epochs = critic_epochs
         self.value_coef = value_coef
         self.value_clip = value_clip
         self.huber_delta = huber_delta
@@ -107,9 +112,9 @@ class ActorCriticUpdate(Update):
             value, metrics = self.value_loss(rows, learning)
             return self.value_coef * value, metrics
 
-        return self.fit("critic", batch, learning, loss)
+        return self.fit("critic", batch, learning, loss, self.critic_epochs or self.epochs)
 
-    def fit(self, name: Hashable, batch: TensorDictBase, learning: Learning, loss: Loss) -> Metrics:
+    def fit(self, name: Hashable, batch: TensorDictBase, learning: Learning, loss: Loss, epochs: int) -> Metrics:
         """Minimise ``loss`` of each minibatch, over all epochs; the means of its metrics and of the gradients' norms.
 
         Args:
@@ -117,6 +122,7 @@ class ActorCriticUpdate(Update):
             batch: a prepared batch ``[B, T]``.
             learning: what to work on.
             loss: loss and metrics of some rows.
+            epochs: passes over the batch.
         """
 
         def step(minibatch: TensorDictBase) -> Metrics:
@@ -125,7 +131,7 @@ class ActorCriticUpdate(Update):
 
         rows = units(batch, learning.actor.sequence_length)
         history: list[Metrics] = []
-        for _ in range(self.epochs):
+        for _ in range(epochs):
             for minibatch in minibatches(rows, self.minibatch_size):
                 history.append(learning.run_step(name, step, minibatch))
         return mean_metrics(history)
@@ -176,7 +182,10 @@ class JointLossUpdate(ActorCriticUpdate):
         """``L_pi`` of the current log-probabilities ``[*, n, 1]``, and what else there is to log of it."""
 
     def update(self, batch: TensorDictBase, learning: Learning) -> Metrics:
-        """All agents and the critic together, one backward pass per minibatch of a batch ``[B, T]``."""
+        """All agents, with the critic or after it, one backward pass per minibatch of a batch ``[B, T]``."""
+        batch = self.prepare(batch, learning)
+        if self.critic_epochs is not None:
+            return self.fit_critic(batch, learning) | self._fit_policy("policy", batch, learning, None)
 
         def loss(rows: TensorDictBase) -> tuple[Tensor, Metrics]:
             # The policy first: an encoder that the critic shares is evaluated with it.
@@ -184,11 +193,17 @@ class JointLossUpdate(ActorCriticUpdate):
             value, value_metrics = self.value_loss(rows, learning)
             return policy + self.value_coef * value, policy_metrics | value_metrics
 
-        return self.fit("policy and critic", self.prepare(batch, learning), learning, loss)
+        return self.fit("policy and critic", batch, learning, loss, self.epochs)
 
     def fit_policy(self, batch: TensorDictBase, learning: Learning, agents: Sequence[int]) -> Metrics:
         """The policies of ``agents`` alone, on a prepared batch ``[B, T]``."""
-        return self.fit(("policy", *agents), batch, learning, lambda rows: self._regularised(rows, learning, agents))
+        return self._fit_policy(("policy", *agents), batch, learning, agents)
+
+    def _fit_policy(self, name: Hashable, batch: TensorDictBase, learning: Learning, agents: Sequence[int] | None) -> Metrics:
+        def loss(rows: TensorDictBase) -> tuple[Tensor, Metrics]:
+            return self._regularised(rows, learning, agents)
+
+        return self.fit(name, batch, learning, loss, self.epochs)
 
     def _regularised(self, rows: TensorDictBase, learning: Learning, agents: Sequence[int] | None) -> tuple[Tensor, Metrics]:
         taken = taken_by(agents, rows)

@@ -69,6 +69,7 @@ class Entry:
         options: its options by name, in the order of the constructor, then of the base classes that it passes options to.
         contract: the keys that it reads and writes, its needs and traits.
         trusted: whether its contract is marlkit's own, so that the contract's ``check`` may be called.
+        code: the ``code`` of its contract and of those of its base classes, as far as they are marlkit's own.
     """
 
     kind: Kind
@@ -82,6 +83,12 @@ class Entry:
     options: Mapping[str, Option]
     contract: Contract
     trusted: bool
+    code: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> bool:
+        """Whether it is one of marlkit's own components."""
+        return _is_own(self.module, self.file)
 
     @property
     def dotted(self) -> str:
@@ -92,6 +99,19 @@ class Entry:
     def defaults(self) -> dict[str, Any]:
         """The default of each option; :data:`REQUIRED` for an option that a recipe must set."""
         return {name: option.default for name, option in self.options.items()}
+
+    def ask(self, function: str, options: Mapping[str, Any], folders: Sequence[Path]) -> Any:
+        """What a ``"module:function"`` of a trusted contract says of ``options``."""
+        assert self.trusted, "only marlkit's own contracts may name functions"
+        module, _, name = function.partition(":")
+        return getattr(importlib.import_module(module), name)(options, folders)
+
+    def held(self, option: str, options: Mapping[str, Any], folders: Sequence[Path]) -> frozenset[str] | None:
+        """The names that the mapping ``option`` is known to take where the others are ``options``; see :class:`Contract`."""
+        if not self.trusted or option not in self.contract.holds:
+            return None
+        found: frozenset[str] | None = self.ask(self.contract.holds[option][1], options, folders)
+        return found
 
 
 def names(kind: Kind) -> dict[str, tuple[str, str]]:
@@ -197,9 +217,20 @@ def _entry(kind: Kind, name: str, cls: Class) -> Entry:
     contract = Contract() if owner is None else _contract(owner)
     docstring = next((text for text in map(docstrings.of, (c.node for c in cls.lineage)) if text), "")
     options = _options(cls.lineage)
-    inside = owner is None or (owner.module.name.startswith("marlkit.") and owner.module.file.is_relative_to(PACKAGE))
+    inside = owner is None or _is_own(owner.module.name, owner.module.file)
     place = (cls.module.name, cls.node.name, cls.module.file, cls.node.lineno)
-    return Entry(kind, name, *place, docstring, _summary(kind, cls, docstring), options, contract, inside)
+    summary = _summary(kind, cls, docstring)
+    return Entry(kind, name, *place, docstring, summary, options, contract, inside, _code(cls.lineage))
+
+
+def _is_own(module: str, file: Path) -> bool:
+    return module.startswith("marlkit.") and file.is_relative_to(PACKAGE)
+
+
+def _code(lineage: Sequence[Class]) -> tuple[str, ...]:
+    # Of base classes too: a contract of the user's own may leave out what the constructor of the base class imports.
+    own = (cls for cls in lineage if _is_own(cls.module.name, cls.module.file) and cls.assigned("contract") is not None)
+    return tuple(dict.fromkeys(code for code in (_contract(cls).code for cls in own) if code is not None))
 
 
 def _summary(kind: Kind, cls: Class, docstring: str) -> str:
@@ -293,16 +324,24 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
+def extend_search_path(module: str, file: Path | None, folders: Sequence[Path]) -> None:
+    """Let Python find ``module``, whose ``file`` is in one of ``folders``; the others are not searched."""
+    if file is None:
+        return
+    levels = len(module.split(".")) - (file.name != "__init__.py")
+    root = file.resolve().parents[levels]
+    # At the end, so that a file beside a recipe can never shadow a library.
+    if str(root) not in sys.path and root in {Path(folder).resolve() for folder in folders}:
+        sys.path.append(str(root))
+
+
 def load_class(entry: Entry, folders: Sequence[Path] = ()) -> type:
     """Import the class that ``entry`` describes. This runs the module's code.
 
     Raises:
         ComponentError: the import fails, or Python finds another file than the one that was checked.
     """
-    for folder in (str(Path(folder).resolve()) for folder in folders):
-        # At the end, so that a file beside a recipe can never shadow a library.
-        if folder not in sys.path:
-            sys.path.append(folder)
+    extend_search_path(entry.module, entry.file, folders)
     try:
         module = importlib.import_module(entry.module)
     except Exception as error:  # whatever the module does

@@ -12,6 +12,8 @@ from marlkit.recipe.catalogue import Entry, components
 from marlkit.recipe.scalars import scalar_node, value_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from marlkit.recipe.fit import Selection
     from marlkit.recipe.located_yaml import Place
 
@@ -46,6 +48,12 @@ class Changed:
     before: Selection
     entries: Mapping[str, Entry]
     completed: Mapping[str, Mapping[str, Any]]
+    built: frozenset[str] | None = None
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where dotted paths are looked up."""
+        return self.before.folders
 
     def options(self, path: str) -> dict[str, Any]:
         """The completed options of the component at ``path``."""
@@ -63,15 +71,17 @@ class Changed:
 def changed(selection: Selection, change: Change) -> Changed:
     """A selection after a change; another component keeps the options that it takes too, as in :mod:`marlkit.recipe.merging`."""
     options: dict[str, Mapping[str, Any]] = {path: selection.options(path) for path in selection.entries}
+    # Another environment has not been built.
+    built = None if change.path.partition(".")[0] == "env" else selection.built
     if not change.entries:
         component, _, name = change.path.rpartition(".")
         options[component] = {**options[component], name: value_of(scalar_node(change.value))}
-        return Changed(selection, selection.entries, options)
+        return Changed(selection, selection.entries, options, built)
     kept = {path: entry for path, entry in selection.entries.items() if not f"{path}.".startswith(f"{change.path}.")}
     for path, entry in change.entries.items():
         before = options.get(path, {})
         options[path] = entry.defaults | {n: v for n, v in before.items() if n in entry.options and _takes(entry, n, v)}
-    return Changed(selection, {**kept, **change.entries}, options)
+    return Changed(selection, {**kept, **change.entries}, options, built)
 
 
 def _takes(entry: Entry, name: str, value: Any) -> bool:

@@ -12,6 +12,7 @@ import itertools
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -42,6 +43,8 @@ class Combination:
     actions: str
     entries: Mapping[str, Entry]
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    folders: tuple[Path, ...] = ()
+    built: frozenset[str] | None = None
 
     def options(self, path: str) -> dict[str, Any]:
         """The completed options of the component at ``path``."""

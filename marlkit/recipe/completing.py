@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,13 +13,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from marlkit.contract import KINDS, Kind
-from marlkit.errors import ComponentError, Problem, did_you_mean
+from marlkit.errors import ComponentError, Problem, did_you_mean, nearest
 from marlkit.options import Range, describe_type, problem_with
 from marlkit.recipe.catalogue import Entry, Option, find
-from marlkit.recipe.interpolation import Sizes, entries, interpolated, leaves, literals
+from marlkit.recipe.interpolation import Sizes, entries, escape_missing, interpolated, leaves, literals
 from marlkit.recipe.located_yaml import MOST_VALUES, Located, Place
 from marlkit.recipe.merging import as_section
 from marlkit.recipe.scalars import refuse_unfit, shown
+from marlkit.recipe.variables import HIDDEN, Variables, as_written
 
 Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
 TOP_LEVEL = ("name", "seed", "extends")
@@ -41,6 +41,7 @@ class Completion:
         places: where each path is written; defaults have none.
         problems: the problems found so far.
         unresolved: paths of interpolations that are not resolved, because a problem says why.
+        variables: the environment variables found so far.
     """
 
     root: Located
@@ -50,6 +51,10 @@ class Completion:
     places: dict[str, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     unresolved: set[str] = field(default_factory=set)
+    variables: Variables = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.variables = Variables(self.report, self._takes_text)
 
     def place(self, path: str) -> Place:
         """Where ``path`` is written, or the nearest enclosing entry that is."""
@@ -80,7 +85,9 @@ class Completion:
         config = self._resolved()
         self._check_top_level(config)
         self._check_values(config)
-        return config
+        if not self.variables.names:
+            return config
+        return OmegaConf.create(as_written(escape_missing(OmegaConf.to_container(config)), self.config))
 
     def _component(self, kind: Kind, value: Located | None, path: str) -> dict[str, Any] | None:
         given = {} if value is None else as_section(value)
@@ -98,11 +105,22 @@ class Completion:
             self.places[f"{path}.type"] = given["type"].place
         for name, option in given.items():
             if name != "type" and name not in entry.options:
-                self.report(f"{path}.{name}", f"`{entry.name}` has no such option.", _options(name, entry), option.place)
+                remedy = self._inside(name, entry, given, path) or _options(name, entry)
+                self.report(f"{path}.{name}", f"`{entry.name}` has no such option.", remedy, option.place)
         completed: dict[str, Any] = {"type": entry.name}
         for option_name, definition in entry.options.items():
             self._option(definition, given.get(option_name), f"{path}.{option_name}", entry, completed)
         return completed
+
+    def _inside(self, name: str, entry: Entry, given: Mapping[str, Located], path: str) -> str:
+        """The remedy for an option that belongs into a mapping of options, such as `scenario_options`."""
+        plain = {option: value.plain() for option, value in given.items()}
+        for option in entry.contract.holds:
+            held = entry.held(option, plain, self.folders) or ()
+            near = name if name in held else None if nearest(name, entry.options) else nearest(name, held)
+            if near:
+                return f"Did you mean `{path}.{option}.{near}`?"
+        return ""
 
     def _entry(self, kind: Kind, given: Mapping[str, Located], path: str) -> Entry | None:
         named = given.get("type")
@@ -129,20 +147,35 @@ class Completion:
         elif option.part is not None and given.value is not None:
             completed[option.name] = self._component(option.part, given, path)
         else:
-            self.places[path] = given.place
+            self._note_places(given, path)
             completed[option.name] = given.plain()
 
+    def _note_places(self, given: Located, path: str) -> None:
+        self.places[path] = given.place
+        for name, value in (given.mapping or {}).items():
+            self._note_places(value, f"{path}.{name}")
+
     def _resolved(self) -> DictConfig:
-        """The configuration with every ``${section.option}`` replaced by its value."""
-        problem = Sizes(self.config).problem()
+        """The configuration with every ``${section.option}`` replaced by its value; environment variables are hidden."""
+        hidden = self.variables.hide(self.config)
+        problem = Sizes(as_written(hidden, self.config)).problem()
         if problem:
             path, message, remedy = problem
             self.report(".".join(path), message, remedy)
             self.unresolved = {".".join(found) for found in interpolated(self.config)}
-        config = OmegaConf.create(self.config) if interpolated(self.config) else None
-        resolved = {key: self._resolve(value, (key,), config) for key, value in self.config.items()}
+        config = OmegaConf.create(hidden) if interpolated(hidden) else None
+        resolved = {key: self._resolve(value, (key,), config) for key, value in hidden.items()}
         self._check_size(resolved)
         return OmegaConf.create(resolved)
+
+    def _takes_text(self, path: str) -> bool:
+        """Whether ``path`` is an option of a component that may be text, or is inside of one."""
+        component, option, inner = path, "", ""
+        while component and component not in self.entries:
+            component, _, last = component.rpartition(".")
+            option, inner = last, option
+        found = self.entries[component].options.get(option) if component else None
+        return found is not None and (inner != "" or problem_with(HIDDEN, found.annotation) is None)
 
     def _resolve(self, value: Any, path: tuple[str, ...], config: Any) -> Any:
         """The value at `path` of a configuration without interpolations, text in it as OmegaConf is to be given it."""
@@ -211,7 +244,7 @@ class Completion:
                 self._check_limit(plain, path, name, limits)
             broken = any(problem.where.startswith(f"{path}.") for problem in self.problems)
             if entry.contract.check and entry.trusted and not broken:
-                for name, message in _own_check(entry.contract.check)(options):
+                for name, message in entry.ask(entry.contract.check, options, self.folders):
                     self.report(f"{path}.{name}", f"{message}.".replace("..", "."))
 
     def _check_limit(self, plain: Any, path: str, name: str, limits: Sequence[str]) -> None:
@@ -239,11 +272,6 @@ def _size(value: Any) -> tuple[int, int]:
         sizes = [_size(entry) for entry in (value.values() if isinstance(value, dict) else value)]
         return 1 + sum(size[0] for size in sizes), keys + sum(size[1] for size in sizes)
     return 1, len(value) if isinstance(value, str) else 0
-
-
-def _own_check(name: str) -> Any:
-    module, _, function = name.partition(":")
-    return getattr(importlib.import_module(module), function)
 
 
 def _wanted(option: Option) -> str:

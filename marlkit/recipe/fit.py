@@ -21,6 +21,8 @@ from marlkit.recipe.catalogue import Entry, components
 from marlkit.recipe.changes import Change, changed, swaps
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from marlkit.recipe.located_yaml import Place
 
 ORDER = ("env", "data", "actor", "opponents", "critic", "targets", "estimator", "update", "optimizer", "trainer")
@@ -33,12 +35,24 @@ ON_ONE_STEP = ("env", "actor", "opponents", "critic")
 """Sections that run on single steps, current and next ones alike, and therefore have no access to the following step."""
 
 
+POOLED_ENEMIES = {"opposing", "team_reward"}
+"""Traits that no environment may have together: what one agent wins would pay its opponent as much."""
+
+
 class Selection(Protocol):
     """The part of a recipe that the checks use."""
 
     @property
     def entries(self) -> Mapping[str, Entry]:
         """The components by path."""
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where dotted paths are looked up."""
+
+    @property
+    def built(self) -> frozenset[str] | None:
+        """The traits of the environment, where it has been built."""
 
     def options(self, path: str) -> dict[str, Any]:
         """The completed options of the component at ``path``."""
@@ -76,12 +90,18 @@ class Member:
 
 def environments(recipe: Selection) -> list[frozenset[str]]:
     """The possible sets of traits of the environment; more than one where its source does not determine them."""
+    if recipe.built is not None:
+        return [recipe.built]
     entry = recipe.entries["env"]
-    traits = frozenset(entry.contract.resolve("traits", recipe.options("env"), ()))
+    options = recipe.options("env")
+    traits = frozenset(entry.contract.resolve("traits", options, ()))
     actions = [()] if traits & {"discrete", "continuous"} else [("discrete",), ("continuous",)]
     declared = any("team_reward" in (trait.then if isinstance(trait, When) else (trait,)) for trait in entry.contract.traits)
     rewards = [()] if declared else [(), ("team_reward",)]
-    return [traits | set(action) | set(reward) for action, reward in itertools.product(actions, rewards)]
+    derives = entry.contract.derives if entry.trusted else None
+    derived = () if derives is None else entry.ask(derives, options, recipe.folders)
+    aims = [(), ("opposing",)] if derived is None else [derived]
+    return [traits.union(*found) for found in itertools.product(actions, rewards, aims)]
 
 
 def members(recipe: Selection, environment: Collection[str]) -> list[Member]:
@@ -140,6 +160,8 @@ def fits(recipe: Selection) -> bool:
 
 def _is_satisfied(team: list[Member], environment: frozenset[str]) -> bool:
     by_path = {member.path: member for member in team}
+    if by_path["env"].traits >= POOLED_ENEMIES:
+        return False
     for member, found in writers(team):
         if not found.keys() >= set(member.reads) or any(missing for _, missing in unmet(member, by_path, environment)):
             return False
@@ -165,8 +187,8 @@ def holds_itself(member: Member, team: Mapping[str, Member]) -> bool:
 def check_fit(recipe: Selection) -> list[Problem]:
     """All misfits; empty where the recipe can run.
 
-    Where the source of the environment does not determine whether actions are discrete or rewards pooled, the problems of the
-    most favourable case are reported; the rest is checked against the environment itself when the components are built.
+    Where the source of the environment does not determine its traits, the problems of the most favourable case are reported;
+    with ``recipe.built``, the traits of the environment that was built, the check is complete.
     """
     return _problems(_check_of(recipe))
 
@@ -179,6 +201,7 @@ def _problems(check: _Check) -> list[Problem]:
         problems += check.unmet(member)
         if holds_itself(member, check.team):
             problems.append(check.inside_itself(member))
+    problems += check.opposed()
     if check.team["critic"].entry.contract.predicts is None:
         problems.append(check.unpredicting())
     return problems
@@ -202,7 +225,7 @@ class _Check:
         message = f"`{reader.entry.name}` reads {keys.name(key)}{_meaning(key)}, which nothing before it writes"
         remedies: list[_Remedy] = []
         for section in ORDER[: ORDER.index(reader.section)]:
-            remedy = self._remedy(section, "writes", current, "write it") or self._remedy(section, "writes", key, "write it")
+            remedy = next(filter(None, (self._remedy(section, "writes", k, "write it", reader) for k in (current, key))), None)
             if remedy:
                 message += f"; {section} {self._named(section)} writes {self._written(section)}"
                 remedies.append(remedy)
@@ -225,7 +248,7 @@ class _Check:
         for path, missing in unmet(member, self.team, self.environment):
             for trait in missing:
                 message = f"`{member.entry.name}` needs the trait `{trait}`, which {path} {self._named(path)} lacks."
-                remedy = self._remedy(path, "traits", trait, "have it")
+                remedy = self._remedy(path, "traits", trait, "have it", member)
                 yield self._problem(member, message, [remedy] if remedy else [], f"No {path} of marlkit has it.")
 
     def inside_itself(self, member: Member) -> Problem:
@@ -233,6 +256,47 @@ class _Check:
         names = [e.name for e in components(member.entry.kind).values() if e.dotted != member.entry.dotted]
         remedies = [self._swap(member.path, "these may be there", names)]
         return self._problem(member, f"`{member.entry.name}` cannot be a part of itself.", remedies, "")
+
+    def opposed(self) -> Iterator[Problem]:
+        """The environment pays one reward to agents that are opposed to each other."""
+        env, unpooled = self.team["env"], self._unpooled
+        if env.traits >= POOLED_ENEMIES:
+            chosen = [f"{chooser} `{env.options[chooser]}`" for chooser, _ in env.entry.contract.holds.values()]
+            message = (
+                f"`{env.entry.name}` pays all agents the same, but those of {', '.join(chosen) or 'this environment'} are "
+                "opposed to each other: what one gains would be paid to its opponents too."
+            )
+            where = next((change.path for changes in unpooled.changes for change in changes), "env")
+            needing = self._needing_team_reward
+            remedy = self._without_team_reward(needing[0]) if unpooled.changes and needing else unpooled
+            yield self.recipe.place(where).problem(where, message, self._problem(env, message, [remedy], "").remedy)
+
+    @property
+    def _unpooled(self) -> _Remedy:
+        """The options of the environment that pool rewards, set to what they are by default."""
+        env = self.team["env"]
+        conditions = [entry for entry in env.entry.contract.traits if isinstance(entry, When) and "team_reward" in entry.then]
+        names = {part.name for entry in conditions for part in entry.parts if entry.holds(env.options, self.environment)}
+        together = tuple(Change(f"env.{name}", as_yaml(env.entry.options[name].default)) for name in sorted(names))
+        return _Remedy(
+            "env", "", (together,) if together else (), "" if together else "Take one of both traits from its contract."
+        )
+
+    @property
+    def _needing_team_reward(self) -> list[Member]:
+        needed = {m.path: m.entry.contract.needed(m.options, self.environment).get("env", ()) for m in self.team.values()}
+        return [member for member in self.team.values() if "team_reward" in needed[member.path]]
+
+    def _without_team_reward(self, member: Member) -> _Remedy:
+        """What to use instead of a component that needs one reward for all agents, where they are opposed; its parts first."""
+        parts = [entry.name for path, entry in self.recipe.entries.items() if path.startswith(f"{member.path}.")]
+        others = components(member.entry.kind)
+        names = [name for name in dict.fromkeys([*parts, *others]) if name in others and name != member.entry.name]
+        unpooling = [change for changes in self._unpooled.changes for change in changes]
+        changes = tuple((*swap, *unpooling) for swap in self._swap(member.path, "", names).changes)
+        why = f"`{member.entry.name}` cannot train opponents"
+        advice = "choose agents that share one aim."
+        return _Remedy(member.path, "", changes, f"{why}: {advice}", f"{why}: set {{}}, or {advice}")
 
     def unpredicting(self) -> Problem:
         """The critic predicts nothing."""
@@ -242,14 +306,20 @@ class _Check:
 
     def first_changes(self) -> list[tuple[Change, ...]]:
         """The changes that would mend the first problem, whatever they do to the rest."""
+        if self.team["env"].traits >= POOLED_ENEMIES:
+            return [
+                *self._unpooled.changes,
+                *(change for m in self._needing_team_reward for change in self._without_team_reward(m).changes),
+            ]
         remedies: list[_Remedy] = []
         for member, found in writers(self.team.values()):
             for key in (key for key in member.reads if key not in found):
                 for section in ORDER[: ORDER.index(member.section)]:
-                    remedies += filter(None, [self._remedy(section, "writes", wanted, "") for wanted in (keys.current(key), key)])
+                    wanted = (keys.current(key), key)
+                    remedies += filter(None, [self._remedy(section, "writes", one, "", member) for one in wanted])
                 remedies += self._unread(member, keys.current(key))
             for path, missing in unmet(member, self.team, self.environment):
-                remedies += filter(None, [self._remedy(path, "traits", trait, "") for trait in missing])
+                remedies += filter(None, [self._remedy(path, "traits", trait, "", member) for trait in missing])
                 if missing:
                     remedies.append(self._swap(member.path, "", [e.name for e in self._supported(member.entry)]))
             if holds_itself(member, self.team):
@@ -294,6 +364,7 @@ class _Check:
         """How many keys and traits are missing."""
         keyless = sum(len(set(member.reads) - set(found)) for member, found in writers(self.team.values()))
         keyless += sum(holds_itself(member, self.team) for member in self.team.values())
+        keyless += self.team["env"].traits >= POOLED_ENEMIES
         return keyless + sum(len(traits) for m in self.team.values() for _, traits in unmet(m, self.team, self.environment))
 
     @property
@@ -309,9 +380,11 @@ class _Check:
     def _written(self, section: str) -> str:
         return ", ".join(keys.name(key) for key in self.team[section].writes) or "nothing"
 
-    def _remedy(self, path: str, field: str, wanted: Any, verb: str) -> _Remedy | None:
+    def _remedy(self, path: str, field: str, wanted: Any, verb: str, reader: Member) -> _Remedy | None:
         """The options to set, or the components to use, so that `path` writes the key or has the trait `wanted`."""
         member = self.team[path]
+        if path == "env" and wanted == "team_reward" and "opposing" in self.environment:
+            return self._without_team_reward(reader)
         settings = self._settings(member, field, wanted)
         if settings:
             return settings
@@ -378,15 +451,19 @@ class _Remedy:
         verb: what those that may take its place do (``"these write it"``); empty where options are set.
         changes: the alternatives, each one change or several.
         text: what to do where it cannot be written as a change.
+        sentence: a sentence for the first alternative, which stands in it for ``{}``.
     """
 
     path: str
     verb: str
     changes: tuple[tuple[Change, ...], ...]
     text: str = ""
+    sentence: str = ""
 
     def words(self, passing: Sequence[tuple[Change, ...]]) -> str:
         """The remedy as a sentence, with those alternatives that pass."""
+        if self.sentence:
+            return self.sentence.format(" and ".join(change.on_command_line for change in passing[0]))
         if not self.verb:
             return f"Set {' or '.join(' and '.join(map(str, changes)) for changes in passing)}."
         swaps = [change for (change,) in passing]

@@ -15,9 +15,9 @@ MOST_RESOLVED = 50_000
 LONGEST_CHAIN = 50
 
 _ESCAPED = re.compile(r"(?<!\\)(?:\\\\)*\\\$\{")
-_SIMPLE = re.compile(r"\$\{\s*oc\.(?:env|decode):[^${}\\]*\}")
+_LITERAL = re.compile(r"\\+\$\{")
+_VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:[^${}\\]*\}")
 _NESTED_NAME = re.compile(r"\$\{[\s.\w\[\]]*\$\{")
-_RESOLVER = re.compile(r"\$\{\s*([\w.]+)\s*:")
 _NAMES = re.compile(r"[.\w\[\]]+")
 
 
@@ -29,6 +29,15 @@ def literal(text: str) -> str:
 def literals(value: Any) -> Any:
     """A value with :func:`literal` text, however deep."""
     return _with_text(value, literal)
+
+
+def meant(value: Any) -> Any:
+    """A value of which OmegaConf has taken no escapes as it is meant; texts with interpolations as they are written."""
+    return _with_text(value, lambda text: text if "${" in _ESCAPED.sub(" ", text) else _LITERAL.sub(_unescaped, text))
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    return found[0][: (len(found[0]) - 3) // 2] + "${"
 
 
 def escape_missing(value: Any) -> Any:
@@ -54,15 +63,9 @@ def references(text: str) -> list[str]:
     Raises:
         ValueError: they cannot be read off the text; its arguments are why, and what to write instead.
     """
-    bare = _ESCAPED.sub("", text)
-    while bare != (inner := _SIMPLE.sub("", bare)):
-        bare = inner
-    remedy = "Write `${section.option}`, `${oc.env:NAME}` or `${oc.decode:${oc.env:NAME}}`."
+    bare = _VARIABLE.sub(" ", _ESCAPED.sub(" ", text))
     if _NESTED_NAME.search(bare):
-        raise ValueError("has an interpolation inside the name of another.", remedy)
-    for name in _RESOLVER.findall(bare):
-        if name.startswith("oc."):
-            raise ValueError(f"uses `{name}`, which recipes do not.", remedy)
+        raise ValueError("has an interpolation inside the name of another.", "Write `${section.option}`.")
     return _NAMES.findall(bare) if "${" in bare else []
 
 

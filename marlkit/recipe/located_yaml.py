@@ -33,6 +33,7 @@ class Place:
 
     source: str
     line: int | None = None
+    override: bool = False
 
     def __str__(self) -> str:
         return self.source if self.line is None else f"{self.source}:{self.line}"
@@ -208,7 +209,7 @@ class _Reader:
 
     Attributes:
         source: the file or the override.
-        lines: whether the lines of the nodes are those of the source.
+        lines: whether the lines of the nodes are those of a file; they belong to an override otherwise.
         problems: duplicate keys, of which the first is used.
         fatal: values that cannot be read.
     """
@@ -222,7 +223,7 @@ class _Reader:
 
     def place(self, node: yaml.Node) -> Place:
         """Where a node is written."""
-        return Place(self.source, node.start_mark.line + 1 if self.lines else None)
+        return Place(self.source, node.start_mark.line + 1) if self.lines else Place(self.source, override=True)
 
     def located(self, node: yaml.Node, place: Place, where: str = "") -> Located:
         """The value of a node; the entries of a mapping are located, those of a list are not."""

@@ -1,13 +1,15 @@
 """Building one recipe on another: the rules of `extends` and of command-line overrides.
 
 The rule: sections are merged option by option; where the `type` changes, the options that the new component also takes are
-kept and the others are dropped, with a note. The same rule holds for a component inside another, such as ``update.step``.
+kept and the others are dropped, with a note. The same rule holds for a component inside another, such as ``update.step``, and
+for a mapping of options that belong to what another option names: where `scenario` changes, those `scenario_options` are kept
+that the new scenario also takes. What an override sets itself is never dropped so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,28 @@ class Merge:
         options: Mapping[str, Option] = {} if entry is None else entry.options
         for name, value in change.items():
             kept[name] = self._option(options.get(name), kept.get(name), value, f"{path}.{name}")
+        if entry is not None:
+            self._drop_held(entry, old, kept, path)
         return Located(kept, new.place if "type" in change else base.place)
+
+    def _drop_held(self, entry: Entry, old: Mapping[str, Located], kept: dict[str, Located], path: str) -> None:
+        """Drop the options of what ``old`` names that what is named now does not take; those that an override sets stay."""
+        for option, (chooser, _) in entry.contract.holds.items():
+            before, now = old.get(chooser), kept.get(chooser)
+            entries = kept[option].mapping if option in kept else None
+            if before is None or now is None or before.plain() == now.plain() or not entries:
+                continue
+            held = entry.held(option, {name: value.plain() for name, value in kept.items()}, self.folders)
+            if held is None:
+                continue  # nothing of that name; the check of the merged recipe reports it
+            inherited = (old[option].mapping or {}) if option in old else {}
+            stale = [name for name in inherited if name not in held and entries.get(name) is inherited[name]]
+            stale = [name for name in stale if not entries[name].place.override]
+            if stale:
+                kept[option] = replace(kept[option], value={n: v for n, v in entries.items() if n not in stale})
+                named = ", ".join(f"`{path}.{option}.{name}`" for name in stale)
+                became = f"`{before.plain()}` became `{now.plain()}`"
+                self.notes.append(f"{path}.{chooser}: {became}, which does not take {named}: dropped.")
 
     def _option(self, option: Option | None, base: Located | None, new: Located, path: str) -> Located:
         if base is None:
@@ -71,7 +94,8 @@ class Merge:
             entries = dict(base.mapping)
             for name, value in new.mapping.items():
                 entries[name] = self._option(None, entries.get(name), value, f"{path}.{name}")
-            return Located(entries, new.place)
+            # What a file has written does not become the user's own by what he adds.
+            return Located(entries, base.place)
         return new
 
     def _find(self, kind: Kind, name: Any) -> Entry | None:
@@ -105,7 +129,7 @@ def read_override(text: str) -> Located:
     Raises:
         RecipeError: the text does not have this form.
     """
-    place = Place(f"override `{shown(text, 200)}`")
+    place = Place(f"override `{shown(text, 200)}`", override=True)
     name, equals, value = text.partition("=")
     path = name.strip().split(".")
     if not equals or not all(path):

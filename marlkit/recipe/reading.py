@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from marlkit.contract import KINDS
 from marlkit.errors import Problem, RecipeError, did_you_mean
 from marlkit.recipe.catalogue import Entry
 from marlkit.recipe.completing import Completion
 from marlkit.recipe.fit import check_fit
-from marlkit.recipe.interpolation import escape_missing
+from marlkit.recipe.interpolation import escape_missing, meant
 from marlkit.recipe.located_yaml import Located, Place, read_file
 from marlkit.recipe.merging import Merge, read_overrides
 from marlkit.recipe.scalars import Loader, shown
@@ -48,6 +50,9 @@ class Recipe:
         overrides: the changes applied to the file.
         notes: the options that a change of `type` dropped.
         valid: whether names and values have no problem.
+        variables: the environment variables that it reads, by the path where they are written.
+        trust: whether the user agrees to all that it does beyond marlkit's own code (:mod:`marlkit.recipe.trust`).
+        built: the traits of its environment, where that has been built.
     """
 
     name: str
@@ -59,6 +64,9 @@ class Recipe:
     overrides: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     valid: bool = True
+    variables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    trust: bool = False
+    built: frozenset[str] | None = None
 
     @property
     def seed(self) -> int:
@@ -76,7 +84,7 @@ class Recipe:
         return self.place(path).line
 
     def options(self, path: str) -> dict[str, Any]:
-        """The options of the component at ``path``, without its `type`."""
+        """The options of the component at ``path``, without its `type`; environment variables as they are written."""
         found: Any = self._plain
         for key in path.split("."):
             found = found[key]
@@ -84,17 +92,40 @@ class Recipe:
 
     @functools.cached_property
     def _plain(self) -> Any:
-        return OmegaConf.to_container(self.config, resolve=True)
+        return meant(OmegaConf.to_container(self.config))
 
     def accepts(self, overrides: Sequence[str]) -> bool:
         """Whether names and values stay valid after further ``overrides``; true where they are not valid now."""
         if not self.valid:
             return True
         try:
-            load_recipe(self.source, [*self.overrides, *overrides], folders=self.folders, fit=False)
+            load_recipe(self.source, [*self.overrides, *overrides], folders=self.folders, fit=False, trust=self.trust)
         except RecipeError:
             return False
         return True
+
+    def arguments(self, path: str) -> dict[str, Any]:
+        """:meth:`options` with the values of the environment variables that they read, for the constructor alone.
+
+        Raises:
+            RecipeError: a variable is not set.
+        """
+        if not self.variables:
+            return self.options(path)
+        try:
+            found = OmegaConf.to_container(OmegaConf.select(self.config, path), resolve=True)
+        except OmegaConfBaseException as error:
+            unset = next((at for at in self.variables if at.startswith(f"{path}.")), path)
+            raise RecipeError([self.place(unset).problem(unset, f"cannot be read: {str(error).splitlines()[0]}.")]) from error
+        assert isinstance(found, dict)
+        return {str(name): value for name, value in found.items() if name != "type"}
+
+    def without_values(self, text: str) -> str:
+        """A message without the values of the environment variables that the recipe reads."""
+        for name in {name for names in self.variables.values() for name in names}:
+            if len(value := os.environ.get(name, "")) > 3:
+                text = text.replace(value, f"${{oc.env:{name}}}")
+        return text
 
     def to_yaml(self) -> str:
         """The completed recipe as text, from which :func:`load_recipe` reads an equal recipe."""
@@ -108,9 +139,14 @@ def shipped() -> dict[str, Path]:
 
 
 def load_recipe(
-    name_or_path: str | Path, overrides: Sequence[str] = (), *, folders: Sequence[Path] = (), fit: bool = True
+    name_or_path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    folders: Sequence[Path] = (),
+    fit: bool = True,
+    trust: bool = False,
 ) -> Recipe:
-    """Read, complete and check a recipe. Runs no component's code.
+    """Read, complete and check a recipe. Runs no component's code and reads no environment variable.
 
     Args:
         name_or_path: the name of a shipped recipe (``"mappo"``), or a path to a YAML file.
@@ -118,6 +154,8 @@ def load_recipe(
         folders: where to look for components named by a dotted path, beside Python's own search path, the current folder and
             the recipe's.
         fit: whether to check that the components fit together; names and values are always checked.
+        trust: whether its components may later be built although it names code outside of marlkit, or environment variables
+            (:mod:`marlkit.recipe.trust`).
 
     Raises:
         RecipeError: the recipe cannot be run; it carries all problems that were found.
@@ -137,7 +175,8 @@ def load_recipe(
     config = completion.run(path.stem)
     problems.extend(completion.problems)
     found = (completion.entries, completion.places, tuple(merge.folders))
-    recipe = Recipe(str(config.name), path, config, *found, tuple(overrides), tuple(merge.notes), not problems)
+    told = (tuple(overrides), tuple(merge.notes), not problems)
+    recipe = Recipe(str(config.name), path, config, *found, *told, variables=completion.variables.names, trust=trust)
     if fit and all(section in recipe.entries for section in KINDS):
         problems.extend(check_fit(recipe))
     if problems:

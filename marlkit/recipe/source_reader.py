@@ -17,7 +17,7 @@ import sys
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,9 +85,11 @@ class Sources:
 
     Args:
         folders: looked through after Python's own search path, as :func:`marlkit.recipe.catalogue.load_class` does.
+        opaque: libraries that are not read.
     """
 
-    def __init__(self, folders: Sequence[Path] = ()) -> None:
+    def __init__(self, folders: Sequence[Path] = (), opaque: Collection[str] = OPAQUE) -> None:
+        self.opaque = opaque
         self.folders = [str(Path(folder).resolve()) for folder in folders]
         self._modules: dict[str, Module] = {}
         self._steps = 0
@@ -122,6 +124,15 @@ class Sources:
     def has(self, name: str) -> bool:
         """Whether there is a module ``name``."""
         return self._spec(name) is not None
+
+    def file(self, name: str) -> Path | None:
+        """The file that importing the module ``name`` would run; ``None`` for one that is built in or not there.
+
+        Raises:
+            ComponentError: the name stands for two files.
+        """
+        spec = self._spec(name)
+        return Path(spec.origin).resolve() if spec is not None and spec.has_location and spec.origin else None
 
     def _spec(self, name: str) -> importlib.machinery.ModuleSpec | None:
         # importlib.util.find_spec would import the parent packages, so that each part is looked up in the folders of its parent.
@@ -209,7 +220,7 @@ class Module:
     def _import(self, module: str) -> Any:
         if module in READABLE:
             return READABLE[module]
-        if module.partition(".")[0] in OPAQUE:
+        if module.partition(".")[0] in self.sources.opaque:
             raise ComponentError(f"`{module}` is not read")
         return self.sources.module(module)
 

@@ -1,4 +1,7 @@
-"""When a run is saved: the last state about once a minute and at the end, the best state after the best evaluation so far."""
+"""When a run is saved: the last state about once a minute and at the end, the best state after the best evaluation so far.
+
+The best is that of the largest value of one metric. Where none is named, every evaluation is taken to be better than the last.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,21 @@ class Checkpoints(Checkpoint):
     Args:
         folder: folder of the checkpoints.
         seconds: time between checkpoints of the last state.
+        monitor: the metric of the evaluations whose largest value is the best; ``None``: the latest evaluation is.
         clock: seconds since some fixed time.
     """
 
-    def __init__(self, folder: Path, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seconds: float,
+        monitor: str | None = EVALUATION_RETURN,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.folder = folder
         self.seconds = seconds
+        self.monitor = monitor
         self.clock = clock
         self.best = float("-inf")
         self._saved = clock()
@@ -38,7 +50,7 @@ class Checkpoints(Checkpoint):
         """Save if the interval has passed, or if the evaluation is the best so far."""
         assert isinstance(pl_module, Learner)
         last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        best = max(self.best, float(trainer.callback_metrics.get(EVALUATION_RETURN, self.best)))
+        best = self._best(trainer, pl_module)
         due = last or self.clock() - self._saved >= self.seconds
         # All ranks save together or none does: the first one has evaluated, and its clock counts.
         best, due = pl_module.ranks.from_first((best, due))
@@ -49,10 +61,17 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(self.folder / LAST, weights_only=False)
             self._saved = self.clock()
 
+    def _best(self, trainer: lightning.Trainer, learner: Learner) -> float:
+        """The largest value so far; without a metric, the iteration of the latest evaluation."""
+        if self.monitor is None:
+            return float(learner.iteration) if learner.is_evaluated() else self.best
+        return max(self.best, float(trainer.callback_metrics.get(self.monitor, self.best)))
+
     def state_dict(self) -> dict[str, Any]:
-        """The best return so far."""
-        return {"best": self.best}
+        """The best value so far, and of what."""
+        return {"best": self.best, "monitor": self.monitor}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`."""
-        self.best = state_dict["best"]
+        """Continue from :meth:`state_dict`; the best of another metric does not count."""
+        if state_dict.get("monitor", EVALUATION_RETURN) == self.monitor:
+            self.best = state_dict["best"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +14,8 @@ from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
 from marlkit.errors import RunError
-from marlkit.run.metrics_file import EPISODE_RETURN, EVALUATION_RETURN, FRAMES, read_metrics
+from marlkit.run.files import write_whole
+from marlkit.run.metrics_file import EPISODE_RETURN, EVALUATION_RETURN, FRAMES, read_metrics, returns_of
 from marlkit.run.statistics import bootstrap_interval, interquartile_mean
 
 PANEL_WORDS = ("loss", "entropy", "explained_variance")
@@ -23,8 +24,8 @@ MOST_PANELS = 4
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#666666"
 RETURNS = (
-    (EPISODE_RETURN, "training episodes", COLOURS[0], ""),
-    (EVALUATION_RETURN, "evaluation, deterministic", COLOURS[1], "o"),
+    (EPISODE_RETURN, "training episodes", 0, ""),
+    (EVALUATION_RETURN, "evaluation, deterministic", 1, "o"),
 )
 
 FilePath = str | os.PathLike[str]
@@ -34,8 +35,11 @@ Array = NDArray[np.float64]
 def draw_curve(metrics_csv: FilePath, png: FilePath, title: str) -> None:
     """Draw the returns of one run against environment frames, with small panels for losses, entropy and explained variance.
 
+    Where agents are opposed to each other, each group has its own lines.
+
     Raises:
         RunError: the file is not a metrics file, or it holds no ``frames``.
+        WriteError: the picture cannot be written.
     """
     metrics = {name: np.asarray(values) for name, values in read_metrics(metrics_csv).items()}
     if FRAMES not in metrics:
@@ -44,10 +48,13 @@ def draw_curve(metrics_csv: FilePath, png: FilePath, title: str) -> None:
     figure = Figure(figsize=(8, 6.2 if panels else 4.5), layout="constrained")
     grid = figure.add_gridspec(2 if panels else 1, max(1, len(panels)), height_ratios=[2.4, 1] if panels else [1])
     axes = figure.add_subplot(grid[0, :])
-    for name, label, colour, marker in RETURNS:
-        if name in metrics:
-            points = _finite(metrics[FRAMES], metrics[name])
-            axes.plot(*points, color=colour, label=label, linewidth=1.4, marker=marker, markersize=4)
+    for name, label, first_colour, marker in RETURNS:
+        found = returns_of(name, metrics)
+        for index, (group, metric) in enumerate(found.items()):
+            colour = COLOURS[(len(RETURNS) * index + first_colour) % len(COLOURS)]
+            points = _finite(metrics[FRAMES], metrics[metric])
+            named = f"{group}: {label}" if group else label
+            axes.plot(*points, color=colour, label=named, linewidth=1.4, marker=marker, markersize=4)
     _finish(axes, title, "return")
     for column, name in enumerate(panels):
         small = figure.add_subplot(grid[1, column])
@@ -64,6 +71,7 @@ def draw_comparison(
 
     Raises:
         RunError: a file is not a metrics file, or it lacks ``frames`` or ``column``.
+        WriteError: the picture cannot be written.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -124,5 +132,6 @@ def _tidy(axes: Axes, *, label_size: int) -> None:
 
 
 def _save(figure: Figure, png: FilePath) -> None:
-    Path(png).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(png, dpi=150, format="png")
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150, format="png")
+    write_whole(png, content.getvalue())

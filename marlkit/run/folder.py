@@ -7,18 +7,23 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from marlkit.errors import CheckpointError, RunError
+from marlkit.contract import as_yaml
+from marlkit.errors import CheckpointError, RunError, writing
 from marlkit.recipe.located_yaml import Place, read_text
 from marlkit.recipe.reading import Recipe, load_recipe
-from marlkit.run.checkpoint_io import load_checkpoint
+from marlkit.run.checkpoint_io import load_checkpoint, of_file
 from marlkit.run.checkpoints import BEST, LAST
-from marlkit.run.versions import versions
+from marlkit.run.files import write_whole
+from marlkit.run.versions import read_versions, versions
+from marlkit.saved import COUNT, MAPPING, named, refuse_misfit
+from marlkit.training.assembly import choose_device
+from marlkit.training.restoring import HEADER
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.csv"
@@ -33,9 +38,10 @@ ANIMATION = "team.gif"
 def new_run_folder(recipe: Recipe, root: Path) -> Path:
     """Create a run folder with the recipe and the versions of the software."""
     folder = _new_folder(root / recipe.name, recipe.seed)
-    (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
-    made_with = versions() | {COMPONENT_FOLDERS: [str(path) for path in recipe.folders]}
-    (folder / VERSIONS).write_text(json.dumps(made_with, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / RECIPE, recipe.to_yaml().encode())
+    made_with = versions(threads=recipe.config.trainer.threads, device=choose_device(recipe))
+    noted = made_with | {COMPONENT_FOLDERS: [str(path) for path in recipe.folders]}
+    write_whole(folder / VERSIONS, (json.dumps(noted, indent=2) + "\n").encode())
     return folder
 
 
@@ -43,19 +49,22 @@ def _new_folder(parent: Path, seed: int) -> Path:
     stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
     for attempt in range(1, 1000):
         folder = parent / f"{stamp}-seed{seed}{'' if attempt == 1 else f'-{attempt}'}"
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise RunError(f"{folder}: cannot be made ({error}).") from error
-        (folder / CHECKPOINTS).mkdir()
+        with writing(folder):
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            (folder / CHECKPOINTS).mkdir()
         return folder
     raise RunError(f"{parent}: a thousand runs started within this second")
 
 
-def run_recipe(folder: Path) -> Recipe:
+def run_recipe(folder: Path, *, trust: bool = False) -> Recipe:
     """The completed recipe of a run.
+
+    Args:
+        folder: of the run.
+        trust: as for :func:`marlkit.recipe.load_recipe`.
 
     Raises:
         RunError: the folder is not a run.
@@ -63,16 +72,28 @@ def run_recipe(folder: Path) -> Recipe:
     path = folder / RECIPE
     if not path.is_file():
         raise RunError(f"{folder}: is not a run; it holds no {RECIPE}. Runs stand under runs/<recipe>/<time>-seed<k>/.")
-    return load_recipe(path, folders=_component_folders(folder))
+    return load_recipe(path, folders=_component_folders(folder), trust=trust)
+
+
+def refuse_links(folder: Path) -> None:
+    """Check that what is written into a run stays in it.
+
+    Raises:
+        RunError: something in the folder is a link to a place outside of it.
+    """
+    inside = folder.resolve()
+    found = (Path(parent, name) for parent, folders, files in os.walk(inside) for name in (*folders, *files))
+    for path in sorted(found):
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            where = f"{path}: is a link to {path.resolve()}, outside of the run, and would be written to."
+            raise RunError(f"{where} Replace it by what it points to, or repeat with --trust (in Python: trust=True).")
 
 
 def _component_folders(folder: Path) -> list[Path]:
     """The folders in which the run found components named by dotted paths; none where its ``versions.json`` is unreadable."""
-    try:
-        noted = json.loads((folder / VERSIONS).read_text(encoding="utf-8"))[COMPONENT_FOLDERS]
-    except (OSError, ValueError, KeyError):
-        return []
-    return [Path(path) for path in noted if Path(path).is_dir()]
+    noted = read_versions(folder / VERSIONS).get(COMPONENT_FOLDERS, [])
+    paths = [path for path in noted if isinstance(path, str)] if isinstance(noted, list) else []
+    return [Path(path) for path in paths if os.path.isdir(path)]
 
 
 def checkpoint_path(folder: Path, checkpoint: str) -> Path:
@@ -96,22 +117,54 @@ def own_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
     Raises:
         CheckpointError: it is damaged, holds more than plain data, or was made by another recipe.
     """
-    saved = load_checkpoint(path, required=REQUIRED)
-    here, there = (_decisive(text) for text in (recipe.to_yaml(), saved["marlkit"]["recipe"]))
-    if here != there:
-        lines = zip(OmegaConf.to_yaml(here).splitlines(), OmegaConf.to_yaml(there).splitlines(), strict=False)
-        ours, theirs = next(((a, b) for a, b in lines if a != b), ("", ""))
-        raise CheckpointError(
-            f"{path}: was made by another recipe than the {RECIPE} of the run. First difference: `{ours.strip()}` in the run, "
-            f"`{theirs.strip()}` in the checkpoint. Restore the recipe, or train it again."
+    checkpoint = load_checkpoint(path, required=REQUIRED)
+    with of_file(path):
+        refuse_misfit(checkpoint, {"state_dict": MAPPING, "marlkit": HEADER}, "", exact=False)
+        ranks = checkpoint["marlkit"].get("ranks", {"size": 1})
+        refuse_misfit(ranks, {"size": COUNT}, "marlkit.ranks", exact=False)
+        with named("`marlkit.recipe` is no recipe"):
+            there = _decisive(checkpoint["marlkit"]["recipe"])
+    here = _decisive(recipe.to_yaml())
+    there = {name: value for name, value in _newer_options(recipe, there).items() if name in here} | there
+    different = [name for name in here | there if here.get(name) != there.get(name)]
+    if different:
+        ours, theirs = (
+            f"{different[0]}: {as_yaml(side[different[0]])}" if different[0] in side else "" for side in (here, there)
         )
-    return saved
+        raise CheckpointError(
+            f"{path}: was made by another recipe than the {RECIPE} of the run. First difference: `{ours}` in the run, "
+            f"`{theirs}` in the checkpoint. Restore the recipe, or train it again."
+        )
+    return checkpoint
 
 
-def _decisive(text: str) -> DictConfig:
-    """A recipe without the options that may change between stop and resume: all of `trainer` except `precision`."""
-    config = OmegaConf.create(read_text(text, Place("recipe"))[0].plain())
-    assert isinstance(config, DictConfig)
-    # Older recipes do not have this option.
-    config.trainer = {"precision": config.trainer.get("precision", "float32")}
-    return config
+def _newer_options(recipe: Recipe, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of the options that the components of a ``saved`` recipe did not have then.
+
+    With its default a component does what it did before it had the option.
+    """
+    known = {name.rpartition(".")[0] for name in saved}
+    return {
+        f"{path}.{name}": option.default
+        for path, entry in recipe.entries.items()
+        if path in known
+        for name, option in entry.options.items()
+        if f"{path}.{name}" not in known and not option.required
+    }
+
+
+def _decisive(text: str) -> dict[str, Any]:
+    """A recipe's values by dotted path, less what may change between stop and resume: all of `trainer` except `precision`."""
+    config = read_text(text, Place("recipe"))[0].plain()
+    if not isinstance(config, dict) or not isinstance(config.get("trainer"), dict):
+        raise ValueError("it has no trainer")
+    config["trainer"] = {"precision": config["trainer"].get("precision", "float32")}
+    return dict(_flat(config))
+
+
+def _flat(config: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value

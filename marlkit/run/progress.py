@@ -12,14 +12,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from marlkit.run.metrics_file import EPISODE_RETURN, EVALUATION_RETURN, FRAMES_PER_SECOND
+from marlkit.run.metrics_file import EPISODE_RETURN, EVALUATION_RETURN, FRAMES_PER_SECOND, returns_of
 from marlkit.run.step_times import shares
 
 
 class IterationProgress(ProgressBar):
     """A bar on a terminal; elsewhere, such as in a log file, a line at intervals.
 
-    It reads ``evaluation/return``, ``episode/return`` and ``time/frames_per_second`` from Lightning's ``callback_metrics``.
+    It reads ``evaluation/return``, ``episode/return`` (or those of each group) and ``time/frames_per_second`` from Lightning's
+    ``callback_metrics``.
 
     Args:
         console: where to show it; ``None`` means standard output.
@@ -124,9 +125,10 @@ def _total(trainer: Trainer) -> int | None:
 
 def _summary(metrics: Mapping[str, Tensor], profile: bool) -> str:
     parts = [
-        f"{label} {metrics[key]:.3g}"
-        for label, key in (("return", EPISODE_RETURN), ("evaluation", EVALUATION_RETURN))
-        if key in metrics and metrics[key].isfinite()
+        f"{label}{group and f' {group}'} {metrics[key]:.3g}"
+        for label, name in (("return", EPISODE_RETURN), ("evaluation", EVALUATION_RETURN))
+        for group, key in returns_of(name, metrics).items()
+        if metrics[key].isfinite()
     ]
     if FRAMES_PER_SECOND in metrics:
         parts.append(f"{metrics[FRAMES_PER_SECOND]:,.0f} frames/s")

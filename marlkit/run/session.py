@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning
@@ -11,21 +13,43 @@ import torch
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from marlkit.component import Actor, Environment
-from marlkit.errors import RunError
+from marlkit.errors import MarlkitError, RunError
 from marlkit.ranks import rank_seed
 from marlkit.recipe.reading import Recipe
+from marlkit.recipe.trust import require_trust
+from marlkit.run.checkpoint_io import refuse_altered_checkpoint
 from marlkit.run.checkpoints import LAST, Checkpoints
 from marlkit.run.curve import draw_curve
-from marlkit.run.folder import ANIMATION, CHECKPOINTS, CURVE, METRICS, RECIPE, new_run_folder, own_checkpoint, run_recipe
+from marlkit.run.folder import (
+    ANIMATION,
+    CHECKPOINTS,
+    CURVE,
+    METRICS,
+    RECIPE,
+    VERSIONS,
+    new_run_folder,
+    own_checkpoint,
+    refuse_links,
+    run_recipe,
+)
 from marlkit.run.process import keep_freed_memory, spared_from_collection
 from marlkit.run.progress import IterationProgress
-from marlkit.run.start import new_loggers, new_trainer, refuse_missing_logger, refuse_other_ranks
+from marlkit.run.progress_state import refuse_unfit_progress
+from marlkit.run.start import (
+    new_loggers,
+    new_trainer,
+    prepare_files,
+    refuse_missing_logger,
+    refuse_other_ranks,
+)
 from marlkit.run.use import EVALUATION_SEED, FRAMES_PER_SECOND, evaluation_environment, frames_of_episode
+from marlkit.run.versions import warn_of_other_process
 from marlkit.run.video import write_gif
-from marlkit.training.assembly import build_environment, build_learner, choose_compile, choose_device
+from marlkit.training.assembly import build_environment, build_learner, choose_compile, choose_device, choose_monitor
 from marlkit.training.dry_run import dry_run
 from marlkit.training.evaluation import play_episodes
 from marlkit.training.learner import Learner
+from marlkit.training.returns import return_names
 
 COMPILE_WORDS = {"none": "operation by operation", "record": "as recorded operations", "graph": "as a CUDA graph"}
 """Descriptions of the choices of `trainer.compile` for the user."""
@@ -53,8 +77,11 @@ def train(
         The run folder.
 
     Raises:
+        TrustError: the recipe names code outside of marlkit that the user has not trusted; see
+            :func:`marlkit.recipe.load_recipe`.
         MarlkitError: the recipe cannot be trained; found before anything is written wherever possible.
     """
+    require_trust(recipe)
     device = choose_device(recipe)
     choose_compile(recipe, device)
     refuse_missing_logger(recipe)
@@ -66,26 +93,40 @@ def train(
 
 
 def resume(
-    folder: str | Path, *, progress: bool = True, profile: bool = False, callbacks: Sequence[lightning.Callback] = ()
+    folder: str | Path,
+    *,
+    progress: bool = True,
+    profile: bool = False,
+    callbacks: Sequence[lightning.Callback] = (),
+    trust: bool = False,
 ) -> Path:
     """Continue a run that was stopped, exactly as if it had not been; the options are those of :func:`train`.
+
+    ``trust`` as in :func:`marlkit.run.evaluate`; it also lets the run write through links that leave its folder.
 
     Checkpoints hold what the ``state_dict`` of each callback returns.
 
     Raises:
+        TrustError: the recipe names code outside of marlkit that the user has not trusted.
         RunError: the folder is not a run, or has no checkpoint yet.
         CheckpointError: the checkpoint is damaged or belongs to another recipe.
     """
     folder = Path(folder)
-    recipe = run_recipe(folder)
+    recipe = run_recipe(folder, trust=trust)
+    require_trust(recipe)
+    if not trust:
+        refuse_links(folder)
     path = folder / CHECKPOINTS / LAST
     if not path.exists():
         raise RunError(
             f"{folder}: has no checkpoint yet ({CHECKPOINTS}/{LAST}); train it again with `marlkit train {folder / RECIPE}`."
         )
-    saved = own_checkpoint(path, recipe)["marlkit"]
+    checkpoint = own_checkpoint(path, recipe)
+    saved = checkpoint["marlkit"]
     refuse_other_ranks(recipe, saved, folder)
+    refuse_altered_checkpoint(checkpoint, path)
     trainer = new_trainer(recipe, folder, choose_device(recipe), progress=progress, profile=profile, callbacks=callbacks)
+    refuse_unfit_progress(checkpoint, trainer, path)
     if saved["iteration"] < recipe.config.trainer.iterations:
         return _fit(recipe, trainer, folder, checkpoint=path, first_iteration=saved["iteration"])
     if trainer.is_global_zero:
@@ -119,7 +160,13 @@ def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint
         compile=modes.learning,
     )
     trainer.loggers = new_loggers(recipe, folder, first_iteration) if trainer.is_global_zero else []
-    checkpoints = Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds)
+    monitor = choose_monitor(recipe, env.spec)
+    if monitor is None and trainer.is_global_zero:
+        _warn_of_no_monitor(env)
+    prepare_files(trainer)
+    if checkpoint is not None and trainer.is_global_zero:
+        warn_of_other_process(folder / VERSIONS, device)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds, monitor=monitor)
     # Last, so that the state of the other callbacks is saved after they ran, and because one of them may end the training.
     trainer.callbacks.append(checkpoints)  # type: ignore[attr-defined]
     with spared_from_collection():
@@ -130,6 +177,15 @@ def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint
         watched.close()
         _finish(recipe, folder)
     return folder
+
+
+def _warn_of_no_monitor(env: Environment) -> None:
+    groups, metric = ", ".join(env.spec.members), return_names("evaluation", env.spec)[0]
+    warnings.warn(
+        f"the agents are opposed to each other ({groups}), so that no return says which evaluation is the best: best.ckpt is the "
+        f"latest one. To choose by a group's return set trainer.monitor={metric}",
+        stacklevel=2,
+    )
 
 
 def _evaluation(recipe: Recipe, env: Environment | None) -> Callable[[Actor], dict[str, float]] | None:
@@ -161,7 +217,19 @@ def _fit_until_interrupted(trainer: lightning.Trainer, learner: Learner, checkpo
 
 
 def _finish(recipe: Recipe, folder: Path) -> None:
-    draw_curve(folder / METRICS, folder / CURVE, f"{recipe.name}, seed {recipe.seed}")
-    frames = frames_of_episode(folder) if recipe.config.trainer.video else []
-    if frames:
-        write_gif(frames, folder / ANIMATION, FRAMES_PER_SECOND)
+    """Draw curve and animation; the training is complete without them, so that a failure is only told."""
+    with _told(folder / CURVE, f"`marlkit resume {folder}` draws it again."):
+        draw_curve(folder / METRICS, folder / CURVE, f"{recipe.name}, seed {recipe.seed}")
+    if recipe.config.trainer.video:
+        with _told(folder / ANIMATION, f"`marlkit play {folder}` draws it again."):
+            frames = frames_of_episode(folder, trust=True)
+            if frames:
+                write_gif(frames, folder / ANIMATION, FRAMES_PER_SECOND)
+
+
+@contextmanager
+def _told(path: Path, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except (MarlkitError, OSError) as error:
+        warnings.warn(f"{path} was not drawn: {error} The training is complete and saved; {remedy}", stacklevel=2)

@@ -21,7 +21,7 @@ from marlkit.recipe.reading import Recipe
 from marlkit.run.checkpoint_io import AtomicCheckpointIO
 from marlkit.run.ddp import RanksStrategy
 from marlkit.run.folder import METRICS, RECIPE, REQUIRED
-from marlkit.run.metrics_file import MetricsFile
+from marlkit.run.metrics_file import Continuation, MetricsFile
 from marlkit.run.progress import IterationProgress
 from marlkit.run.step_times import StepTimes
 from marlkit.training.assembly import refusal
@@ -68,6 +68,31 @@ def new_trainer(
     if profile and trainer.is_global_zero:
         trainer.callbacks.append(StepTimes())  # type: ignore[attr-defined]
     return trainer
+
+
+def prepare_files(trainer: lightning.Trainer) -> None:
+    """Continue the metrics, which reach the disk before each checkpoint that follows them; load checkpoints to the own device."""
+    checkpoint_io = trainer.strategy.checkpoint_io
+    assert isinstance(checkpoint_io, AtomicCheckpointIO)
+    checkpoint_io.device = trainer.strategy.root_device
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsFile):
+            checkpoint_io.before_saving = logger.sync
+            _tell(logger.begin(), logger.path, trainer)
+
+
+def _tell(found: Continuation, path: Path, trainer: lightning.Trainer) -> None:
+    """Say what of the metrics before a resume is lost, and which rows are written anew."""
+    if found.missing:
+        lost = f"{path}: the rows of iterations {found.missing} are missing, and cannot be made again."
+        warnings.warn(f"{lost} If you have a copy of the file, stop, put it back and resume.", stacklevel=2)
+    if found.repeated:
+        repeated = f"{path}: iterations {found.repeated} were repeated or out of order."
+        warnings.warn(f"{repeated} They are in order now, with the last row of each.", stacklevel=2)
+    if found.dropped and isinstance(bar := trainer.progress_bar_callback, IterationProgress):
+        bar.print(
+            f"Iterations {found.dropped} came after the checkpoint and are played again; their rows of {path.name} are dropped."
+        )
 
 
 def _refuse_unfit_launch(recipe: Recipe) -> None:
@@ -123,7 +148,7 @@ def _chosen_logger(recipe: Recipe, chosen: str) -> Logger:
     class_name = LOGGERS[chosen][0]
     logger_class = getattr(importlib.import_module("lightning.pytorch.loggers"), class_name)
     try:
-        logger = logger_class(**recipe.options("trainer")["logger_options"] or {})
+        logger = logger_class(**recipe.arguments("trainer")["logger_options"] or {})
     except TypeError as error:
         raise refusal(recipe, "trainer.logger_options", f"{class_name} refused them: {error}") from error
     assert isinstance(logger, Logger)

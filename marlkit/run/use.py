@@ -9,14 +9,19 @@ from typing import Any
 import torch
 
 from marlkit.component import Actor, Environment
-from marlkit.errors import CheckpointError, RunError
+from marlkit.errors import RunError
 from marlkit.recipe.reading import Recipe
-from marlkit.run.folder import ANIMATION, checkpoint_path, own_checkpoint, run_recipe
+from marlkit.recipe.trust import require_trust
+from marlkit.run.checkpoint_io import of_file
+from marlkit.run.files import refuse_unwritable
+from marlkit.run.folder import ANIMATION, checkpoint_path, own_checkpoint, refuse_links, run_recipe
 from marlkit.run.policy import Policy
-from marlkit.run.video import write_gif
+from marlkit.run.video import refuse_unfit_speed, write_gif
+from marlkit.saved import named
 from marlkit.spec import TeamSpec
 from marlkit.training.assembly import build, build_environment, choose_device
 from marlkit.training.evaluation import Episodes, play_episodes
+from marlkit.training.restoring import refuse_other_team, refuse_unfit_parameters, saved_team
 
 FRAMES_PER_SECOND = 15.0
 EVALUATION_SEED = 1_000_000
@@ -24,7 +29,12 @@ EVALUATION_SEED = 1_000_000
 
 
 def evaluate(
-    folder: str | Path, *, episodes: int | None = None, seed: int | None = None, checkpoint: str = "best"
+    folder: str | Path,
+    *,
+    episodes: int | None = None,
+    seed: int | None = None,
+    checkpoint: str = "best",
+    trust: bool = False,
 ) -> dict[str, float]:
     """Play a trained team with its most likely actions.
 
@@ -33,8 +43,9 @@ def evaluate(
         episodes: number of episodes; ``None``: as in evaluations during training.
         seed: of the episodes; ``None``: as in evaluations during training.
         checkpoint: ``"best"`` or ``"last"``.
+        trust: whether the run may do what its recipe names beyond marlkit's own code (:mod:`marlkit.recipe.trust`).
     """
-    return _episodes(Path(folder), checkpoint=checkpoint, count=episodes, seed=seed).summary()
+    return _episodes(Path(folder), checkpoint=checkpoint, count=episodes, seed=seed, trust=trust).summary()
 
 
 def play(
@@ -44,35 +55,51 @@ def play(
     seed: int | None = None,
     checkpoint: str = "best",
     fps: float = FRAMES_PER_SECOND,
+    trust: bool = False,
 ) -> Path:
-    """Draw one episode of a trained team as an animation, without a display.
+    """Draw one episode of a trained team as an animation, without a display; ``trust`` as in :func:`evaluate`.
 
     Raises:
         RunError: the environment cannot be drawn.
+        OptionError: ``fps`` is no speed that an animation can have.
+        WriteError: ``path`` cannot be written; found before anything is played.
     """
     folder = Path(folder)
-    frames = frames_of_episode(folder, seed=seed, checkpoint=checkpoint)
+    run_recipe(folder, trust=trust)
+    if not trust and path is None:
+        refuse_links(folder)
+    path = folder / ANIMATION if path is None else Path(path)
+    refuse_unfit_speed(fps)
+    refuse_unwritable(path)
+    frames = frames_of_episode(folder, seed=seed, checkpoint=checkpoint, trust=trust)
     if not frames:
         raise RunError(f"{folder}: this environment cannot be drawn.")
-    path = folder / ANIMATION if path is None else Path(path)
     write_gif(frames, path, fps)
     return path
 
 
-def load_policy(folder: str | Path, checkpoint: str = "best") -> Policy:
+def load_policy(folder: str | Path, checkpoint: str = "best", *, trust: bool = False) -> Policy:
     """The trained policy of a run, in float32; neither the environment nor the critic is built.
 
+    Args:
+        folder: a run.
+        checkpoint: ``"best"`` or ``"last"``.
+        trust: as in :func:`evaluate`.
+
     Raises:
+        TrustError: the recipe names code outside of marlkit that the user has not trusted.
         RunError: the folder is not a run, or holds no such checkpoint.
     """
     folder = Path(folder)
-    recipe = run_recipe(folder)
-    saved = own_checkpoint(checkpoint_path(folder, checkpoint), recipe)
-    spec = TeamSpec.from_dict(saved["marlkit"]["spec"])
-    return Policy(_trained_actor(recipe, spec, saved), spec)
+    recipe = run_recipe(folder, trust=trust)
+    path = checkpoint_path(folder, checkpoint)
+    saved = own_checkpoint(path, recipe)
+    with of_file(path):
+        spec = saved_team(saved["marlkit"]["spec"])
+        return Policy(_trained_actor(recipe, spec, saved), spec)
 
 
-def frames_of_episode(folder: Path, *, seed: int | None = None, checkpoint: str = "best") -> list[Any]:
+def frames_of_episode(folder: Path, *, seed: int | None = None, checkpoint: str = "best", trust: bool = False) -> list[Any]:
     """Pictures of one episode; empty where the environment draws none."""
     frames: list[Any] = []
 
@@ -81,7 +108,7 @@ def frames_of_episode(folder: Path, *, seed: int | None = None, checkpoint: str 
         if picture is not None:
             frames.append(picture)
 
-    _episodes(folder, checkpoint=checkpoint, count=1, seed=seed, watch=watch)
+    _episodes(folder, checkpoint=checkpoint, count=1, seed=seed, trust=trust, watch=watch)
     return frames
 
 
@@ -94,13 +121,11 @@ def evaluation_environment(recipe: Recipe, device: torch.device, episodes: int |
 def _trained_actor(recipe: Recipe, spec: TeamSpec, saved: dict[str, Any]) -> Actor:
     actor = build(recipe, "actor", spec)
     assert isinstance(actor, Actor)
-    own = {name.removeprefix("actor."): value for name, value in saved["state_dict"].items() if name.startswith("actor.")}
-    try:
+    parameters = saved["state_dict"].items()
+    own = {name.removeprefix("actor."): value for name, value in parameters if str(name).startswith("actor.")}
+    with named("the checkpoint's parameters do not fit the recipe's actor"):
+        refuse_unfit_parameters(own, actor, "state_dict.actor")
         actor.load_state_dict(own)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{recipe.source.parent}: the checkpoint's parameters do not fit the recipe's actor: {error}"
-        ) from error
     return actor.eval()
 
 
@@ -110,13 +135,18 @@ def _episodes(
     checkpoint: str,
     count: int | None,
     seed: int | None,
+    trust: bool,
     watch: Callable[[Environment], None] | None = None,
 ) -> Episodes:
     """Episodes of a trained team; ``count`` and ``seed`` default to those of evaluations during training."""
-    recipe = run_recipe(folder)
-    saved = own_checkpoint(checkpoint_path(folder, checkpoint), recipe)
+    recipe = run_recipe(folder, trust=trust)
+    require_trust(recipe, "env", "actor")
+    path = checkpoint_path(folder, checkpoint)
+    saved = own_checkpoint(path, recipe)
     device = choose_device(recipe)
     env = evaluation_environment(recipe, device, count)
-    actor = _trained_actor(recipe, env.spec, saved).to(device)
+    with of_file(path):
+        refuse_other_team(saved["marlkit"]["spec"], env.spec)
+        actor = _trained_actor(recipe, env.spec, saved).to(device)
     seed = recipe.seed + EVALUATION_SEED if seed is None else seed
     return play_episodes(env, actor, seed=seed, steps=recipe.config.trainer.evaluation_steps, watch=watch)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from marlkit.errors import OptionError
+from marlkit.run.files import write_whole
+
 Frame = NDArray[np.uint8]
 PALETTE_FRAMES = 8
 COLOURS = 64
+SLOWEST = 0.01
+"""Frames per second: the longest time that a GIF can note is 655 seconds."""
 
 
 def write_gif(frames: Sequence[Frame], path: str | os.PathLike[str], fps: float, *, longest_side: int = 400) -> None:
@@ -28,7 +34,10 @@ def write_gif(frames: Sequence[Frame], path: str | os.PathLike[str], fps: float,
 
     Raises:
         ValueError: there are no frames, or one of them is not such a picture.
+        OptionError: ``fps`` is no speed that a GIF can have.
+        WriteError: the file cannot be written.
     """
+    refuse_unfit_speed(fps)
     pictures = [_picture(frame, index, longest_side) for index, frame in enumerate(frames)]
     if not pictures:
         raise ValueError("a video needs at least one frame")
@@ -36,10 +45,10 @@ def write_gif(frames: Sequence[Frame], path: str | os.PathLike[str], fps: float,
         raise ValueError(f"frames differ in size: {sorted({picture.size for picture in pictures})}")
     palette = _common_palette(pictures)
     indexed = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     centiseconds = max(1, round(100 / fps))
+    content = io.BytesIO()
     indexed[0].save(
-        path,
+        content,
         format="GIF",
         save_all=True,
         append_images=indexed[1:],
@@ -48,6 +57,17 @@ def write_gif(frames: Sequence[Frame], path: str | os.PathLike[str], fps: float,
         optimize=True,
         disposal=1,
     )
+    write_whole(path, content.getvalue())
+
+
+def refuse_unfit_speed(fps: float) -> None:
+    """Check that a GIF can show so many frames per second.
+
+    Raises:
+        OptionError: it cannot.
+    """
+    if not SLOWEST <= fps < math.inf:
+        raise OptionError("fps", f"must be a number of pictures per second, {SLOWEST} or more, got {fps}")
 
 
 def _picture(frame: Frame, index: int, longest_side: int) -> Image.Image:

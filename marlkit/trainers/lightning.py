@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from marlkit.component import Trainer
+from marlkit.contract import Contract
 from marlkit.options import CompileMode, NonNegativeFloat, NonNegativeInt, PositiveInt, Processes
 from marlkit.spec import TeamSpec
 
@@ -30,11 +31,16 @@ class LightningTrainer(Trainer):
         evaluation_interval: iterations between evaluations; 0: only at the end.
         evaluation_episodes: episodes per evaluation, on environments of their own, with the most likely actions.
         evaluation_steps: steps after which an episode of an evaluation is cut where the environment sets no limit.
+        monitor: the metric of evaluations whose largest value makes `best.ckpt`; `null`: `evaluation/return`. Agents that are
+            opposed to each other have no such return: name a group's or an agent's (`evaluation/group_return/…`), or the
+            latest evaluation makes it.
         checkpoint_seconds: time between checkpoints of the last state; what a kill can lose.
         logger: a Lightning logger beside the CSV file and TensorBoard.
         logger_options: its constructor's arguments.
         video: draw an episode of the trained team at the end.
     """
+
+    contract = Contract(code="marlkit.trainers._loggers:code")
 
     def __init__(
         self,
@@ -51,6 +57,7 @@ class LightningTrainer(Trainer):
         evaluation_interval: NonNegativeInt = 10,
         evaluation_episodes: PositiveInt = 32,
         evaluation_steps: PositiveInt = 1000,
+        monitor: str | None = None,
         checkpoint_seconds: NonNegativeFloat = 60.0,
         logger: Literal["wandb", "mlflow", "comet", "neptune"] | None = None,
         logger_options: dict[str, Any] | None = None,
@@ -68,6 +75,7 @@ class LightningTrainer(Trainer):
         self.evaluation_interval = evaluation_interval
         self.evaluation_episodes = evaluation_episodes
         self.evaluation_steps = evaluation_steps
+        self.monitor = monitor
         self.checkpoint_seconds = checkpoint_seconds
         self.logger = logger
         self.logger_options = logger_options or {}

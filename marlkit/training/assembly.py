@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
 from marlkit import rng
 from marlkit.component import Environment, Runtime, Trainer
-from marlkit.errors import MarlkitError, OptionError, RecipeError
+from marlkit.errors import MarlkitError, OptionError, RecipeError, did_you_mean
 from marlkit.options import CompileMode
 from marlkit.recipe import Recipe
 from marlkit.recipe.catalogue import Entry, load_class
-from marlkit.spec import TeamSpec
+from marlkit.recipe.fit import check_fit
+from marlkit.recipe.trust import require_trust
+from marlkit.spec import TRAITS, TeamSpec
 from marlkit.training.learner import Learner
 from marlkit.training.precision import unfit_precision
+from marlkit.training.returns import return_names
 
 LEARNING_SECTIONS = ("actor", "opponents", "critic", "targets", "data", "estimator", "update", "optimizer")
 
@@ -31,10 +35,12 @@ def build(recipe: Recipe, section: str, context: Any, **changes: Any) -> Any:
         changes: options to replace.
 
     Raises:
+        TrustError: the recipe names code outside of marlkit that the user has not trusted.
         RecipeError: the component refused an option or its constructor failed; names file and line.
         ComponentError: its module cannot be imported.
     """
-    return _component(recipe, recipe.entries[section], section, context, recipe.options(section) | changes)
+    require_trust(recipe, section)
+    return _component(recipe, recipe.entries[section], section, context, recipe.arguments(section) | changes)
 
 
 def _component(recipe: Recipe, entry: Entry, path: str, context: Any, options: Mapping[str, Any]) -> Any:
@@ -42,7 +48,7 @@ def _component(recipe: Recipe, entry: Entry, path: str, context: Any, options: M
     for name, value in options.items():
         part = f"{path}.{name}"
         nested = part in recipe.entries
-        arguments[name] = _component(recipe, recipe.entries[part], part, context, recipe.options(part)) if nested else value
+        arguments[name] = _component(recipe, recipe.entries[part], part, context, recipe.arguments(part)) if nested else value
     try:
         return load_class(entry, recipe.folders)(context, **arguments)
     except OptionError as error:
@@ -60,7 +66,25 @@ def build_environment(
     """The recipe's environment on ``device``, its random choices decided by ``seed``, its steps run as ``compile`` says."""
     env = build(recipe, "env", Runtime(device, seed, compile), **changes)
     assert isinstance(env, Environment)
+    _refuse_undeclared(recipe, env)
     return env
+
+
+def _refuse_undeclared(recipe: Recipe, env: Environment) -> None:
+    """Check that an environment is as its contract says and, with the traits that it turns out to have, fits the recipe.
+
+    Raises:
+        RecipeError: it lacks a trait that its contract declares, or another component does not fit it.
+    """
+    declared = frozenset(env.contract.resolve("traits", env.options, env.spec.traits))
+    missing = sorted(declared & TRAITS - env.spec.traits)
+    if missing:
+        has = ", ".join(sorted(env.spec.traits))
+        message = f"`{type(env).__name__}` declares the trait `{missing[0]}`, which its team spec lacks (it has {has})."
+        raise refusal(recipe, "env.type", message, "Mend its contract or its TeamSpec.")
+    problems = check_fit(replace(recipe, built=env.traits))
+    if problems:
+        raise RecipeError(problems)
 
 
 def build_learner(recipe: Recipe, env: Environment, **extras: Any) -> Learner:
@@ -79,6 +103,22 @@ def build_learner(recipe: Recipe, env: Environment, **extras: Any) -> Learner:
         return Learner(env=env, **known, **components, **extras)
     except OptionError as error:  # of the targets, which see the networks only here
         raise refusal(recipe, f"targets.{error.option}", error.message) from error
+
+
+def choose_monitor(recipe: Recipe, spec: TeamSpec) -> str | None:
+    """The metric that decides which evaluation is the best; ``None`` where agents are opposed and the recipe names none.
+
+    Raises:
+        RecipeError: no evaluation of this team has the metric that the recipe names.
+    """
+    wanted: str | None = recipe.config.trainer.monitor
+    names = return_names("evaluation", spec)
+    if wanted is None:
+        return None if spec.opposing else names[0]
+    if wanted not in names:
+        message = f"no evaluation of these agents has the metric `{wanted}`.{did_you_mean(wanted, names)}"
+        raise refusal(recipe, "trainer.monitor", message, f"There are: {', '.join(names)}.")
+    return wanted
 
 
 def build_trainer_options(recipe: Recipe, spec: TeamSpec) -> Trainer:
@@ -151,7 +191,7 @@ def _refuse_device(recipe: Recipe, message: str) -> None:
 
 def refusal(recipe: Recipe, where: str, message: str, remedy: str = "") -> RecipeError:
     """The error that says what is wrong with the value at ``where``, with the file and line that set it."""
-    return RecipeError([recipe.place(where).problem(where, message, remedy)])
+    return RecipeError([recipe.place(where).problem(where, recipe.without_values(message), remedy)])
 
 
 def sizes(recipe: Recipe) -> tuple[dict[str, int], dict[str, int]]:

@@ -15,7 +15,8 @@ from marlkit.component import Data
 from marlkit.errors import MarlkitError, OptionError
 from marlkit.learning import Adjust, Learning, Metrics, run_directly
 from marlkit.recipe import Recipe
-from marlkit.training.assembly import build, build_environment, build_learner, refusal
+from marlkit.recipe.trust import require_trust
+from marlkit.training.assembly import build, build_environment, build_learner, choose_monitor, refusal
 from marlkit.training.learner import Learner
 
 STEPS = 3
@@ -31,13 +32,16 @@ def dry_run(recipe: Recipe) -> None:
     Raises:
         MarlkitError: a component failed or wrote something else than it declares; names the component.
     """
+    require_trust(recipe)
     with rng.isolated(recipe.seed):
         env = build_environment(recipe, torch.device("cpu"), recipe.seed, num_envs=2)
+        choose_monitor(recipe, env.spec)
         learner = build_learner(recipe, env)
         learner.data = _short_data(recipe, learner)
         with _named("data", learner, recipe):
             played = learner.data.collect(env, learner.actor, run_directly)
             batch = next(learner.data.batches(played, learner.actor))
+        env.refuse_unequal_rewards(played[keys.REWARD])
         for section in ("env", "actor"):
             _check_shapes(played, section, learner)
         for section, step in (("critic", learner.annotate), ("estimator", learner.estimator)):

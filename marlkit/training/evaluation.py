@@ -12,6 +12,8 @@ from torch import Tensor
 from marlkit import keys, rng
 from marlkit.component import Actor, Environment
 from marlkit.keys import Key
+from marlkit.spec import TeamSpec
+from marlkit.training.returns import by_group, return_metrics
 
 
 @dataclass(frozen=True)
@@ -22,17 +24,27 @@ class Episodes:
         returns: undiscounted sum of rewards, averaged over the agents, ``[B]``.
         lengths: number of steps, ``[B]``.
         terminated: whether the episode truly ended rather than was cut, ``[B]`` bool.
+        agent_returns: undiscounted sum of each agent's rewards, ``[B, N]``.
+        spec: the team.
     """
 
     returns: Tensor
     lengths: Tensor
     terminated: Tensor
+    agent_returns: Tensor
+    spec: TeamSpec
 
     def summary(self) -> dict[str, float]:
-        """Mean and deviation of the return, mean length and share of terminated episodes, as metrics."""
-        return {
-            "evaluation/return": self.returns.mean().item(),
-            "evaluation/return_std": self.returns.std(correction=0).item(),
+        """Mean and deviation of the return, mean length and share of terminated episodes, as metrics.
+
+        The return is the team's, or that of each group where agents are opposed; see
+        :func:`marlkit.training.returns.return_metrics`.
+        """
+        means = return_metrics("evaluation", self.spec, self.returns.mean().item(), self.agent_returns.mean(0))
+        groups = {f"group_return_std/{name}": each for name, each in by_group(self.agent_returns, self.spec)}
+        spread = groups or {"return_std": self.returns}
+        return means | {
+            **{f"evaluation/{name}": each.std(correction=0).item() for name, each in spread.items()},
             "evaluation/length": self.lengths.float().mean().item(),
             "evaluation/terminated": self.terminated.float().mean().item(),
         }
@@ -60,6 +72,9 @@ def play_episodes(
         steps: where an episode is cut if the environment does not end it.
         deterministic: the most likely actions rather than samples.
         watch: called before every step while environment 0 plays its first episode.
+
+    Raises:
+        MarlkitError: the team spec says that all agents receive the same rewards, and they did not.
     """
     with rng.isolated(seed):
         current, carried = env.reset(), actor.initial_state(env.num_envs)
@@ -67,17 +82,21 @@ def play_episodes(
         returns = torch.zeros(env.num_envs, device=env.device)
         lengths = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device)
         terminated = torch.zeros_like(running)
+        agent_returns = torch.zeros(env.num_envs, env.spec.n_agents, device=env.device)
         for _ in range(steps):
             if watch is not None and running[0]:
                 watch(env)
             arrived, current, carried = _step(env, actor, current, carried, deterministic)
-            returns += arrived[keys.REWARD[1:]].mean(-2).squeeze(-1) * running
+            reward = arrived[keys.REWARD[1:]]
+            returns += reward.mean(-2).squeeze(-1) * running
+            agent_returns += reward.squeeze(-1) * running.unsqueeze(-1)
             lengths += running
             terminated |= running & arrived[keys.TERMINATED[1]].squeeze(-1)
             running &= ~arrived[keys.DONE[1]].squeeze(-1)
             if not running.any():
                 break
-    return Episodes(returns, lengths, terminated)
+    env.refuse_unequal_rewards(agent_returns.unsqueeze(-1))
+    return Episodes(returns, lengths, terminated, agent_returns, env.spec)
 
 
 def _step(

@@ -19,14 +19,16 @@ from torch import Tensor, nn
 
 from marlkit import keys, rng
 from marlkit.component import Actor, Critic, Data, Environment, Estimator, Opponents, Optimizer, Targets, Update
-from marlkit.errors import NonFiniteError, OptionError
+from marlkit.errors import NonFiniteError, OptionError, writing
 from marlkit.learning import Adjust, Learning, Metrics, mean_metrics
 from marlkit.options import CompileMode
 from marlkit.ranks import ALONE, Ranks, rank_seed
 from marlkit.recorder.steps import StepRecorder
+from marlkit.saved import named
 from marlkit.training.annotation import Annotator
 from marlkit.training.episode_returns import EpisodeReturns
 from marlkit.training.precision import Precision, Products
+from marlkit.training.restoring import refuse_unfit
 
 
 class Learner(lightning.LightningModule):
@@ -82,7 +84,7 @@ class Learner(lightning.LightningModule):
         self.evaluation_interval = evaluation_interval
         self.iteration = 0
         self.frames = 0
-        self.returns = EpisodeReturns()
+        self.returns = EpisodeReturns(env.spec)
         self.ranks = Ranks(seed)
         self.step_recorder = StepRecorder(compile, self, self._optimizer_state, self._learning_rates)
         self.register_buffer("share_done", torch.zeros(()), persistent=False)
@@ -237,7 +239,7 @@ class Learner(lightning.LightningModule):
         logged["time/frames_per_second"] = frames / sum(seconds.values())
         logged["optimizer/lr"] = float(self._torch_optimizer().param_groups[0]["lr"])
         logged["frames"] = float(self.frames)
-        if self._is_evaluated():
+        if self.is_evaluated():
             logged |= self.ranks.from_first(self._evaluation())
         self._log(logged)
 
@@ -257,8 +259,10 @@ class Learner(lightning.LightningModule):
         """
         self._tell_callbacks(metrics)
         for logger in self.loggers:
-            logger.log_metrics(metrics, step=self.iteration - 1)
-            logger.save()
+            where = getattr(logger, "save_dir", None) or logger.name or type(logger).__name__
+            with writing(where, "`marlkit resume` continues from the last checkpoint."):
+                logger.log_metrics(metrics, step=self.iteration - 1)
+                logger.save()
 
     def _tell_callbacks(self, metrics: dict[str, float]) -> None:
         told = {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
@@ -269,7 +273,8 @@ class Learner(lightning.LightningModule):
         latest = self.trainer.callback_metrics.items()
         return {name: value.item() for name, value in latest if not name.startswith("time/")}
 
-    def _is_evaluated(self) -> bool:
+    def is_evaluated(self) -> bool:
+        """Whether the iteration that has just ended was followed by an evaluation."""
         last = self.iteration == self.iterations
         return last or (self.evaluation_interval > 0 and self.iteration % self.evaluation_interval == 0)
 
@@ -328,19 +333,29 @@ class Learner(lightning.LightningModule):
             checkpoint["marlkit"] |= {"ranks": self.ranks.state_dict(), "others": others}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue from :meth:`on_save_checkpoint`; the generators' state is restored when training starts."""
+        """Continue from :meth:`on_save_checkpoint`; the generators' state is restored when training starts.
+
+        Raises:
+            CheckpointError: an entry does not fit; names it.
+        """
+        with named(str(self.trainer.ckpt_path)):
+            self._load(checkpoint)
+
+    def _load(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["marlkit"]
+        if self.ranks.size > 1 or "ranks" in state:
+            self.ranks.load_state_dict(state.get("ranks", ALONE.state_dict()))
+        refuse_unfit(checkpoint, self)
         self.iteration = state["iteration"]
         self.frames = state["frames"]
         self._metrics = state.get("metrics", {})
-        if self.ranks.size > 1 or "ranks" in state:
-            self.ranks.load_state_dict(state.get("ranks", ALONE.state_dict()))
         if self.ranks.index > 0:
             state = state["others"][self.ranks.index - 1]
             checkpoint["state_dict"].update(state["buffers"])
-        self.returns.load_state_dict(state["returns"])
-        self.env.load_state_dict(state["env"])
-        self.data.load_state_dict(state["data"])
+        for section in ("returns", "env", "data"):
+            component = getattr(self, section)
+            with named(f"the state of {section} ({type(component).__name__}) cannot be loaded"):
+                component.load_state_dict(state[section])
         self._generators = state["rng"]
 
     def on_train_start(self) -> None:

@@ -110,7 +110,7 @@ def test_show(team: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_show_with_sizes(team: str, library: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["show", team]) == 0
+    assert main(["show", team, "--trust"]) == 0
     out = capsys.readouterr().out
     assert "agents.observation [3, 18]" in out
     assert "1,234" in out
@@ -190,9 +190,9 @@ def test_evaluate_play_and_resume(library: SimpleNamespace, capsys: pytest.Captu
     assert main(["resume", "runs/x/1", "--profile"]) == 0
     run = (Path("runs/x/1"),)
     assert library.calls == [
-        ("evaluate", run, {"episodes": 5, "seed": 7, "checkpoint": "last"}),
-        ("play", run, {"path": Path("a.gif"), "seed": None, "checkpoint": "best", "fps": 20.0}),
-        ("resume", run, {"progress": True, "profile": True}),
+        ("evaluate", run, {"episodes": 5, "seed": 7, "checkpoint": "last", "trust": False}),
+        ("play", run, {"path": Path("a.gif"), "seed": None, "checkpoint": "best", "fps": 20.0, "trust": False}),
+        ("resume", run, {"progress": True, "profile": True, "trust": False}),
     ]
     assert capsys.readouterr().out.splitlines() == ["return  1.25", "length  100", "team.gif", "runs/team/1"]
 

@@ -50,3 +50,40 @@ def test_switched_off_it_is_the_identity_and_keeps_no_statistics() -> None:
     x = torch.tensor([2.0])
     assert normaliser.normalise(x) is x
     assert normaliser.denormalise(x) is x
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, -1e4, 1e5])
+@pytest.mark.parametrize("batches", [1, 300])
+def test_targets_far_from_zero_keep_their_deviation(offset: float, batches: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    normaliser = ValueNormaliser(enabled=True)
+    for _ in range(batches):
+        normaliser.update(offset + torch.randn(4096, generator=generator))
+    normal = normaliser.normalise(offset + torch.randn(100_000, generator=generator))
+    assert float(normal.std()) == pytest.approx(1.0, rel=0.05)
+    assert abs(float(normal.mean())) < 0.1
+
+
+def test_a_long_history_is_the_weighted_mean_and_variance_of_all_batches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    normaliser, beta = ValueNormaliser(enabled=True, beta=0.9), 0.9
+    batches = [scale * torch.randn(16, generator=generator) + shift for scale, shift in zip(range(1, 41), range(40), strict=True)]
+    for batch in batches:
+        normaliser.update(batch)
+    weights = torch.tensor([beta ** (40 - j) for j in range(1, 41)], dtype=torch.float64).repeat_interleave(16)
+    values = torch.cat(batches).double()
+    mean = (weights * values).sum() / weights.sum()
+    variance = (weights * (values - mean).square()).sum() / weights.sum()
+    torch.testing.assert_close(normaliser.mean.double(), mean, rtol=1e-5, atol=0)
+    torch.testing.assert_close(normaliser.variance.double(), variance, rtol=1e-5, atol=0)
+
+
+def test_averages_of_an_older_checkpoint_are_converted() -> None:
+    old = {"n.mean": torch.tensor(1.5), "n.mean_square": torch.tensor(6.0), "n.weight": torch.tensor(0.5)}
+    holder = torch.nn.ModuleDict({"n": ValueNormaliser(enabled=True)})
+    holder.load_state_dict(old)
+    # mean 1.5 / 0.5 = 3, mean square 6 / 0.5 = 12, variance 12 - 9 = 3.
+    assert {name: float(value) for name, value in holder.state_dict().items()} == {"n.mean": 3, "n.variance": 3, "n.weight": 0.5}
+    untouched = torch.nn.ModuleDict({"n": ValueNormaliser(enabled=True)})
+    untouched.load_state_dict({name: torch.zeros(()) for name in old})
+    assert all(float(value) == 0 for value in untouched.state_dict().values())

@@ -29,6 +29,7 @@ from marlkit.learning import Learning, Metrics
 from marlkit.nn.distributions import TeamDistribution
 from marlkit.nn.networks import TeamLinear
 from marlkit.nn.normalisers import ValueNormaliser
+from marlkit.optim._actor_critic import ActorCriticUpdate
 from marlkit.optim.adam import AdamOptimizer
 from marlkit.optim.policy_gradient import PolicyGradientUpdate
 from marlkit.optim.ppo_clip import PpoClipUpdate
@@ -195,6 +196,31 @@ def test_every_epoch_sees_every_step_once(size: int | None, counts: list[int], c
         assert sorted(seen) == list(range(B * T))
     if size is not None and size < B * T:
         assert epochs[0] != epochs[1] != epochs[2], "every epoch is shuffled again"
+
+
+@pytest.mark.parametrize("cls", [PpoClipUpdate, PolicyGradientUpdate, TrustRegionUpdate])
+def test_the_critic_can_take_steps_of_its_own(cls: type[ActorCriticUpdate]) -> None:
+    """Three passes over 24 joint steps in minibatches of 12, and none of them moves the policy."""
+    torch.manual_seed(0)
+    actor, critic = StochasticActor(DISCRETE, hidden=[4]), CentralisedCritic(DISCRETE, hidden=[4])
+    descent = Descent(nn.ModuleList([actor, critic]), lr=0.01)
+    count = len(list(actor.parameters()))
+    step = cls(DISCRETE, epochs=2, minibatch_size=12, critic_epochs=3)
+    step.update(batch_of(actor), learning(actor, critic, descent))
+    of_policy = [any(gradient is not None for gradient in found[:count]) for found in descent.gradients]
+    of_critic = [any(gradient is not None for gradient in found[count:]) for found in descent.gradients]
+    policy_steps = 0 if cls is TrustRegionUpdate else 2 * 2
+    assert of_critic == [True] * 6 + [False] * policy_steps
+    assert of_policy == [False] * 6 + [True] * policy_steps
+
+
+def test_the_critics_own_steps_default_to_those_of_the_policy() -> None:
+    actor, critic = StochasticActor(DISCRETE, hidden=[4]), CentralisedCritic(DISCRETE, hidden=[4])
+    for critic_epochs, steps in ((3, 3 * 2), (None, 2 * 2)):
+        descent = Descent(nn.ModuleList([actor, critic]))
+        step = TrustRegionUpdate(DISCRETE, epochs=2, minibatch_size=12, critic_epochs=critic_epochs)
+        step.update(batch_of(actor), learning(actor, critic, descent))
+        assert len(descent.losses) == steps
 
 
 def test_sequences_stay_whole_and_in_order() -> None:

@@ -61,7 +61,7 @@ def learner_of(found: Combination, seed: int) -> Learner:
     def optimizers(use_pl_optimizer: bool = True) -> torch.optim.Optimizer:
         return optimizer
 
-    trainer = SimpleNamespace(callback_metrics={}, loggers=[])
+    trainer = SimpleNamespace(callback_metrics={}, loggers=[], ckpt_path="last.ckpt")
     harness = {"optimizers": optimizers, "manual_backward": torch.Tensor.backward, "_trainer": trainer}
     for name, function in harness.items():
         object.__setattr__(learner, name, function)
@@ -70,16 +70,17 @@ def learner_of(found: Combination, seed: int) -> Learner:
 
 def checkpoint(learner: Learner) -> dict[str, Any]:
     """What Lightning would save."""
-    saved: dict[str, Any] = {"model": learner.state_dict(), "optimizer": learner.optimizers().state_dict()}  # type: ignore[union-attr]
+    optimizer = learner.optimizers()
+    saved: dict[str, Any] = {"state_dict": learner.state_dict(), "optimizer_states": [optimizer.state_dict()]}  # type: ignore[union-attr]
     learner.on_save_checkpoint(saved)
     return copy.deepcopy(saved)
 
 
 def restored(found: Combination, saved: dict[str, Any]) -> Learner:
     learner = learner_of(found, seed=99)
-    learner.load_state_dict(saved["model"])
-    learner.optimizers().load_state_dict(saved["optimizer"])  # type: ignore[union-attr]
     learner.on_load_checkpoint(copy.deepcopy(saved))
+    learner.load_state_dict(saved["state_dict"])
+    learner.optimizers().load_state_dict(saved["optimizer_states"][0])  # type: ignore[union-attr]
     learner.on_train_start()
     return learner
 
@@ -119,9 +120,9 @@ def test_accepted_combinations_train_and_resume_exactly(found: Combination) -> N
         assert different(checkpoint(resumed), after) == []
     for section in ("actor", "critic"):
         names = [name for name, _ in getattr(learner, section).named_parameters(prefix=section)]
-        moved = [name for name in names if not torch.equal(before[name], after["model"][name])]
+        moved = [name for name in names if not torch.equal(before[name], after["state_dict"][name])]
         assert moved or not names, f"no parameter of the {section} has moved"
-    tensors = [value for _, value in leaves(after["model"]) if isinstance(value, torch.Tensor)]
+    tensors = [value for _, value in leaves(after["state_dict"]) if isinstance(value, torch.Tensor)]
     assert all(torch.isfinite(value).all() for value in tensors)
 
 

@@ -16,7 +16,7 @@ from recipe_texts import DATA, TEAM, problem, problems, read
 
 from marlkit.errors import RecipeError
 from marlkit.recipe import Recipe, load_recipe
-from marlkit.recipe.interpolation import literal, literals
+from marlkit.recipe.interpolation import literal, literals, meant
 from marlkit.recipe.located_yaml import Place, read_text
 
 
@@ -259,8 +259,10 @@ def chain(links: int, form: str) -> str:
         ('v: {x: "${env.extras.v}", y: "${env.extras.v}"}', "in a circle"),
         ('v: "${env}"', "in a circle"),
         ('v: "${env.${name}}"', "inside the name of another"),
-        ('v: "${oc.select:env}"', "uses `oc.select`"),
-        ("v: \"${oc.decode:'${name}'}\"", "uses `oc.decode`"),
+        ('v: "${oc.select:env}"', "cannot use the function `oc.select`"),
+        ("v: \"${oc.decode:'${name}'}\"", "cannot use the function `oc.decode`"),
+        (chain(20, '"***${oc.env:HOME}"'), "interpolations stand for more than"),
+        ('v: "${.v}${oc.env:HOME}"', "in a circle through `env.extras.v`"),
         (
             ", ".join(["v0: &v0 [x]", *(f"v{i}: &v{i} [{f'*v{i - 1},' * 10}]" for i in range(1, 10))]),
             "aliases that stand for more",
@@ -281,9 +283,11 @@ def test_small_texts_that_stand_for_much_are_refused(tmp_path: Path, extras: str
 
 
 def test_interpolations_within_the_bounds(tmp_path: Path) -> None:
-    extras = 'a: "${.b}-${..num_envs}", b: 3, c: [1, "${.[0]}", "${data}"], d: "${oc.decode:${oc.env:MARLKIT_NO_SUCH,7}}"'
-    found = read(tmp_path, TEAM.replace("num_envs: 8", f"num_envs: 8, extras: {{{extras}}}")).options("env")["extras"]
-    assert found == {"a": "3-8", "b": 3, "c": [1, 1, {"type": "rollout", "steps": 10}], "d": 7}
+    extras = 'a: "${.b}-${..num_envs}", b: 3, c: [1, "${.[0]}", "${data}"], d: "${.b}${oc.env:MARLKIT_NO_SUCH,7}"'
+    recipe = read(tmp_path, TEAM.replace("num_envs: 8", f"num_envs: 8, extras: {{{extras}}}"))
+    found = {"a": "3-8", "b": 3, "c": [1, 1, {"type": "rollout", "steps": 10}], "d": "${.b}${oc.env:MARLKIT_NO_SUCH,7}"}
+    assert recipe.options("env")["extras"] == found
+    assert recipe.arguments("env")["extras"] == found | {"d": "37"}
 
 
 # --- reading back ---------------------------------------------------------------------------------------------------------
@@ -322,13 +326,19 @@ def written(value: Any) -> str:
     return text.replace("\u2028", "\\L").replace("\x7f", "\\x7f")
 
 
+@pytest.mark.parametrize("variable", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_completed_recipe_reads_back_as_it_was(tmp_path: Path, seed: int) -> None:
+def test_a_completed_recipe_reads_back_as_it_was(tmp_path: Path, seed: int, variable: bool) -> None:
     draw = random.Random(seed)
     extras = {f"v{i}": any_value(draw) for i in range(60)} | {"???": "???", "\\???": "\\???", "${x}": "${x}"}
-    text = TEAM.replace("num_envs: 8", f"extras: {written(extras)}")
+    text, read_for_the_constructor = TEAM.replace("num_envs: 8", f"extras: {written(extras)}"), dict(extras)
+    if variable:
+        extras["variable"] = "${oc.env:MARLKIT_NO_SUCH,7}"
+        read_for_the_constructor["variable"] = "7"
+        text = text.replace("extras: {", f'extras: {{"variable": "{extras["variable"]}", ')
     recipe = read(tmp_path, text)
     assert recipe.options("env")["extras"] == extras
+    assert recipe.arguments("env")["extras"] == read_for_the_constructor
     again = tmp_path / "again.yaml"
     again.write_text(recipe.to_yaml(), encoding="utf-8")
     reread = load_recipe(again, folders=[DATA])
@@ -349,7 +359,9 @@ def test_any_text_is_read_back_by_omegaconf_as_it_was() -> None:
     draw = random.Random(0)
     for _ in range(1000):
         text = "".join(draw.choices(["\\", "$", "{", "}", "${", "???", "a", ":", "'"], k=draw.randrange(8)))
-        assert OmegaConf.create({"text": literal(text)}).text == text
+        config = OmegaConf.create({"text": literal(text)})
+        assert config.text == text
+        assert meant(OmegaConf.to_container(config)) == {"text": text}
 
 
 def test_no_word_is_written_as_another_value(tmp_path: Path) -> None:

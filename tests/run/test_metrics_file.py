@@ -15,7 +15,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from marlkit.errors import RunError
+from marlkit.errors import RunError, WriteError
 from marlkit.run.metrics_file import MetricsFile, read_metrics
 
 
@@ -152,3 +152,91 @@ def test_another_file_gives_a_clear_error(tmp_path: Path, content: bytes, messag
 def test_a_missing_file_gives_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no metrics can be read"):
         read_metrics(tmp_path / "metrics.csv")
+
+
+def test_nothing_is_kept_in_memory_but_the_last_row(tmp_path: Path) -> None:
+    logger = MetricsFile(tmp_path / "metrics.csv")
+    sizes = []
+    for iteration in range(300):
+        logger.log_metrics({"x": float(iteration), **({"late": 1.0} if iteration == 250 else {})}, iteration)
+        sizes.append(sum(len(value) for value in vars(logger).values() if isinstance(value, (list, dict, set))))
+    assert max(sizes) <= 6
+    assert read_metrics(tmp_path / "metrics.csv")["x"] == list(range(300))
+
+
+def test_a_row_is_appended_and_only_a_new_metric_copies_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    logger = MetricsFile(path)
+    logger.log_metrics({"x": 1.0}, 0)
+    node = path.stat().st_ino
+    for iteration in range(1, 20):
+        logger.log_metrics({"x": 1.0}, iteration)
+    assert path.stat().st_ino == node
+    logger.log_metrics({"x": 1.0, "late": 2.0}, 20)
+    assert path.stat().st_ino != node
+    assert math.isnan(read_metrics(path)["late"][19])
+
+
+def test_metrics_of_an_earlier_iteration_find_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    write(path, {0: {"x": 1.0}, 2: {"x": 3.0}})
+    logger = MetricsFile(path, first_iteration=3)
+    logger.log_metrics({"x": 4.0}, 3)
+    logger.log_metrics({"late": 9.0}, 0)
+    logger.log_metrics({"x": 2.0}, 1)
+    logger.log_metrics({"x": 5.0}, 4)
+    assert path.read_text() == "iteration,x,late\n0,1.0,9.0\n1,2.0,\n2,3.0,\n3,4.0,\n4,5.0,\n"
+
+
+ROWS = {i: {"x": float(i)} for i in range(10)}
+
+
+@pytest.mark.parametrize(
+    ("text", "missing", "repeated", "dropped"),
+    [
+        ("".join(f"{i},{i}.0\n" for i in range(10)), "", "", "8 to 9"),
+        ("".join(f"{i},{i}.0\n" for i in (0, 1, 4, 5, 7)), "2 to 3, 6", "", ""),
+        ("0,0.0\n", "1 to 7", "", ""),
+        ("", "0 to 7", "", ""),
+        ("".join(f"{i},{i}.0\n" for i in (0, 2, 1, 3, 4, 4, 5, 6, 7)), "", "1, 4", ""),
+        (None, "0 to 7", "", ""),
+    ],
+)
+def test_what_is_lost_before_a_resume_is_told(
+    tmp_path: Path, text: str | None, missing: str, repeated: str, dropped: str
+) -> None:
+    path = tmp_path / "metrics.csv"
+    if text is not None:
+        path.write_text("iteration,x\n" + text)
+    logger = MetricsFile(path, first_iteration=8)
+    found = logger.begin()
+    assert (found.missing, found.repeated, found.dropped) == (missing, repeated, dropped)
+    logger.log_metrics({"x": 8.0}, 8)
+    iterations = read_metrics(path)["iteration"]
+    assert iterations == sorted(set(iterations))
+    assert iterations[-1] == 8
+
+
+def test_a_repeated_iteration_keeps_its_last_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("iteration,x\n0,0.0\n1,1.0\n1,5.0\n")
+    MetricsFile(path, first_iteration=2).begin()
+    assert read_metrics(path)["x"] == [0.0, 5.0]
+
+
+def test_a_full_disk_is_told_and_the_next_writer_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.csv"
+    logger = MetricsFile(path)
+    logger.log_metrics({"x": 1.0}, 0)
+
+    def full(file: object, data: bytes) -> None:
+        path.write_bytes(path.read_bytes() + data[:2])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("marlkit.run.metrics_file._write_all", full)
+        with pytest.raises(WriteError, match=r"metrics\.csv: cannot be written \(No space left on device\)"):
+            logger.log_metrics({"x": 2.0}, 1)
+    logger.finalize("failed")
+    write(path, {1: {"x": 3.0}}, first_iteration=1)
+    assert read_metrics(path)["x"] == [1.0, 3.0]

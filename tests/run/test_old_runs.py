@@ -38,7 +38,10 @@ def actions(folder: Path) -> list[Any]:
 
 
 def resumed(folder: Path, scratch: Path) -> dict[str, list[float]]:
-    """Sums of the magnitudes and of the squares of each component's parameters, after two more iterations of a copy of a run."""
+    """Sums of the magnitudes and of the squares of each component's tensors, after two more iterations of a copy of a run.
+
+    The value normaliser's own are left out: it keeps other averages than it did then.
+    """
     copy = scratch / folder.name
     shutil.copytree(folder, copy)
     text = (copy / "recipe.yaml").read_text(encoding="utf-8")
@@ -48,7 +51,7 @@ def resumed(folder: Path, scratch: Path) -> dict[str, list[float]]:
     assert saved["marlkit"]["iteration"] == 5
     parts: dict[str, list[torch.Tensor]] = {}
     for name, value in saved["state_dict"].items():
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and ".normaliser." not in name:
             parts.setdefault(name.partition(".")[0], []).append(value.double())
     return {part: [float(sum(power(v).sum() for v in own)) for power in (torch.abs, torch.square)] for part, own in parts.items()}
 
@@ -61,7 +64,8 @@ def noted(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_old_run_evaluates(name: str) -> None:
-    assert returns(OLD_RUNS / name) == pytest.approx(noted(name)["returns"], rel=1e-5, abs=1e-5)
+    told, then = returns(OLD_RUNS / name), noted(name)["returns"]
+    assert {metric: told[metric] for metric in then} == pytest.approx(then, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

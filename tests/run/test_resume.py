@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from marlkit.recipe import load_recipe, shipped
 from marlkit.run.checkpoint_io import load_checkpoint, save_checkpoint
 from marlkit.run.checkpoints import LAST
 from marlkit.run.metrics_file import read_metrics
+from marlkit.run.versions import warn_of_other_process
 
 CASES = [pytest.param(name, extra, id=f"{name}-{'gru' if extra else 'mlp'}") for name in sorted(shipped())
          for extra in ([], GRU) if known(name, extra) == extra]  # fmt: skip
@@ -128,3 +131,100 @@ def test_resuming_a_finished_run_changes_nothing(finished: Path) -> None:
     before = (finished / "checkpoints" / LAST).read_bytes()
     run.resume(finished, progress=False)
     assert (finished / "checkpoints" / LAST).read_bytes() == before
+
+
+def test_metrics_are_on_the_disk_before_the_checkpoint_that_follows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    genuine = {name: getattr(os, name) for name in ("fsync", "replace")}
+
+    def fsync(descriptor: int) -> None:
+        order.append(f"flush {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        genuine["fsync"](descriptor)
+
+    def replace(source: str, target: Path) -> None:
+        order.append(f"rename {Path(target).name}")
+        genuine["replace"](source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    given = small("mappo", "trainer.iterations=2", "trainer.evaluation_interval=0", "trainer.evaluation_episodes=1")
+    run.train(load_recipe("mappo", given), tmp_path, progress=False)
+    saved = [number for number, event in enumerate(order) if event == "rename last.ckpt"]
+    assert len(saved) == 2
+    for begin, end in zip([0, *saved], saved, strict=False):
+        assert "flush metrics.csv" in order[begin:end]
+    assert "flush checkpoints" in order[saved[-1] :]
+
+
+@pytest.fixture
+def stopped(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a run that has another iteration to train."""
+    folder = tmp_path / "stopped"
+    shutil.copytree(finished, folder)
+    text = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(text.replace("  iterations: 1\n", "  iterations: 2\n"))
+    return folder
+
+
+@pytest.mark.parametrize("content", [None, b"iteration,frames\n"])
+def test_missing_metrics_are_named_when_a_run_goes_on(stopped: Path, content: bytes | None) -> None:
+    (stopped / "metrics.csv").unlink() if content is None else (stopped / "metrics.csv").write_bytes(content)
+    with pytest.warns(UserWarning, match=r"metrics\.csv: the rows of iterations 0 are missing"):
+        run.resume(stopped, progress=False)
+    assert read_metrics(stopped / "metrics.csv")["iteration"] == [1.0]
+
+
+@pytest.mark.parametrize("content", [b"\x00\xff\xfe garbage", b"PK\x03\x04", b"a,b\n1,2\n", b"iteration,x\n0,1,2\n"])
+def test_a_file_that_holds_no_metrics_is_refused_before_training(stopped: Path, content: bytes) -> None:
+    (stopped / "metrics.csv").write_bytes(content)
+    with pytest.raises(RunError, match=r"metrics\.csv"):
+        run.resume(stopped, progress=False)
+    assert (stopped / "metrics.csv").read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b"3", b"not JSON", b"\xff\xfe", b"[" * 10**5, b""])
+def test_versions_that_cannot_be_read_are_told_and_ignored(stopped: Path, content: bytes) -> None:
+    (stopped / "versions.json").write_bytes(content)
+    with pytest.warns(UserWarning, match=r"versions\.json: is ignored, because it notes no versions"):
+        run.load_policy(stopped, "last")
+
+
+@pytest.mark.parametrize(
+    "noted", [{}, {"component_folders": 3}, {"component_folders": [1, None, "\x00", "x" * 5000]}, {"threads": []}]
+)
+def test_versions_of_another_kind_do_not_stop_a_resume(stopped: Path, noted: object) -> None:
+    (stopped / "versions.json").write_text(json.dumps(noted))
+    run.load_policy(stopped, "last")
+
+
+def test_another_number_of_threads_is_told(stopped: Path) -> None:
+    noted = json.loads((stopped / "versions.json").read_text())
+    assert noted["threads"] == torch.get_num_threads()
+    assert noted["device"] == "cpu"
+    (stopped / "versions.json").write_text(json.dumps(noted | {"threads": 64, "torch": "1.0"}))
+    with pytest.warns(UserWarning, match=r"trained with threads 64 \(now 1\), torch 1\.0 .*not bit for bit.*trainer\.threads"):
+        run.resume(stopped, progress=False)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_same_number_of_threads_is_not_mentioned(stopped: Path) -> None:
+    warn_of_other_process(stopped / "versions.json", torch.device("cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("before", "after"), [("cpu", "cuda"), ("cuda", "cpu")])
+@pytest.mark.parametrize("name", ["mappo", "maddpg"])
+def test_a_run_moves_to_another_device(
+    name: str, before: str, after: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(name, small(name, f"trainer.accelerator={before}"))
+    with monkeypatch.context() as patch:
+        killed_at(2, patch)
+        with pytest.raises(KilledError):
+            run.train(recipe, tmp_path, progress=False)
+    (folder,) = (tmp_path / name).iterdir()
+    text = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(text.replace(f"accelerator: {before}", f"accelerator: {after}"))
+    with pytest.warns(UserWarning, match="device"):
+        run.resume(folder, progress=False)
+    assert states(folder)["marlkit"]["iteration"] == 4

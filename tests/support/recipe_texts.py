@@ -31,7 +31,7 @@ def read(folder: Path, text: str = TEAM, overrides: Sequence[str] = (), *, fit: 
     """Write a recipe into `folder` and load it; the example components are found."""
     file = folder / "team.yaml"
     file.write_text(text, encoding="utf-8")
-    return load_recipe(file, overrides, folders=[DATA], fit=fit)
+    return load_recipe(file, overrides, folders=[DATA], fit=fit, trust=True)
 
 
 def problems(folder: Path, text: str = TEAM, overrides: Sequence[str] = ()) -> tuple[Problem, ...]:

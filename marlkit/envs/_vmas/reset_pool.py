@@ -12,7 +12,7 @@ is changed for all of them by hand (a difficulty, say) takes effect with the nex
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,7 @@ from marlkit import rng
 from marlkit.envs._vmas.simulation import Simulation
 from marlkit.envs._vmas.world_graph import Survey, copy_rows, learn_axes, share, survey
 from marlkit.envs._vmas.world_state import restore_world, save_world
+from marlkit.saved import MAPPING, Kind, refuse_misfit
 
 PROBES = (3, 5)
 """Numbers of environments of the two small worlds from which it is learnt which axis of a tensor counts environments."""
@@ -86,12 +87,19 @@ class ResetPool:
             return {}
         return {"twin": save_world(self.twin.scenario), "observation": self._observation.clone(), "used": self._used}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`."""
+    def load_state_dict(self, state: dict[str, Any], shape: Sequence[int]) -> None:
+        """Continue from :meth:`state_dict`; ``shape`` is that of what is seen, ``[B, N, O]``.
+
+        Raises:
+            CheckpointError: an entry is not what this scenario has there; names it.
+        """
         self.__dict__.pop("twin", None)
         self._used, self._observation = self.num_envs, None
+        refuse_misfit(state, MAPPING, "fresh")
         if not state:
             return
+        used = Kind(f"a number of rows, 0 to {self.num_envs}", lambda value: type(value) is int and 0 <= value <= self.num_envs)
+        refuse_misfit(state, {"twin": MAPPING, "observation": torch.zeros(*shape), "used": used}, "fresh")
         restore_world(self.twin.scenario, state["twin"], self.twin.device)
         self._observation = state["observation"].to(self.twin.device, copy=True)
         self._rows = survey(self.twin.scenario)

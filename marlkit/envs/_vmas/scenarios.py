@@ -1,19 +1,21 @@
-"""What can be known of VMAS' scenarios from their source files: names and options. Imports neither torch nor VMAS.
+"""What can be known of VMAS' scenarios from their source files: names, options, whether agents are opposed. Imports no VMAS.
 
-A scenario reads its options from ``kwargs`` one by one (``kwargs.pop("n_agents", 4)``) and VMAS only warns of those that are
-not read. Reading the names from the source turns such a warning into an error before anything is built.
+VMAS only warns of options that a scenario does not read, and only where the scenario asks for it. Reading the names from the
+source turns this into an error before anything is built. No torch is imported.
 """
 
 from __future__ import annotations
 
-import ast
 import functools
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from marlkit.errors import did_you_mean
+from marlkit.contract import Code
+from marlkit.envs._vmas.scenario_source import Options, find_class, opposes_agents, options_of
+from marlkit.errors import ComponentError, did_you_mean
+from marlkit.recipe.source_reader import Class
 
 NOT_INSTALLED = "needs the simulator VMAS, which is not installed: `pip install marlkit[vmas]`"
 
@@ -62,53 +64,80 @@ def unknown_scenario(name: str) -> str:
     return f"VMAS has no scenario `{name}`.{hint} It has: {', '.join(scenario_names())}"
 
 
-@functools.cache
-def scenario_option_names(name: str) -> frozenset[str]:
-    """The options that a scenario reads, by looking through its source for uses of ``kwargs``.
+def scenario_class(name: str, folders: Sequence[Path] = ()) -> Class | None:
+    """The class of a scenario, by its name or its dotted path; ``None`` where only importing it would tell.
 
     Raises:
-        KeyError: there is no such scenario.
+        ComponentError: there is none, or it is no scenario.
     """
+    if is_own_class(name):
+        return find_class(name, folders)
     found = full_name(name)
     if found is None:
-        raise KeyError(name)
-    tree = ast.parse(scenario_files()[found].read_text(encoding="utf-8"))
-    return frozenset(filter(None, (_option_read_by(node) for node in ast.walk(tree))))
+        raise ComponentError(unknown_scenario(name))
+    return find_class(f"vmas.scenarios.{found.replace('/', '.')}.Scenario")
 
 
-def _option_read_by(node: ast.AST) -> str | None:
-    """``"n_agents"`` for ``kwargs.pop("n_agents", …)``, ``kwargs.get("n_agents", …)`` and ``kwargs["n_agents"]``."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in {"pop", "get"} and node.args:
-        owner, key = node.func.value, node.args[0]
-    elif isinstance(node, ast.Subscript):
-        owner, key = node.value, node.slice
-    else:
+def scenario_options(name: str, folders: Sequence[Path] = ()) -> Options | None:
+    """The options that a scenario reads; ``None`` where its source does not tell them all.
+
+    Raises:
+        ComponentError: there is no such scenario.
+    """
+    cls = scenario_class(name, folders)
+    return None if cls is None else options_of(cls)
+
+
+def unknown_option(scenario: str, option: str, known: Options) -> str | None:
+    """The message for an option that a scenario does not read, or does not use; ``None`` if it does."""
+    if option in known.used:
         return None
-    named = isinstance(owner, ast.Name) and owner.id == "kwargs"
-    return key.value if named and isinstance(key, ast.Constant) and isinstance(key.value, str) else None
+    has = f"It has: {', '.join(sorted(known.used))}" if known.used else "It has no options"
+    if option in known.ignored:
+        return f"scenario `{scenario}` takes the option `{option}` and does not use it; leave it out. {has}"
+    return f"scenario `{scenario}` has no option `{option}`.{did_you_mean(option, known.used)} {has}"
 
 
-def unknown_option(scenario: str, option: str) -> str | None:
-    """The message for an option that a scenario does not read; ``None`` if it reads it."""
-    known = scenario_option_names(scenario)
-    if option in known:
-        return None
-    has = f"It has: {', '.join(sorted(known))}" if known else "It has no options"
-    return f"scenario `{scenario}` has no option `{option}`.{did_you_mean(option, known)} {has}"
+# --- what the contract of the environment refers to ------------------------------------------------------------------------
 
 
-def check(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def check(options: Mapping[str, Any], folders: Sequence[Path] = ()) -> Iterator[tuple[str, str]]:
     """Problems of an ``env: {type: vmas, …}`` section, as ``(option, message)``, found without importing the simulator."""
     if scenario_folder() is None:
         yield "type", NOT_INSTALLED
         return
     scenario = options["scenario"]
-    if is_own_class(scenario):
-        return
-    if full_name(scenario) is None:
-        yield "scenario", unknown_scenario(scenario)
+    try:
+        known = scenario_options(scenario, folders)
+    except ComponentError as error:
+        yield "scenario", f"`{scenario}` is no scenario: {error}" if is_own_class(scenario) else str(error)
         return
     for option in options.get("scenario_options") or {}:
-        message = unknown_option(scenario, str(option))
+        message = None if known is None else unknown_option(scenario, str(option), known)
         if message is not None:
             yield f"scenario_options.{option}", message
+
+
+def held_options(options: Mapping[str, Any], folders: Sequence[Path] = ()) -> frozenset[str] | None:
+    """The names that ``scenario_options`` is known to take; ``None`` where there is no such scenario."""
+    try:
+        known = scenario_options(str(options.get("scenario")), folders)
+    except ComponentError:
+        return None
+    return frozenset() if known is None else known.used
+
+
+def traits(options: Mapping[str, Any], folders: Sequence[Path] = ()) -> tuple[str, ...] | None:
+    """``opposing``, where the agents that policies control do not share one aim; ``None`` where only building tells."""
+    try:
+        cls = scenario_class(str(options.get("scenario")), folders)
+    except ComponentError:
+        return ()
+    opposing = None if cls is None else opposes_agents(cls, options.get("scenario_options") or {})
+    return None if opposing is None else ("opposing",) * opposing
+
+
+def code(options: Mapping[str, Any]) -> Iterator[Code]:
+    """The class of a user's own scenario; VMAS' own are no code of a stranger."""
+    if is_own_class(str(options["scenario"])):
+        yield Code("scenario", options["scenario"], options.get("scenario_options") or {})

@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 
 from marlkit.envs._vmas import scenarios
-from marlkit.errors import MarlkitError, OptionError
+from marlkit.envs._vmas.agents import groups_of, refuse_other_numbers
+from marlkit.envs._vmas.scenario_source import Options
+from marlkit.envs._vmas.unread_options import refuse_unread
+from marlkit.errors import ComponentError, MarlkitError, OptionError
 
 try:
     from vmas.scenarios import load
@@ -63,6 +66,7 @@ class Simulation:
         self.agents = list(self.scenario.world.policy_agents)
         if not self.agents:
             raise OptionError("scenario", f"`{scenario}` has no agent that a policy could control; all are scripted")
+        refuse_other_numbers(scenario, options, self.scenario.world.agents)
         self._speech = [0 if agent.silent else self.scenario.world.dim_c for agent in self.agents]
         if continuous:
             self.action_sizes = [agent.action_size + speech for agent, speech in zip(self.agents, self._speech, strict=True)]
@@ -75,6 +79,11 @@ class Simulation:
         self._agent_index = torch.arange(len(self.agents), device=device)
         observations = [self._own_observation(agent) for agent in self.agents]
         self.observation_sizes = [observation.shape[1] for observation in observations]
+
+    @property
+    def groups(self) -> tuple[str, ...] | None:
+        """The group of each agent; ``None`` where all share one aim."""
+        return groups_of(self.scenario, self.agents)
 
     @property
     def can_terminate(self) -> bool:
@@ -200,27 +209,41 @@ def _padded(rows: list[Tensor], value: float) -> Tensor:
 
 def _load(scenario: str, options: dict[str, Any]) -> BaseScenario:
     if scenarios.is_own_class(scenario):
-        return _load_own(scenario)
+        return _load_own(scenario, options)
     name = scenarios.full_name(scenario)
     if name is None:
         raise OptionError("scenario", scenarios.unknown_scenario(scenario))
-    for option in options:
-        message = scenarios.unknown_option(name, option)
-        if message is not None:
-            raise OptionError("scenario_options", message)
+    known = scenarios.scenario_options(name)
+    assert known is not None, "a test reads every scenario of VMAS"
+    _refuse_unknown(name, options, known)
     loaded: BaseScenario = load(str(scenarios.scenario_files()[name])).Scenario()
     return loaded
 
 
-def _load_own(path: str) -> BaseScenario:
+def _load_own(path: str, options: dict[str, Any]) -> BaseScenario:
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise OptionError("scenario", f"`{path}` cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, BaseScenario)):
         raise OptionError("scenario", f"`{path}` is no scenario: it must be a subclass of vmas.simulator.scenario.BaseScenario")
+    try:
+        known = scenarios.scenario_options(path)
+    except ComponentError:  # importing it has found more than reading it
+        known = None
+    if known is not None:
+        _refuse_unknown(path, options, known)
+    elif options:
+        refuse_unread(path, found, options)
     return found()
+
+
+def _refuse_unknown(scenario: str, options: dict[str, Any], known: Options) -> None:
+    for option in options:
+        message = scenarios.unknown_option(scenario, option, known)
+        if message is not None:
+            raise OptionError("scenario_options", message)
 
 
 def _failing_line(error: BaseException) -> str:

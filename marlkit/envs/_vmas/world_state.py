@@ -16,6 +16,7 @@ from torch import Tensor
 
 from marlkit.envs._vmas.world_graph import _VALUES, Survey, survey
 from marlkit.errors import MarlkitError
+from marlkit.saved import LIST, MAPPING, Kind, at, is_plain, refuse_misfit, refuse_other_tensor
 
 _CONTAINERS: dict[type, str] = {dict: "dict", list: "list", tuple: "tuple"}
 
@@ -57,7 +58,12 @@ def restore_world(scenario: Any, saved: Mapping[str, Any], device: torch.device)
 
     Raises:
         MarlkitError: the saved world holds objects that this one has not got.
+        CheckpointError: an entry is not what this world has there; names it. The world is unchanged.
     """
+    refuse_misfit(saved, {"objects": MAPPING, "tensors": LIST}, "world")
+    for index, tensor in enumerate(saved["tensors"]):
+        plain = Kind("a plain tensor", lambda value: isinstance(value, Tensor) and is_plain(value))
+        refuse_misfit(tensor, plain, f"world.tensors[{index}]")
     _Restoration(survey(scenario), saved["objects"], copied(saved["tensors"], device)).run()
 
 
@@ -80,15 +86,16 @@ class _Restoration:
         self.before = {name: dict(_held_by(thing)) for name, thing in self.built.items()}
 
     def run(self) -> None:
+        # All is decoded before anything is changed.
+        decoded = {name: self._contents(name, entries) for name, (_, entries) in self.saved.items()}
         for name, (kind, entries) in self.saved.items():
             thing = self.built[name]
             if kind == "list":
-                thing[:] = self._contents(name, entries).values()
+                thing[:] = decoded[name].values()
             elif kind == "dict" or (kind != "tuple" and entries):
                 holder = thing if kind == "dict" else vars(thing)
-                contents = self._contents(name, entries)
                 holder.clear()
-                holder.update(contents)
+                holder.update(decoded[name])
 
     def _contents(self, name: str, entries: Sequence[Any]) -> dict[Any, Any]:
         before = self.before[name]
@@ -96,6 +103,7 @@ class _Restoration:
         for code, content in entries:
             key = self._key(code, before)
             contents[key] = self._decode(content, before.get(key))
+            _refuse_other_kind(contents[key], before.get(key), at(name, key if isinstance(key, (str, int)) else str(code)))
         return contents
 
     def _key(self, code: Any, before: Mapping[Any, Any]) -> Any:
@@ -129,6 +137,18 @@ class _Restoration:
             unchanged = len(before) == len(contents) and all(map(_same, before, contents))
             self.tuples[name] = before if unchanged else contents
         return self.tuples[name]
+
+
+def _refuse_other_kind(found: Any, before: Any, where: str) -> None:
+    """Refuse a tensor of another shape or type, and a value of another kind, than a world has there that is newly built."""
+    if found is None or before is None:
+        return
+    if isinstance(before, Tensor):
+        refuse_other_tensor(found, where, before.shape, before.dtype)
+    elif isinstance(before, (int, float, str)) and not isinstance(before, enum.Enum):
+        numbers = isinstance(before, (int, float)) and type(found) in (int, float)
+        if not numbers or bool in (type(before), type(found)):
+            refuse_misfit(found, before, where)
 
 
 def _same(first: Any, second: Any) -> bool:
