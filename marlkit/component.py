@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
@@ -188,6 +188,12 @@ class Environment(Component, ABC):
 
     num_envs: int
     device: torch.device
+
+    def seed(self, seed: int) -> None:
+        """Seed the random generators that the environment keeps itself; nothing where it draws from the global ones.
+
+        Called before the reset of every evaluation, with the global generators seeded: equal seeds give equal episodes.
+        """
 
     @abstractmethod
     def reset(self) -> TensorDict:
@@ -530,6 +536,10 @@ class Data(Component, ABC):
     shown: frozenset[Key] | None = None
     """Keys that a component reads from batches; what was played has others, which need not be kept. ``None``: all."""
 
+    inspect: Callable[[TensorDictBase, TensorDictBase], None] | None = None
+    """Called with what was just played, ``[B, T]``, and where the next step starts, ``[B]``, before any of it is kept for later
+    iterations; raises if it is broken. What :meth:`collect` returns is looked at in any case."""
+
     @abstractmethod
     def collect(self, env: Environment, actor: Actor, run_step: RunStep = run_directly) -> TensorDict:
         """Play the steps of one iteration and return them, batch ``[B, T]``; ``run_step`` takes the actor's steps."""
@@ -537,6 +547,10 @@ class Data(Component, ABC):
     def batches(self, played: TensorDict, actor: Actor) -> Iterator[TensorDict]:
         """The batches ``[*, T]`` to learn from in this iteration, one at a time; here what was just played, once."""
         yield played
+
+    def held_bytes(self, envs: int, played: TensorDictBase) -> int:
+        """Bytes that it will hold for ``envs`` environments, judged by a few steps ``[B, T]``; 0 where that is not known."""
+        return 0
 
     @classmethod
     def brief(cls, steps: int) -> dict[str, Any]:

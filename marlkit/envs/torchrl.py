@@ -80,6 +80,10 @@ class TorchrlEnvironment(AdapterEnvironment[TensorDictBase]):
             self._now = self.env.reset()
         self.prepare(self._team_spec(actions))
 
+    def seed(self, seed: int) -> None:
+        """Seed the generators of the environment, such as those of Gymnasium's."""
+        self.env.set_seed(seed)
+
     def restart(self) -> TensorDictBase:
         """Reset the environment; what it shows, batch ``[B]``."""
         self._now = self.env.reset()
