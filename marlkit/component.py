@@ -210,6 +210,7 @@ class Environment(Component, ABC):
             ``(arrived, current)``, each of batch ``[B]``. ``arrived`` is what a rollout stores under ``"next"``: the state
             before any reset, with reward, terminated, truncated and done. ``current`` is where the next step starts: equal
             to ``arrived`` except in the environments that finished, which have been reset. Neither may be written to later.
+            Where agents may end before the episode does, ``arrived`` also has ``keys.AGENT_ENDS``, which no contract declares.
         """
 
     def refuse_unfit_action(self, action: Tensor, who: str) -> None:
@@ -462,7 +463,11 @@ class Targets(Component, nn.Module, ABC):
 
 
 class Estimator(ModuleComponent, ABC):
-    """Turns rewards and values into value targets, and into advantages where there is a baseline."""
+    """Turns rewards and values into value targets, and into advantages where there is a baseline.
+
+    Beside what it reads, it is given the agents' own ends (``keys.AGENT_ENDS``) where the environment writes them: the return of
+    an agent then ends with the agent, not with the episode.
+    """
 
     @abstractmethod
     def forward(self, batch: TensorDictBase) -> TensorDictBase:

@@ -61,7 +61,7 @@ class RolloutData(Data):
             arrived, current = env.step(taken[keys.ACTION])
             carried = {key: taken[keys.following(key)] for key in actor.carried}
             taken["next"] = _with(arrived, carried)
-            self._store(taken, step, env)
+            self._store(taken, step, env, actor)
             self._current = _with(current, carried)
         assert self._storage is not None
         batch = self._storage.transpose(0, 1)
@@ -100,7 +100,7 @@ class RolloutData(Data):
         write_recent(batch, steps, 0, self.history)
         self._past = steps[self.steps :].clone()
 
-    def _store(self, taken: TensorDict, step: int, env: Environment) -> None:
+    def _store(self, taken: TensorDict, step: int, env: Environment, actor: Actor) -> None:
         if self._storage is None or self._storage.batch_size != (self.steps, *taken.batch_size):
             # Time-major, so that every write is one contiguous copy.
             self._storage = taken.new_empty((self.steps, *taken.batch_size))
@@ -110,14 +110,14 @@ class RolloutData(Data):
         found = [taken.get(key, None) for key in slot]
         # A copy would stretch and convert what has another form than in the steps before.
         if [(None, None) if tensor is None else (tensor.shape, tensor.dtype) for tensor in found] != self._forms:
-            self._refuse_other_form(found, env)
+            self._refuse_other_form(found, env, actor)
         torch._foreach_copy_([*slot.values()], found)
 
-    def _refuse_other_form(self, found: list[Tensor | None], env: Environment) -> None:
+    def _refuse_other_form(self, found: list[Tensor | None], env: Environment, actor: Actor) -> None:
         for key, tensor, (shape, dtype) in zip(self._slots[0], found, self._forms, strict=True):
             now = "nothing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
             if tensor is None or (tensor.shape, tensor.dtype) != (shape, dtype):
-                who = f"env ({type(env).__name__})" if {key, keys.current(key)} & set(env.writes) else "the actor"
+                who = f"actor ({type(actor).__name__})" if key in actor.writes else f"env ({type(env).__name__})"
                 raise MarlkitError(f"{who} gave `{keys.name(key)}` as {dtype} {list(shape)} in the steps before, and now {now}")
 
 

@@ -12,9 +12,11 @@ The rules that a few steps show are watched in the dry run of every recipe too (
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -36,11 +38,12 @@ LONGEST = 1000
 LATER = "Give every step tensors of its own: clone what is written to in place."
 
 
-def check_environment(build: Build, *, steps: int = 30, resumable: bool = True) -> None:
+def check_environment(build: Build | Environment, *, steps: int = 30, resumable: bool = True) -> None:
     """Hold an environment to the rules of its kind; plays random actions in several copies of it.
 
     Args:
-        build: constructs it; give it two or more environments (``num_envs``), so that rows that are mixed up are seen.
+        build: constructs it, of two or more environments (``num_envs``), so that rows that are mixed up are seen; or one that is
+            built, of which copies are made.
         steps: joint steps that are played, and more where its time limit comes later.
         resumable: whether a run in it can be resumed; without, ``state_dict`` is not looked at.
 
@@ -48,14 +51,16 @@ def check_environment(build: Build, *, steps: int = 30, resumable: bool = True) 
         RuleError: it breaks a rule; names class and rule, and says what to do.
         MarlkitError: it refused something that it has to take.
     """
+    if isinstance(build, Environment):
+        build = partial(_copy, build)
     env = _constructed(build)
     refuse_unfit_spec(env)
     horizon = env.spec.horizon or 0
     watched = cast(Environment, WatchedEnvironment(env))
     _episode(watched, 1, max(steps, min(horizon + 2, LONGEST)))
     _episode(watched, 2, 1)
-    _check_clipping(build, steps)
     _check_seeds(build, steps)
+    _check_clipping(build, steps)
     if resumable:
         _check_state(build, steps)
     _check_refusals(env)
@@ -139,11 +144,9 @@ def refuse_unfit_step(env: Environment, step: Any, what: str) -> None:
     if step.batch_size != (env.num_envs,):
         refuse("shapes", f"has the batch size {list(step.batch_size)}", f"its TensorDicts have the batch size [{env.num_envs}].")
     found = dict(step.items(True, True))
-    declared = set(env.writes)
-    after = {_of_step(key) for key in declared if key[0] == "next"}
-    wanted = {key: key for key in declared if key[0] != "next"} | (
-        {_of_step(key): key for key in declared} if what == "arrived" else {}
-    )
+    declared = {_of_step(key): key for key in (*env.writes, *(key for key in keys.AGENT_ENDS if key[1:] in found))}
+    after = {own for own, key in declared.items() if key[0] == "next"}
+    wanted = {own: key for own, key in declared.items() if what == "arrived" or own not in after}
     for own, key in wanted.items():
         if own not in found:
             refuse("keys", f"has no `{keys.name(own)}`", f"its contract says that it writes `{keys.name(key)}`.")
@@ -269,6 +272,10 @@ class WatchedEnvironment:
             self._refuse(
                 "done", "gives an episode as terminated and truncated at once", "a true end is no cut: truncated & ~terminated."
             )
+        if all(key[1:] in arrived.keys(True) for key in keys.AGENT_ENDS):
+            truly, ended = (arrived[key[1:]] for key in keys.AGENT_ENDS)
+            if (truly & ~ended).any() or (done.unsqueeze(-1) & ~ended).any():
+                self._refuse("done", "gives agents' own ends that do not fit `done`", "all have ended where the episode has.")
         if arrived[keys.IS_FIRST].any():
             self._refuse("first", "gives `is_first` as true in `arrived`", "that is the state before any reset.")
         if not torch.equal(current[keys.IS_FIRST], done):
@@ -354,6 +361,10 @@ def _bounds(action: Continuous) -> tuple[Tensor, Tensor]:
     return low, torch.tensor(1.0 if action.high is None else action.high)
 
 
+def _copy(env: Environment, runtime: Runtime) -> Environment:
+    return copy.deepcopy(env)
+
+
 def _constructed(build: Build, seed: int = 0) -> Environment:
     before = rng.state()
     env = build(Runtime(torch.device("cpu"), seed))
@@ -403,9 +414,9 @@ def _difference(one: Seen, other: Seen) -> str:
 
 def _check_seeds(build: Build, steps: int) -> None:
     """Equal seeds, equal episodes, also in an environment that has played before; other seeds, others, if anything is random."""
-    env, copy = _constructed(build), _constructed(build)
+    env, other = _constructed(build), _constructed(build)
     first = _episode(env, 7, steps)
-    unlike = _difference(first, _episode(copy, 7, steps))
+    unlike = _difference(first, _episode(other, 7, steps))
     # Where an episode ends, fresh states may have been drawn in advance.
     ends = (index for index, (name, tensor) in enumerate(first) if name == "`done` of `arrived`" and tensor.any())
     until = next(ends, len(first))
@@ -424,7 +435,7 @@ def _check_seeds(build: Build, steps: int) -> None:
 
 def _check_clipping(build: Build, steps: int) -> None:
     """Actions beyond the bounds act as the bounds, and padded dimensions not at all."""
-    env, copy = _constructed(build), _constructed(build)
+    env, other = _constructed(build), _constructed(build)
     spec, action = env.spec, env.spec.action
     if not isinstance(action, Continuous) or action.low is None or action.high is None:
         return
@@ -437,7 +448,7 @@ def _check_clipping(build: Build, steps: int) -> None:
     def within(seen: TensorDictBase, generator: torch.Generator) -> Tensor:
         return torch.where(own, beyond(seen, generator).clamp(low, high), (low + high) / 2)
 
-    unlike = _difference(_episode(env, 7, steps, beyond), _episode(copy, 7, steps, within))
+    unlike = _difference(_episode(env, 7, steps, beyond), _episode(other, 7, steps, within))
     if unlike:
         problem = f"does not clip actions to its bounds ({unlike} differs for an action beyond them)"
         remedy = "clamp a copy of the action to the bounds of its spec, and ignore dimensions that are padding."
@@ -446,15 +457,15 @@ def _check_clipping(build: Build, steps: int) -> None:
 
 def _check_state(build: Build, steps: int) -> None:
     """What a copy plays from a saved state on, is what the environment itself goes on to play."""
-    env, copy = _constructed(build), _constructed(build, seed=1)
+    env, other = _constructed(build), _constructed(build, seed=1)
     with rng.isolated(3):
         env.seed(3)
         current, _ = _play(env, env.reset(), steps // 2 + 1)
         current, saved, generators = current.clone(), env.state_dict(), rng.state()
         _, expected = _play(env, current, steps)
-        copy.load_state_dict(_as_plain_data(env, saved))
+        other.load_state_dict(_as_plain_data(env, saved))
         rng.restore(generators)
-        unlike = _difference(expected, _play(copy, current, steps)[1])
+        unlike = _difference(expected, _play(other, current, steps)[1])
     if unlike:
         problem = f"does not continue from its `state_dict` ({unlike} differs)"
         remedy = "save copies of all that decides its future, counters and generators of its own among it, and take it back."
@@ -463,9 +474,9 @@ def _check_state(build: Build, steps: int) -> None:
 
 def _as_plain_data(env: Environment, state: dict[str, Any]) -> dict[str, Any]:
     memory = io.BytesIO()
-    torch.save(state, memory)
-    memory.seek(0)
     try:
+        torch.save(state, memory)
+        memory.seek(0)
         return cast("dict[str, Any]", torch.load(memory, weights_only=True))
     except Exception as error:
         problem = f"gives a `state_dict` that holds more than plain data and tensors ({_first_line(error)})"

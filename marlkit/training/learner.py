@@ -177,7 +177,8 @@ class Learner(lightning.LightningModule):
             written = self.estimator(read)
             return {key: written[key] for key in self.estimator.writes}
 
-        for key, value in self.step_recorder("estimate", step, batch.select(*self.estimator.reads)).items():
+        given = batch.select(*self.estimator.reads, *keys.AGENT_ENDS, strict=False)
+        for key, value in self.step_recorder("estimate", step, given).items():
             batch.set(key, value)
 
     def annotate(self, batch: TensorDictBase) -> None:
