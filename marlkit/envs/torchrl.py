@@ -312,7 +312,7 @@ class _Layout:
         if not chosen:
             raise _refused(f"nothing to observe was found; the environment has {sorted(map(keys.name, found))}")
         for key in chosen:
-            if isinstance(spec[key], NonTensor) or -1 in spec[key].shape or spec[key].dtype.is_complex:
+            if isinstance(spec[key], NonTensor) or -1 in spec[key].shape:
                 problem = "must be numbers of a fixed shape, the same for every agent"
                 raise _refused(f"the observation `{keys.name(key)}` {problem}, not {_in_words(spec[key])}")
         return sorted(chosen)
