@@ -117,7 +117,7 @@ class RolloutData(Data):
         for key, tensor, (shape, dtype) in zip(self._slots[0], found, self._forms, strict=True):
             now = "nothing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
             if tensor is None or (tensor.shape, tensor.dtype) != (shape, dtype):
-                who = f"actor ({type(actor).__name__})" if key in actor.writes else f"env ({type(env).__name__})"
+                who = f"actor ({type(actor).__name__})" if key in actor.writes else f"env ({env.__class__.__name__})"
                 raise MarlkitError(f"{who} gave `{keys.name(key)}` as {dtype} {list(shape)} in the steps before, and now {now}")
 
 

@@ -188,14 +188,21 @@ class WatchedEnvironment:
     """Stands in the place of an environment and holds every step of it to the rules; for checks, because it copies every step.
 
     Everything else is the environment's own.
+
+    Args:
+        env: the environment.
+        player: who chooses the actions, in messages.
     """
 
-    def __init__(self, env: Environment) -> None:
+    def __init__(self, env: Environment, player: str = "the player") -> None:
         self._env = env
+        self._player = player
         self._given: list[tuple[str, Any, Any]] = []
         self._ages = torch.zeros(env.num_envs, dtype=torch.int64)
         self._current: TensorDict | None = None
         self._start: Tensor | None = None
+
+    __class__ = property(lambda self: type(self._env))  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._env, name)
@@ -217,6 +224,7 @@ class WatchedEnvironment:
 
     def step(self, action: Tensor) -> tuple[TensorDict, TensorDict]:
         """As :meth:`Environment.step`."""
+        self._refuse_unfit_choice(action)
         self._given = [entry for entry in self._given if entry[0] != "action"]
         self._given.append(("action", action, action.clone()))
         gave: Any = self._env.step(action)
@@ -241,6 +249,15 @@ class WatchedEnvironment:
 
     def _refuse(self, rule: str, problem: str, remedy: str) -> None:
         raise RuleError(who_is(self._env), rule, problem, remedy)
+
+    def _refuse_unfit_choice(self, action: Tensor) -> None:
+        """Check the values of an action; its form is for the environment to refuse."""
+        mask = None if self._current is None else self._current.get(keys.ACTION_MASK, None)
+        if action.is_floating_point() and not action.isfinite().all():
+            raise RuleError(self._player, "choice", "chose an action that is not finite", "look at what it is computed from.")
+        if mask is not None and action.shape == mask.shape[:-1] and not (allowed(action, mask) | ~mask.any(-1)).all():
+            problem = "chose an action that `agents.action_mask` does not allow"
+            raise RuleError(self._player, "choice", problem, "give actions that are not allowed no probability.")
 
     def _give(self, **steps: TensorDict) -> None:
         """Remember what is given out now, and what it holds; of earlier ones the last two."""
@@ -328,6 +345,12 @@ class WatchedEnvironment:
             problem = f"has an episode that goes on after {horizon} steps, the horizon of its spec"
             self._refuse("horizon", problem, "truncate it there, or leave the horizon out.")
         self._ages[done] = 0
+
+
+def allowed(action: Tensor, mask: Tensor) -> Tensor:
+    """Whether a mask ``[*, N, A]`` allows discrete actions ``[*, N]``; ``[*, N]`` bool."""
+    known = (action >= 0) & (action < mask.shape[-1])
+    return known & mask.gather(-1, action.clamp(0, mask.shape[-1] - 1).unsqueeze(-1)).squeeze(-1)
 
 
 def _is_nan(tensor: Tensor) -> bool:

@@ -47,7 +47,8 @@ LESS_MEMORY = (
 def who_is(component: Component) -> str:
     """A component in messages: its section and its class, ``critic (LocalCritic)``."""
     sections = (section for section, kind in SECTIONS.items() if isinstance(component, kind))
-    return f"{next(sections, 'component')} ({type(component).__name__})"
+    # What stands in the place of an environment has its class.
+    return f"{next(sections, 'component')} ({component.__class__.__name__})"
 
 
 @contextmanager
@@ -102,7 +103,7 @@ def _place(error: BaseException) -> str:
     """The last line of the culprit's file that was run, as `` (my_env.py:12)``."""
     found = culprit(error)
     try:
-        file = None if found is None else inspect.getsourcefile(type(found))
+        file = None if found is None else inspect.getsourcefile(found.__class__)
     except (OSError, TypeError):
         file = None
     lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file]

@@ -42,7 +42,7 @@ def dry_run(recipe: Recipe) -> None:
         choose_monitor(recipe, env.spec)
         learner = build_learner(recipe, env)
         full, learner.data = learner.data, _short_data(recipe, learner)
-        watched = cast(Environment, WatchedEnvironment(env))
+        watched = cast(Environment, WatchedEnvironment(env, who_is(learner.actor)))
         with _named("data", learner, recipe):
             played = learner.data.collect(watched, learner.actor, run_directly)
             batch = next(learner.data.batches(played, learner.actor))
@@ -50,7 +50,6 @@ def dry_run(recipe: Recipe) -> None:
         for section in ("env", "actor"):
             _check_shapes(played, section, learner)
         inspect_played(played, env, learner.actor, 0)
-        _check_choice(played, learner)
         refuse_unfit_memory(recipe, full, played)
         _learn(batch, played, learner, recipe)
         with _named("env", learner, recipe):
@@ -84,21 +83,6 @@ def _play_to_an_end(env: Environment) -> None:
         if arrived[keys.DONE[1]].any():
             env.step(random_action(env.spec, current, generator))
             return
-
-
-def _check_choice(played: TensorDictBase, learner: Learner) -> None:
-    """Make sure that the actor chooses what the masks allow.
-
-    Raises:
-        MarlkitError: it does not.
-    """
-    mask, action = played.get(keys.ACTION_MASK, None), played[keys.ACTION]
-    if mask is None or not learner.env.spec.discrete:
-        return
-    known = (action >= 0) & (action < mask.shape[-1])
-    allowed = mask.gather(-1, action.clamp(0, mask.shape[-1] - 1).unsqueeze(-1)).squeeze(-1) | ~mask.any(-1)
-    if not (known & allowed).all():
-        raise MarlkitError(f"dry run: {_who('actor', learner)} chose an action that `agents.action_mask` does not allow")
 
 
 def _short_data(recipe: Recipe, learner: Learner) -> Data:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -13,7 +13,7 @@ from marlkit import keys
 from marlkit.component import Actor, Environment
 from marlkit.errors import NonFiniteError, RuleError
 from marlkit.keys import Key
-from marlkit.testing.environments import refuse_unfit_step, unfit_form
+from marlkit.testing.environments import allowed, refuse_unfit_step, unfit_form
 from marlkit.training.culprit import who_is
 
 CAUSES = {
@@ -30,6 +30,8 @@ class Witness:
     def __init__(self, env: Environment) -> None:
         self._env = env
         self._gave: dict[str, Any] = {}
+
+    __class__ = property(lambda self: type(self._env))  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._env, name)
@@ -81,13 +83,13 @@ def inspect_played(
     tensors = [(key, tensor) for key, tensor in played.items(True, True) if _is_floating(tensor)]
     waiting = [] if following is None else [(key, tensor) for key, tensor in following.items(True, True) if _is_floating(tensor)]
     rules = _rules(played)
-    kept = torch.stack([kept for kept, _, _ in rules.values()])
+    kept = torch.stack([rule.kept for rule in rules])
     if torch.cat([all_finite([tensor for _, tensor in (*tensors, *waiting)]), kept]).all():
         return
     when = f"iteration {iteration}"
     _refuse_unfinite(tensors, waiting, env, actor, when)
-    name = next(name for name, (kept, _, _) in rules.items() if not kept)
-    raise RuleError(f"{when}: {who_is(env)}", name, *rules[name][1:])
+    broken = next(rule for rule in rules if not rule.kept)
+    raise RuleError(f"{when}: {who_is(actor if broken.name == 'choice' else env)}", *broken[1:])
 
 
 def _is_floating(tensor: Tensor) -> bool:
@@ -106,21 +108,36 @@ def _refuse_unfit_forms(played: TensorDictBase, env: Environment, actor: Actor) 
                 raise RuleError(who_is(component), rule, words, remedy)
 
 
-def _rules(played: TensorDictBase) -> dict[str, tuple[Tensor, str, str]]:
-    """Whether each rule of the ends and of the masks is kept, ``[]`` bool, and what to say if not."""
+class _Rule(NamedTuple):
+    """Whether a rule is kept, ``[]`` bool, and what to say if not."""
+
+    kept: Tensor
+    name: str
+    problem: str
+    remedy: str
+
+
+def _rules(played: TensorDictBase) -> list[_Rule]:
+    """The rules of the ends, of the masks and of the actions."""
     done, first = played[keys.DONE], played.get(keys.IS_FIRST, None)
-    ended = played[keys.TERMINATED] | played[keys.TRUNCATED]
-    found = {"done": ((done == ended).all(), "gave a `done` that is not terminated | truncated", "set it to exactly that.")}
+    kept = (done == played[keys.TERMINATED] | played[keys.TRUNCATED]).all()
+    found = [_Rule(kept, "done", "gave a `done` that is not terminated | truncated", "set it to exactly that.")]
     if first is not None:
         kept = (first[:, 1:] == done[:, :-1]).all()
         problem = "gave an `is_first` that is not the `done` of the step before"
-        found["first"] = (kept, problem, "reset the environments that are done, and no others, and let is_first say so.")
+        remedy = "reset the environments that are done, and no others, and let is_first say so."
+        found.append(_Rule(kept, "first", problem, remedy))
     mask, alive = played.get(keys.ACTION_MASK, None), played.get(keys.ALIVE, None)
     if mask is not None:
-        some = mask.any(-1) if alive is None else mask.any(-1) | ~alive.squeeze(-1)
+        some = mask.any(-1)
         problem = "gave an `agents.action_mask` that allows nothing to an agent that takes part"
         remedy = "leave it one action, such as one that does nothing, or let `alive` be false."
-        found["masks"] = (some.all(), problem, remedy)
+        found.append(_Rule((some if alive is None else some | ~alive.squeeze(-1)).all(), "masks", problem, remedy))
+        problem, remedy = (
+            "chose an action that `agents.action_mask` does not allow",
+            "give actions that are not allowed no probability.",
+        )
+        found.append(_Rule((allowed(played[keys.ACTION], mask) | ~some).all(), "choice", problem, remedy))
     return found
 
 

@@ -3,51 +3,23 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from meeting import DISCRETE, MEETING, environment, replaced
 from small_scenarios import OPTIONS
 
 from marlkit.component import Runtime
 from marlkit.envs.matrix_game import MatrixGameEnvironment
 from marlkit.envs.product_game import ProductGameEnvironment
-from marlkit.errors import MarlkitError, RuleError
+from marlkit.errors import RuleError
 from marlkit.testing import check_environment
-
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "environments.md"
-MEETING = re.findall(r"```python\n(# my_env\.py\n.*?)```", DOCUMENT.read_text(encoding="utf-8"), flags=re.DOTALL)[0]
-"""The environment of the documentation: continuous actions, random starts, both kinds of ends."""
-
-DISCRETE = (
-    MEETING.replace("import Continuous,", "import Discrete,")
-    .replace("ACTION_DIMS", "ACTION_MASK")
-    .replace('("continuous",)', '("discrete",)')
-    .replace("action = Continuous(1, low=((-1.0,),) * n_agents, high=((1.0,),) * n_agents)", "action = Discrete(3)")
-    .replace("action.clamp(-1, 1)", "(action - 1).unsqueeze(-1)")
-    .replace('"action_dims": everyone', '"action_mask": everyone.expand(-1, -1, 3)')
-)
-"""The same with three moves."""
-
-
-def environment(code: str) -> Any:
-    """The class of a module."""
-    names: dict[str, Any] = {"__name__": "my_env"}
-    exec(compile(code, "my_env.py", "exec"), names)
-    return names["MeetingEnvironment"]
 
 
 def checked(code: str) -> None:
     made = environment(code)
     check_environment(lambda runtime: made(runtime, num_envs=3, max_steps=6), steps=14)
-
-
-def replaced(code: str, *changes: tuple[str, str]) -> str:
-    for old, new in changes:
-        assert old in code, old
-        code = code.replace(old, new)
-    return code
 
 
 RESTORE = 'self.places, self.steps = state["places"].to(self.device), state["steps"].to(self.device)'
@@ -306,24 +278,9 @@ def test_the_product_game() -> None:
 
 
 @pytest.mark.parametrize("continuous", [True, False], ids=["continuous", "discrete"])
-@pytest.mark.parametrize("scenario", ["balance", "navigation", "het_mass", "simple_speaker_listener", "simple_tag"])
+@pytest.mark.parametrize("scenario", ["balance", "het_mass", "simple_speaker_listener"])
 def test_vmas(scenario: str, continuous: bool) -> None:
     vmas = pytest.importorskip("marlkit.envs.vmas")
     options = {"scenario": scenario, "scenario_options": OPTIONS.get(scenario), "num_envs": 3, "max_steps": 4}
     build = vmas.VmasEnvironment
     check_environment(lambda runtime: build(runtime, continuous_actions=continuous, **options), steps=6)
-
-
-def test_torchrl_without_and_with_its_state() -> None:
-    pytest.importorskip("vmas")
-    torchrl = pytest.importorskip("marlkit.envs.torchrl")
-    options: dict[str, Any] = {
-        "factory": "torchrl.envs.VmasEnv",
-        "actions": "continuous",
-        "num_envs": 3,
-        "max_steps": 4,
-        "options": {"scenario": "balance"},
-    }
-    check_environment(lambda runtime: torchrl.TorchrlEnvironment(runtime, **options), steps=6, resumable=False)
-    with pytest.raises(MarlkitError, match="cannot export its state"):
-        check_environment(lambda runtime: torchrl.TorchrlEnvironment(runtime, **options), steps=6)
