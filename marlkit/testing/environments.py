@@ -202,7 +202,7 @@ class WatchedEnvironment:
         self._current: TensorDict | None = None
         self._start: Tensor | None = None
 
-    __class__ = property(lambda self: type(self._env))  # type: ignore[assignment]
+    __class__ = property(lambda self: type(self._env))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._env, name)

@@ -31,7 +31,7 @@ class Witness:
         self._env = env
         self._gave: dict[str, Any] = {}
 
-    __class__ = property(lambda self: type(self._env))  # type: ignore[assignment]
+    __class__ = property(lambda self: type(self._env))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._env, name)

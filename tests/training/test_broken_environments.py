@@ -55,7 +55,7 @@ def put(step: TensorDict, key: keys.Key, value: float, index: Any = (1, 0)) -> N
 # --- values that are not finite ----------------------------------------------------------------------------------------------
 
 REWARD, OBSERVATION, STATE = keys.REWARD[1:], keys.OBSERVATION, keys.STATE
-SPOILT = {
+SPOILT: dict[str, tuple[keys.Key, str, str]] = {
     "reward": (REWARD, "arrived", "next.agents.reward"),
     "observation": (OBSERVATION, "both", "next.agents.observation"),
     "state": (STATE, "both", "next.state"),
