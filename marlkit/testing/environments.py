@@ -208,7 +208,7 @@ class WatchedEnvironment:
         return getattr(self._env, name)
 
     def reset(self) -> TensorDict:
-        """As :meth:`Environment.reset`."""
+        """As :meth:`Environment.reset`, batch ``[B]``."""
         current = self._env.reset()
         refuse_unfit_step(self._env, current, "reset")
         self._refuse_changed("reset")
@@ -223,7 +223,7 @@ class WatchedEnvironment:
         return current
 
     def step(self, action: Tensor) -> tuple[TensorDict, TensorDict]:
-        """As :meth:`Environment.step`."""
+        """As :meth:`Environment.step`, two of batch ``[B]``."""
         self._refuse_unfit_choice(action)
         self._given = [entry for entry in self._given if entry[0] != "action"]
         self._given.append(("action", action, action.clone()))

@@ -37,13 +37,13 @@ class Witness:
         return getattr(self._env, name)
 
     def reset(self) -> TensorDict:
-        """As :meth:`Environment.reset`."""
+        """As :meth:`Environment.reset`, batch ``[B]``."""
         current = self._env.reset()
         self._gave = {"reset": current}
         return current
 
     def step(self, action: Tensor) -> tuple[TensorDict, TensorDict]:
-        """As :meth:`Environment.step`."""
+        """As :meth:`Environment.step`, two of batch ``[B]``."""
         arrived, current = self._env.step(action)
         self._gave = {"arrived": arrived, "current": current}
         return arrived, current
