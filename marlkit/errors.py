@@ -103,7 +103,19 @@ _ADVICE = {
 
 
 class NonFiniteError(MarlkitError):
-    """A loss, gradient or prediction became NaN or infinite; training stopped before it spread."""
+    """Something played, a loss, gradient or prediction became NaN or infinite; training stopped before it spread."""
+
+
+class RuleError(MarlkitError, AssertionError):
+    """A component breaks a rule of its kind.
+
+    Attributes:
+        rule: the rule, in a word.
+    """
+
+    def __init__(self, who: str, rule: str, problem: str, remedy: str) -> None:
+        super().__init__(f"{who} {problem}. Rule `{rule}`: {remedy}")
+        self.rule = rule
 
 
 class ComponentError(MarlkitError):

@@ -81,6 +81,16 @@ def test_the_example_component_passes_its_own_test(workshop: tuple[Path, Path]) 
     assert "5 passed" in done.stdout
 
 
+def test_the_example_environment_passes_its_own_test_and_trains(tmp_path: Path) -> None:
+    for block in blocks("docs/environments.md", "python"):
+        (tmp_path / block.split()[1]).write_text(block, encoding="utf-8")
+    done = execute(["pytest", "-q", "-p", "no:cacheprovider", "test_my_env.py"], tmp_path)
+    assert done.returncode == 0, done.stdout
+    (words,) = commands("docs/environments.md", "marlkit")
+    done = execute([*words, *TINY, "trainer.video=false", "--no-progress"], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_files_that_the_readme_links_to_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for link in re.findall(r'\]\(([^)#:]+)\)|src="([^"]+)"', text):

@@ -22,6 +22,7 @@ from marlkit.component import Actor, Component, Critic, Estimator, Opponents, le
 from marlkit.keys import Key
 from marlkit.nn.distributions import UNAVAILABLE
 from marlkit.spec import Continuous, Discrete, TeamSpec
+from marlkit.testing.environments import check_environment as check_environment
 
 FREE_SIZES = {"V": 1, "H": 4, "E": 64, "M": 2}
 """Sizes of the dimensions that a component decides itself, where nothing says otherwise."""
