@@ -25,7 +25,7 @@ TOLERANCE = 6.0
 
 
 def stored(actor: Actor, batch_size: tuple[int, ...] = (4,), seed: int = 0) -> TensorDict:
-    """What the actor reads, with actions that were played."""
+    """What the actor reads, ``[*]``, with actions that were played."""
     batch = batch_for(actor, batch_size, seed)
     return batch.set(keys.ACTION, fake_batch(actor.spec, batch_size, [keys.ACTION], seed + 1)[keys.ACTION])
 

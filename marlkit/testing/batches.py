@@ -63,12 +63,12 @@ def own_actions(spec: TeamSpec) -> Tensor:
 
 
 def leaves(batch: TensorDictBase) -> set[Key]:
-    """The keys of the tensors in a batch."""
+    """The keys of the tensors in a batch ``[*]``."""
     return set(batch.keys(include_nested=True, leaves_only=True))
 
 
 def batch_for(component: ModuleComponent, batch_size: Sequence[int], seed: int = 0, views: int = 1) -> TensorDict:
-    """What a component reads; an actor's carried keys as it starts them, moved at random."""
+    """What a component reads, ``[*]``; an actor's carried keys as it starts them, moved at random."""
     batch = fake_batch(component.spec, batch_size, component.reads, seed, views)
     if isinstance(component, Actor):
         generator = torch.Generator().manual_seed(seed)

@@ -104,7 +104,7 @@ class Team:
         self.outside += [name for name, module in self.modules().items() if changed(module, self._last[name])]
 
     def minimise(self, loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
-        """One optimiser step; see :class:`marlkit.learning.Minimise`."""
+        """One optimiser step on a scalar ``[]``; see :class:`marlkit.learning.Minimise`."""
         self.note_changes()
         require(loss.dim() == 0, f"minimises a loss of shape {list(loss.shape)}", "Reduce it to a scalar.")
         require(loss.isfinite(), "minimises a loss that is NaN or infinite", "Look for a division or logarithm of zero.")
@@ -124,7 +124,7 @@ class Team:
         return norms
 
     def batch(self, size: tuple[int, int] = (4, 4), seed: int = 0) -> TensorDict:
-        """What the update, and the components that it works on, read: played by the actor and annotated."""
+        """What the update, and the components that it works on, read, ``[B, T]``: played by the actor and annotated."""
         batch_size = (size[0] * size[1],)
         wanted = {*self.actor.reads, *self.critic.reads, *self.opponents.reads, *(self.update.reads if self.update else ())}
         written = {*self.actor.writes, *self.critic.writes, *self.opponents.writes}

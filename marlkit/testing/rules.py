@@ -178,7 +178,7 @@ def lacking(component: Component) -> set[str]:
 
 
 def require(kept: bool | Tensor, problem: str, remedy: str) -> None:
-    """Raise :class:`BrokenRule` unless something is so."""
+    """Raise :class:`BrokenRule` unless something, a truth value or a tensor ``[]`` of one, is so."""
     if not kept:
         raise BrokenRule(problem, remedy)
 
@@ -193,13 +193,13 @@ def close(first: Tensor, second: Tensor) -> bool:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of a module's parameters and buffers."""
+    """Copies of a module's parameters and buffers, ``[*]`` each."""
     held = (*module.named_parameters(), *module.named_buffers())
     return {name: tensor.detach().clone() for name, tensor in held}
 
 
 def changed(module: nn.Module, before: dict[str, Tensor]) -> list[str]:
-    """The parameters and buffers that differ from :func:`tensors_of` before."""
+    """The parameters and buffers, ``[*]`` each, that differ from :func:`tensors_of` before."""
     now = tensors_of(module)
     names = [name for name in now if name in before]
     return [name for name in names if not torch.equal(now[name].nan_to_num(), before[name].nan_to_num())]

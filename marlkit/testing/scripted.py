@@ -71,7 +71,7 @@ class ScriptedEnvironment(Environment):
         self.taken: list[Tensor] = []
 
     def reset(self) -> TensorDict:
-        """Start the script."""
+        """Start the script, batch ``[B]``."""
         self.now = 0
         return self._seen(self.script.fresh[0], torch.ones(self.num_envs, 1, dtype=torch.bool))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,23 +20,23 @@ TENSOR_KINDS = ("actor", "opponents", "critic", "estimator")
 
 
 def usual_batch(component: ModuleComponent, seed: int = 0, views: int = 1) -> TensorDict:
-    """A batch of the size that a component is run on: ``[2, 6]`` for estimators, ``[4]`` for the others."""
+    """What a component reads, ``[B, T]`` for estimators and ``[*]`` for the others, of a few steps."""
     return batch_for(component, (2, 6) if isinstance(component, Estimator) else (4,), seed, views)
 
 
-def _ways(component: ModuleComponent) -> list[dict[str, Any]]:
-    """The arguments with which a component is called."""
+def _ways(component: ModuleComponent) -> list[Callable[[TensorDict], Any]]:
+    """The ways in which a component is called."""
     if isinstance(component, Opponents):
-        return [{"played": True}, {"played": False}]
-    return [{"deterministic": False}, {"deterministic": True}] if isinstance(component, Actor) else [{}]
+        return [component, partial(component, played=False)]
+    return [component, partial(component, deterministic=True)] if isinstance(component, Actor) else [component]
 
 
 @rule(*TENSOR_KINDS)
 def reads_what_it_declares(component: ModuleComponent) -> None:
     """A component reads no key but those of its contract."""
-    for arguments in _ways(component):
+    for call in _ways(component):
         try:
-            component(usual_batch(component), **arguments)
+            call(usual_batch(component))
         except KeyError as error:
             text = " ".join(str(error).split())
             require(False, f"reads a key that its contract does not declare: {text}", "Add it to `reads`, or do without.")
@@ -43,10 +45,10 @@ def reads_what_it_declares(component: ModuleComponent) -> None:
 @rule(*TENSOR_KINDS)
 def writes_what_it_declares(component: ModuleComponent) -> None:
     """A component writes exactly the keys of its contract, of the shape and type of the key table, and finite."""
-    for arguments in _ways(component):
+    for call in _ways(component):
         batch = usual_batch(component)
         before = batch.clone()
-        component(batch, **arguments)
+        call(batch)
         written, declared = leaves(batch) - leaves(before), set(component.writes)
         problem = f"declares writes {sorted(map(keys.name, declared))}, wrote {sorted(map(keys.name, written))}"
         require(written == declared, problem, "Let contract and code agree.")
@@ -75,10 +77,10 @@ def _require_documented(component: ModuleComponent, key: Key, batch: TensorDict,
 @rule(*TENSOR_KINDS)
 def changes_nothing_that_it_reads(component: ModuleComponent) -> None:
     """What a component only reads stays what it was, bit for bit."""
-    for arguments in _ways(component):
+    for call in _ways(component):
         batch = usual_batch(component)
         before = batch.clone()
-        component(batch, **arguments)
+        call(batch)
         for key in leaves(before):
             problem = f"changed `{keys.name(key)}`, which it only reads"
             require(torch.equal(batch[key], before[key]), problem, "Work on a copy: operations that end in `_` write in place.")
@@ -88,8 +90,8 @@ def changes_nothing_that_it_reads(component: ModuleComponent) -> None:
 def evaluates_without_learning(component: ModuleComponent) -> None:
     """Evaluating a component changes neither its parameters nor its buffers: a critic's statistics change in its update only."""
     before = tensors_of(component)
-    for arguments in _ways(component):
-        component(usual_batch(component), **arguments)
+    for call in _ways(component):
+        call(usual_batch(component))
     names = changed(component, before)
     require(not names, f"changes `{', '.join(names)}` when it is evaluated", "Change state where the update asks for it.")
 
@@ -97,11 +99,11 @@ def evaluates_without_learning(component: ModuleComponent) -> None:
 @rule(*TENSOR_KINDS)
 def gives_the_same_twice(component: ModuleComponent) -> None:
     """The same batch and the same seed give the same result."""
-    for arguments in _ways(component):
+    for call in _ways(component):
         found = []
         for _ in range(2):
             with rng.isolated(1):
-                found.append(component(usual_batch(component), **arguments))
+                found.append(call(usual_batch(component)))
         for key in component.writes:
             problem = f"writes another `{keys.name(key)}` when it is called again"
             require(torch.equal(found[0][key], found[1][key]), problem, "Keep no count of calls, and no generator of its own.")
