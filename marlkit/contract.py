@@ -31,6 +31,7 @@ TRAITS: dict[str, Trait] = {
     "discrete": Trait(("env",), "actions are numbers from 0; what is not `discrete` is `continuous`"),
     "continuous": Trait(("env",), "actions are real numbers"),
     "team_reward": Trait(("env",), "all agents receive the same reward at every step"),
+    "opposing": Trait(("env",), "agents do not share one aim: what one gains another may lose"),
     "stochastic": Trait(("actor",), "it learns what it draws actions from: log-probability and entropy have gradients"),
     "reparametrised": Trait(("actor",), "it gives fresh actions with the gradient of its parameters, by `reparametrised`"),
     "independent_agents": Trait(("actor",), "no agent's distribution depends on what another chooses"),

@@ -27,6 +27,7 @@ from marlkit.optim.trust_region import TrustRegionUpdate
 from marlkit.recipe import vocabulary
 from marlkit.recipe.catalogue import Entry, components
 from marlkit.recipe.fit import environments, members
+from marlkit.spec import TRAITS as DECIDED_BY_THE_SPEC
 from marlkit.spec import Continuous, Discrete, TeamSpec
 from marlkit.testing import RULES, check_component, rules, spec_examples
 
@@ -168,6 +169,7 @@ def held(items: Sequence[Any]) -> set[str]:
 
 def test_the_list_of_traits_is_what_components_have() -> None:
     had = {(entry.kind.section, trait) for entry in entries() for trait in held(entry.contract.traits)}
+    had |= {("env", trait) for trait in DECIDED_BY_THE_SPEC}
     assert had == {(section, trait) for trait, described in TRAITS.items() for section in described.sections}
 
 
