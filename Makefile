@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 IN_VENV := $(VENV)/bin/python -m
 
-.PHONY: help install train test lint bench combinations learning clean
+.PHONY: help install train test lint bench combinations vocabulary learning clean
 
 help:
 	@echo "make train      learn a VMAS task with the recipe mappo; results in runs/"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint       style and types only"
 	@echo "make bench      where the time of an iteration goes, against bare loops too (minutes; larger: see benchmarks/README.md)"
 	@echo "make combinations  rewrite docs/combinations.md: which components fit together"
+	@echo "make vocabulary  rewrite docs/traits_and_keys.md: traits, keys and the rules of the testing kit"
 	@echo "make learning   the learning curves of the README, every recipe, five seeds (hours)"
 	@echo "make clean      remove .venv and caches; runs/ stays"
 
@@ -62,6 +63,9 @@ bench: $(STAMP)
 
 combinations: $(STAMP)
 	$(VENV)/bin/marlkit list combinations > docs/combinations.md
+
+vocabulary: $(STAMP)
+	(for what in traits keys rules; do $(VENV)/bin/marlkit list $$what && echo; done) > docs/traits_and_keys.md
 
 learning: $(STAMP)
 	$(IN_VENV) benchmarks.learning

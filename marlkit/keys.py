@@ -91,7 +91,11 @@ TABLE: dict[Key, KeyInfo] = {
     STATE: KeyInfo("S", "float32", "global state; the joint observation where the environment has none"),
     ACTION_MASK: KeyInfo("N A", "bool", "discrete actions that are available"),
     ACTION_DIMS: KeyInfo("N D", "bool", "continuous action dimensions that the agent has (not padding)"),
-    ALIVE: KeyInfo("N 1", "bool", "agents that take part; the losses of the others have weight zero"),
+    ALIVE: KeyInfo(
+        "N 1",
+        "bool",
+        "agents that take part; others do not train policies and beliefs, but count in the critic's regression",
+    ),
     IS_FIRST: KeyInfo("1", "bool", "first step of an episode: recurrent actors start from a zero hidden state"),
     ACTION: KeyInfo("N", "int64", "action taken, in the units of the environment", continuous="N D"),
     LOG_PROB: KeyInfo("N 1", "float32", "log-probability of the action per agent, summed over action dimensions only"),

@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument(
         "what",
         nargs="?",
-        help="`recipes`, `combinations`, a recipe, a section (`critic`) or a component (`critic.local`)",
+        help="`recipes`, `combinations`, `traits`, `keys`, `rules`, a recipe, a section or a component (`critic.local`)",
     )
     evaluate = _with_run(commands, "evaluate", _evaluate, "play episodes with a trained team and report the return")
     evaluate.add_argument("--episodes", type=int, help="number of episodes (as during training)")

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from marlkit import keys
-from marlkit.contract import Condition, When, as_yaml, carried
-from marlkit.errors import Problem
+from marlkit.contract import TRAITS, Condition, When, as_yaml, carried
+from marlkit.errors import Problem, did_you_mean
 from marlkit.keys import Key
 from marlkit.recipe.catalogue import Entry, components
 
@@ -232,8 +232,8 @@ class _Check:
         for path, missing in unmet(member, self.team, self.environment):
             for trait in missing:
                 message = f"`{member.entry.name}` needs the trait `{trait}`, which {path} {self._named(path)} lacks."
-                remedy = self._remedy(path, "traits", trait, "have it", member)
-                yield self._problem(member, message, [remedy or f"No {path} of marlkit has it."])
+                remedy = self._remedy(path, "traits", trait, "have it", member) or f"No {path} of marlkit has it."
+                yield self._problem(member, message, [remedy, *_alike(trait, self.team[path].traits)])
 
     def opposed(self) -> Iterator[Problem]:
         """The environment pays one reward to agents that are opposed to each other."""
@@ -362,6 +362,15 @@ def _alternatives(recipe: Selection, member: Member, individual: Collection[str]
     for name in dict.fromkeys([*parts, *others]):
         if name in others and not any(option.required for option in others[name].options.values()):
             yield name, _Swapped(recipe, member.path, others[name], individual)
+
+
+def _alike(trait: str, present: Collection[str]) -> Iterator[str]:
+    """What may be misspelt: the trait that is needed, or one that the component has."""
+    if trait not in TRAITS:
+        yield did_you_mean(trait, TRAITS).strip()
+    for own in sorted(set(present) - set(TRAITS)):
+        if did_you_mean(own, [trait]):
+            yield f"It has the trait `{own}`, which marlkit does not know.{did_you_mean(own, [trait])}"
 
 
 def _meaning(key: Key) -> str:

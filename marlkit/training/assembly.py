@@ -15,7 +15,7 @@ from marlkit.recipe import Recipe
 from marlkit.recipe.catalogue import Entry, load_class
 from marlkit.recipe.fit import check_fit
 from marlkit.recipe.trust import require_trust
-from marlkit.spec import TRAITS, TeamSpec
+from marlkit.spec import ENVIRONMENT_TRAITS, TeamSpec
 from marlkit.testing.environments import refuse_unfit_spec
 from marlkit.training.culprit import LESS_MEMORY, is_out_of_memory
 from marlkit.training.learner import Learner
@@ -81,7 +81,7 @@ def _refuse_undeclared(recipe: Recipe, env: Environment) -> None:
         RecipeError: it lacks a trait that its contract declares, or another component does not fit it.
     """
     declared = frozenset(env.contract.resolve("traits", env.options, env.spec.traits))
-    missing = sorted(declared & TRAITS - env.spec.traits)
+    missing = sorted(declared & ENVIRONMENT_TRAITS - env.spec.traits)
     if missing:
         has = ", ".join(sorted(env.spec.traits))
         message = f"`{type(env).__name__}` declares the trait `{missing[0]}`, which its team spec lacks (it has {has})."
