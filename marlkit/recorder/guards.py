@@ -17,20 +17,16 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from marlkit.recorder.reads import (
-    MISSING,
-    Held,
-    Reads,
-    contents,
-    differences,
-    found_in,
-    is_code,
-    is_container,
-    is_open,
-    same,
-)
+from marlkit.recorder.python_values import MISSING, contents, differences, found_in, is_code, is_container, is_open, same
+from marlkit.recorder.reads import Held, Reads
 
-
+_SOURCE = """
+def same():
+    try:
+        return {}
+    except (AttributeError, KeyError, ValueError):
+        return False
+"""
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
 
@@ -81,8 +77,7 @@ class Guards:
         self._lie = _lie(self._tensors)
         self._sizes, self._inside = self._sizes_now(), self._inside_now()
         text = " and ".join(self._texts) or "True"
-        source = f"def same():\n    try:\n        return {text}\n    except (AttributeError, KeyError, ValueError):\n        return False"
-        exec(compile(source, "<guards>", "exec"), self._names)
+        exec(compile(_SOURCE.format(text), "<guards>", "exec"), self._names)
         self._same: Callable[[], bool] = self._names["same"]
 
     def hold(self) -> bool:
@@ -249,8 +244,8 @@ def pattern(thing: Any, memory: Collection[int], depth: int = 6) -> Any:
 def fits(now: Any, then: Any) -> bool:
     """Whether a function, or what it has in its closure, looks like a :func:`pattern`.
 
-    Functions, methods and containers may be others, and so may objects, if they hold the same. An object that is the same is taken
-    for unchanged: what is read of it is compared by :class:`Guards`.
+    Functions, methods and containers may be others, and so may objects, if they hold the same. An object that is the same is
+    taken for unchanged: what is read of it is compared by :class:`Guards`.
     """
     if isinstance(then, _Function):
         if type(now) is not FunctionType or now.__code__ is not then.code:

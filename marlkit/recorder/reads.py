@@ -1,62 +1,55 @@
 """What a step reads of Python's state while it is recorded: attributes, items, variables of closures and of modules.
 
-Reads of attributes tell of themselves: while :class:`Reads` is active, so do `nn.Module` and the classes of all other objects that
-the step comes to. Reads of variables do not, so that the functions that the step comes to are looked at: the cells of their
-closures and, in code that is not marlkit's or a known library's, the names that they use of modules and classes.
+Objects tell when an attribute of theirs is read: while :class:`Reads` is active, `__getattribute__` of `nn.Module` and of the
+classes of all other objects that the step comes to does so. Variables tell nothing, so that the functions that the step comes
+to are looked at: the cells of their closures and, in code that is neither marlkit's nor a library's, the names that they use of
+modules and classes.
 """
 
 from __future__ import annotations
 
-import argparse
-import pickle
-import random
 import sys
-import sysconfig
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum
-from functools import _lru_cache_wrapper, cache, cached_property, partial
-from types import (
-    CellType,
-    CodeType,
-    FunctionType,
-    GetSetDescriptorType,
-    MemberDescriptorType,
-    MethodType,
-    ModuleType,
-    SimpleNamespace,
-)
+from functools import cached_property, partial
+from types import CodeType, FunctionType, GetSetDescriptorType, MethodType, ModuleType
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from marlkit.recorder.python_values import (
+    ATOMS,
+    BAGS,
+    LIBRARIES,
+    MISSING,
+    SEQUENCES,
+    TABLES,
+    called,
+    contents,
+    differences,
+    found_in,
+    functions_of,
+    is_container,
+    is_of_library,
+    names_in,
+    restore,
+    same,
+)
 from marlkit.recorder.tape import NotRecordable
-
-MISSING = object()
-"""In place of what is not there."""
-
-ATOMS = (bool, int, float, complex, str, bytes, type(None), Enum, np.generic, torch.dtype, torch.device, torch.Size, range, slice)
-"""Values without parts, which are the same if they look the same."""
 
 LARGEST = 10_000
 """Entries of the largest container and elements of the largest array that can be compared before each replay."""
 
-_SEQUENCES = (list, tuple, deque, set, frozenset)
-_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
-_BAGS = (SimpleNamespace, argparse.Namespace)
-_LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {"lightning", "numpy", "tensordict", "torch", "torchrl", "vmas"}
-_INSTALLED = tuple(sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
-_TABLES = ("_parameters", "_buffers", "_modules")
-_OF_TORCH = frozenset(vars(nn.Module())) - {"training", *_TABLES}
+_OF_TORCH = frozenset(vars(nn.Module())) - {"training", *TABLES}
 """What torch keeps in every module for itself."""
 
 _NOT_WHILE_STEPPING = frozenset(
     {"__init__", "__new__", "__init_subclass__", "__repr__", "__str__", "__getstate__", "__setstate__"}
 )
+"""Methods that Python calls by itself, but in no step."""
 
 
 @dataclass
@@ -118,7 +111,7 @@ class Reads:
         self.tensors: dict[int, Tensor] = {}
         self._step, self._optimizers = step, list(optimizers)
         self._parts = {id(part): part for part in parts}
-        self._packages = {type(part).__module__.partition(".")[0] for part in self._parts.values()} - _LIBRARIES - {"marlkit"}
+        self._packages = {type(part).__module__.partition(".")[0] for part in self._parts.values()} - LIBRARIES - {"marlkit"}
         self._names: set[str] = set()
         self._spaces: list[tuple[Any, Mapping[str, Any], str]] = []
         self._met: dict[int, Any] = {}  # kept alive, so that an identity means one object
@@ -158,7 +151,7 @@ class Reads:
 
     def _hook(self, cls: type) -> None:
         """Let a class tell which attributes of its objects are read."""
-        original: Callable[[Any, str], Any] = cls.__getattribute__
+        original: Any = cls.__getattribute__
         if any(vars(hooked)["__getattribute__"] is original for hooked in self._hooked):
             return
 
@@ -191,7 +184,7 @@ class Reads:
             for each in contents(owner):
                 self._note(owner, each, reader)
         if name == "__class__":
-            self.meet(type(owner), type(owner).__name__)
+            self._meet_class(type(owner), made=False)
         if name.startswith("__") or (isinstance(owner, nn.Module) and name in _OF_TORCH):
             return
         self.attributes[id(owner), name] = None
@@ -205,7 +198,7 @@ class Reads:
     def _methods(self, cls: type, name: str) -> None:
         """All definitions of a method or property, since one may call those above."""
         for base in cls.__mro__:
-            for function in _functions_of(vars(base).get(name)):
+            for function in functions_of(vars(base).get(name)):
                 self.look_at(function)
 
     # --- what is come to -----------------------------------------------------------------------------------------------------
@@ -225,13 +218,13 @@ class Reads:
         elif isinstance(thing, FunctionType):
             self.look_at(thing, decides)
         elif isinstance(thing, MethodType):
-            self.look_at(thing.__func__, decides)
+            self.meet(thing.__func__, label, decides)
             self.meet(thing.__self__, type(thing.__self__).__name__, decides)
         elif isinstance(thing, partial):
             for part in (thing.func, thing.args, thing.keywords):
                 self.meet(part, label, decides)
         elif isinstance(thing, type):
-            self._meet_class(thing)
+            self._meet_class(thing, made=not issubclass(thing, nn.Module))
         elif isinstance(thing, ModuleType):
             if self.is_of_user(thing.__name__):
                 self._meet_space(thing)
@@ -241,15 +234,15 @@ class Reads:
             self._meet_object(thing, label, decides)
 
     def _meet_container(self, thing: Any, label: str, decides: bool) -> None:
-        size = thing.size if isinstance(thing, np.ndarray) else len(thing) if isinstance(thing, (dict, *_SEQUENCES)) else 0
+        size = thing.size if isinstance(thing, np.ndarray) else len(thing) if isinstance(thing, (dict, *SEQUENCES)) else 0
         if size > LARGEST:
             self._refuse(f"it reads `{label}`, whose {size:,} entries are too many to be compared before each replay")
         before = contents(thing)
         self.held[id(thing)] = Held(thing, label, before, decides)
-        if isinstance(thing, (dict, *_BAGS)):
+        if isinstance(thing, (dict, *BAGS)):
             for key, value in before.items():
                 self.meet(value, f"{label}[{key!r}]" if isinstance(key, (str, int)) else label, decides)
-        elif isinstance(thing, _SEQUENCES):
+        elif isinstance(thing, SEQUENCES):
             for place, value in enumerate(before):
                 self.meet(value, f"{label}[{place}]", decides)
 
@@ -257,7 +250,7 @@ class Reads:
         cls = type(thing)
         if isinstance(thing, Iterator) and (cls.__module__ in ("builtins", "itertools", "_io") or not hasattr(thing, "__dict__")):
             self._refuse(f"it reads `{label}`, an iterator ({cls.__name__}), which a replay would not advance")
-        for function in _functions_of(thing):
+        for function in functions_of(thing):
             self.look_at(function, decides)
         is_module = isinstance(thing, nn.Module)
         known = is_of_library(cls.__module__) and not self.is_of_user(cls.__module__)
@@ -265,7 +258,7 @@ class Reads:
             return
         self.held[id(thing)] = Held(thing, label, contents(thing), decides=False)
         if is_module:
-            for table in _TABLES:
+            for table in TABLES:
                 held = vars(thing)[table]
                 self.held.setdefault(id(held), Held(held, label, dict(held), decides=False))
         try:
@@ -301,14 +294,14 @@ class Reads:
             if id(cell) not in self.held and not (known and not any(map(_is_function, contents(cell)))):
                 self.held[id(cell)] = Held(cell, name, contents(cell), decides)
                 for value in contents(cell):
-                    self.meet(value, _called(value, name), decides)
+                    self.meet(value, called(value, name), decides)
         if known:
             return
         for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *vars(function).values()):
             self.meet(value, function.__name__, decides)
         if code not in self._code and self.is_of_user(module):
             self._code.add(code)
-            self._use(set(_names_in(code)), function.__globals__, module)
+            self._use(set(names_in(code)), function.__globals__, module)
 
     def _use(self, names: set[str], space: dict[str, Any], module: str) -> None:
         """Names that a function of the user's uses: of its own module, or of a module or class that it has from somewhere."""
@@ -326,29 +319,31 @@ class Reads:
     def _meet_space(self, owner: Any) -> None:
         """A module or a class whose attributes functions may use."""
         space = vars(owner)
-        self._spaces.append((owner, space, owner.__name__))
+        if all(owner is not other for other, _, _ in self._spaces):
+            self._spaces.append((owner, space, owner.__name__))
         for name in self._names & space.keys():
             self._variable(owner, space, name, owner.__name__)
 
-    def _meet_class(self, cls: type) -> None:
+    def _meet_class(self, cls: type, made: bool) -> None:
+        """Come to a class; if the step may have ``made`` objects of it, which tell nothing, all its functions are looked at."""
         for base in cls.__mro__:
-            if self.is_of_user(base.__module__):
-                self._meet_space(base)
-                # One that is made by the step itself cannot be told from others.
-                for value in vars(base).values() if not issubclass(cls, nn.Module) else ():
-                    for function in _functions_of(value):
-                        self.look_at(function)
+            if not self.is_of_user(base.__module__):
+                continue
+            self._meet_space(base)
+            for value in vars(base).values() if made else ():
+                for function in functions_of(value):
+                    self.look_at(function)
 
     def _variable(self, owner: Any, space: Mapping[str, Any], name: str, label: str) -> None:
         value, key = space[name], (id(owner), name)
         if key in self.variables or name.startswith("__"):
             return
-        for function in _functions_of(value):
+        for function in functions_of(value):
             self.look_at(function)
         if not isinstance(value, (ModuleType, GetSetDescriptorType, staticmethod, classmethod, property, cached_property)):
             self._met.setdefault(id(owner), owner)
             self.variables[key] = Variable(owner, space, name, f"{label}.{name}", value)
-        self.meet(value, _called(value, f"{label}.{name}"))
+        self.meet(value, called(value, f"{label}.{name}"))
 
     # --- what the step itself has changed ------------------------------------------------------------------------------------
 
@@ -361,7 +356,7 @@ class Reads:
         """Undo what :meth:`changed` tells."""
         for held in self.held.values():
             if differences(held.thing, held.before):
-                _restore(held.thing, held.before)
+                restore(held.thing, held.before)
         for variable in self.variables.values():
             if variable.space.get(variable.name, MISSING) is variable.before:
                 continue
@@ -371,164 +366,5 @@ class Reads:
                 setattr(variable.owner, variable.name, variable.before)
 
 
-# --- values ------------------------------------------------------------------------------------------------------------------
-
-
-def contents(thing: Any) -> Any:
-    """What a thing holds, as a container of its own."""
-    if isinstance(thing, dict):
-        return dict(thing)
-    if isinstance(thing, _SEQUENCES):
-        return list(thing)
-    if isinstance(thing, CellType):
-        try:
-            return [thing.cell_contents]
-        except ValueError:
-            return []
-    if isinstance(thing, FunctionType):
-        return dict(vars(thing))
-    if isinstance(thing, np.ndarray):
-        return thing.copy()
-    if isinstance(thing, _GENERATORS):
-        return _state(thing)
-    own = getattr(thing, "__dict__", {})
-    return {**own, **{name: getattr(thing, name) for name in _slots(type(thing)) if hasattr(thing, name)}}
-
-
-def differences(thing: Any, before: Any) -> list[str]:
-    """Where a thing holds something else than ``before``, each as a suffix of its name."""
-    now = contents(thing)
-    if isinstance(thing, np.ndarray):
-        return [] if now.shape == before.shape and now.dtype == before.dtype and now.tobytes() == before.tobytes() else [""]
-    if isinstance(thing, _GENERATORS):
-        return [] if now == before else [""]
-    if isinstance(now, list):
-        return [] if len(now) == len(before) and all(map(same, now, before)) else [""]
-    names = [name for name in {**before, **now} if not same(now.get(name, MISSING), before.get(name, MISSING))]
-    if isinstance(thing, dict):
-        return [f"[{name!r}]" if isinstance(name, (str, int)) else "" for name in names]
-    return [f".{name}" for name in names if not isinstance(_of_class(type(thing), name), cached_property)]
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two values are the same object, or atoms that look the same, or tuples of such."""
-    if one is other:
-        return True
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, tuple) and not isinstance(one, torch.Size):
-        return len(one) == len(other) and all(map(same, one, other))
-    return isinstance(one, ATOMS) and repr(one) == repr(other)
-
-
-def found_in(owner: Any, name: str) -> tuple[Any, Any]:
-    """An attribute that no code computes: the dict that it stands in (the owner itself for slots and classes), and its value."""
-    inherited = _of_class(type(owner), name)
-    if isinstance(inherited, MemberDescriptorType):
-        return owner, inherited.__get__(owner) if hasattr(owner, name) else MISSING
-    if hasattr(type(inherited), "__set__"):
-        return None, MISSING
-    own = getattr(owner, "__dict__", {})
-    for table in (own, *(own[table] for table in _TABLES if isinstance(owner, nn.Module) and table in own)):
-        if name in table:
-            return table, table[name]
-    if inherited is MISSING or hasattr(type(inherited), "__get__"):
-        return None, MISSING
-    return owner, inherited
-
-
-def is_code(owner: Any, name: str) -> bool:
-    """Whether an attribute is a method, a property or the like."""
-    return hasattr(type(_of_class(type(owner), name)), "__get__")
-
-
-def is_container(thing: Any) -> bool:
-    """Whether a thing is looked at with all that it holds."""
-    return isinstance(thing, (dict, *_SEQUENCES, np.ndarray, *_GENERATORS, *_BAGS)) and not isinstance(thing, ATOMS)
-
-
-def is_open(thing: Any) -> bool:
-    """Whether a thing is an object of a class of marlkit's or the user's that is no module, so that others may be made like it."""
-    cls = type(thing)
-    known = is_of_library(cls.__module__) or cls.__module__.startswith("marlkit.recorder")
-    return hasattr(thing, "__dict__") and not known and not isinstance(thing, (type, nn.Module))
-
-
-@cache
-def is_of_library(module: str) -> bool:
-    """Whether a module is one of Python's, or installed: variables of these are taken to stay what they are."""
-    package = module.partition(".")[0]
-    file = getattr(sys.modules.get(package), "__file__", None) or ""
-    return package in _LIBRARIES or file.startswith(_INSTALLED)
-
-
-@cache
-def _slots(cls: type) -> list[str]:
-    return sorted({name for base in cls.__mro__ for name, entry in vars(base).items() if isinstance(entry, MemberDescriptorType)})
-
-
-def _of_class(cls: type, name: str) -> Any:
-    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), MISSING)
-
-
-def _functions_of(value: Any) -> Iterator[FunctionType]:
-    """The functions behind a function, a method of any kind or a property."""
-    if isinstance(value, FunctionType):
-        yield value
-    elif isinstance(value, (staticmethod, classmethod)):
-        yield from _functions_of(value.__func__)
-    elif isinstance(value, property):
-        yield from _functions_of(value.fget)
-    elif isinstance(value, cached_property):
-        yield from _functions_of(value.func)
-    elif isinstance(value, _lru_cache_wrapper):
-        yield from _functions_of(value.__wrapped__)
-
-
 def _is_function(value: Any) -> bool:
     return isinstance(value, (FunctionType, MethodType, partial))
-
-
-def _names_in(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names_in(constant)
-
-
-def _called(value: Any, name: str) -> str:
-    """An object is called by its class, everything else by where it was found."""
-    return name if isinstance(value, (*ATOMS, Tensor, dict, *_SEQUENCES, np.ndarray)) else type(value).__name__
-
-
-def _state(generator: Any) -> Any:
-    if isinstance(generator, random.Random):
-        return generator.getstate()
-    return pickle.dumps(generator.get_state(legacy=False) if isinstance(generator, np.random.RandomState) else generator)
-
-
-def _restore(thing: Any, before: Any) -> None:
-    """Let a thing hold what it held before."""
-    if isinstance(thing, CellType):
-        if before:
-            thing.cell_contents = before[0]
-    elif isinstance(thing, np.ndarray):
-        thing[...] = before
-    elif isinstance(thing, random.Random):
-        thing.setstate(before)
-    elif isinstance(thing, np.random.RandomState):
-        thing.set_state(pickle.loads(before))
-    elif isinstance(thing, np.random.Generator):
-        thing.bit_generator.state = pickle.loads(before).bit_generator.state
-    elif isinstance(thing, (list, deque, dict, set)):
-        thing.clear()
-        (thing.extend if isinstance(thing, (list, deque)) else thing.update)(before)
-    elif not isinstance(thing, (tuple, frozenset)):
-        own = getattr(thing, "__dict__", {})
-        for name in own.keys() - before.keys():
-            del own[name]
-        for name, value in before.items():
-            if isinstance(_of_class(type(thing), name), MemberDescriptorType):
-                object.__setattr__(thing, name, value)
-            else:
-                own[name] = value

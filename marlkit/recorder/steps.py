@@ -83,11 +83,11 @@ class _Known:
 class StepRecorder:
     """Runs steps of policies and of gradient descent as they are (mode `none`), recorded (`record`) or as CUDA graphs (`graph`).
 
-    A step is first run once as it is, so that the optimiser makes its state, and then recorded. What it has read of Python's state
-    is compared before each replay (:mod:`marlkit.recorder.guards`); where it has changed, the step is recorded anew, and if that
-    happens too often to pay, run as it is from then on. So is one that changes what Python holds. As there are things that cannot
-    be seen, such as the time, replays number 1, 2, 4, 8, … are compared with the step itself. A warning tells of every step that
-    is no longer recorded.
+    A step is first run once as it is, so that the optimiser makes its state, and then recorded. What it has read of Python's
+    state is compared before each replay (:mod:`marlkit.recorder.guards`); where it has changed, the step is recorded anew, and if
+    that happens too often to pay, run as it is from then on. So is a step that changes what Python holds. As there are things
+    that cannot be seen to change, such as a file, steps in the place of replays number 1, 2, 4, 8, … are run as they are, and
+    compared with what a replay would have done. A warning tells of every step that is no longer recorded.
 
     Args:
         mode: how.
@@ -234,8 +234,8 @@ class StepRecorder:
             after()
         if not agree:
             already = f" (perhaps for {uncertain} steps already)" if uncertain > 0 else ""
-            reason = "it does something else than when it was recorded, because it reads what cannot be seen to change, such as the time"
-            self._refuse(name, f"{reason} or a file{already}: {REMEDY}")
+            reason = "it does something else than when it was recorded, because it reads what cannot be seen to change, such as"
+            self._refuse(name, f"{reason} the time or a file{already}: {REMEDY}")
         return results
 
     def _state(self) -> Iterator[Tensor]:

@@ -233,7 +233,7 @@ class GlobalOfModule(Update):
         SETTINGS.weight = value  # type: ignore[attr-defined]
 
     def weight(self) -> Any:
-        return SETTINGS.weight  # type: ignore[attr-defined]
+        return SETTINGS.weight
 
 
 class Imported(GlobalOfModule):
@@ -382,7 +382,7 @@ class OptionOfModule(Update):
     def set(self, value: float) -> None:
         if not hasattr(self, "part"):
             self.part = nn.Sequential(nn.LeakyReLU())
-        self.part[0].negative_slope = value  # type: ignore[union-attr]
+        self.part[0].negative_slope = value  # type: ignore[assignment]
 
     def weight(self) -> Any:
         return self.part(-self.w).sum().abs()
@@ -547,7 +547,7 @@ class Counting(Attribute):
 
 
 def test_what_the_step_does_not_read_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    recordings = []
+    recordings: list[int] = []
     monkeypatch.setattr(StepRecorder, "_record", counted(StepRecorder._record, recordings))
     values = [1.0] * 12
     (expected, _), (found, told) = (outcome(Counting, mode, values) for mode in ("none", "record"))
@@ -595,7 +595,7 @@ class Appends(Attribute):
 class Writes(Attribute):
     """What it leaves is read after the step, and not by it."""
 
-    last = 0.0
+    last: Any = 0.0
 
     def weight(self) -> Any:
         self.last = torch.ones(())
@@ -714,11 +714,13 @@ OWN = [
 
 @pytest.mark.parametrize("way", OWN, ids=lambda way: way.__name__)
 def test_a_step_that_changes_what_python_holds_is_not_recorded(way: type[Update]) -> None:
-    expected, found = [], []
-    for mode, kept in (("none", expected), ("record", found)):
+    expected: list[Tensor] = []
+    found: list[Tensor] = []
+    modes: list[tuple[CompileMode, list[Tensor]]] = [("none", expected), ("record", found)]
+    for mode, kept in modes:
         global COUNT
         COUNT, Constants.weight, tally.count = 0, 1.0, 0  # type: ignore[attr-defined]
-        results, told = outcome(way, mode, [1.0] * 8)  # type: ignore[arg-type]
+        results, told = outcome(way, mode, [1.0] * 8)
         kept += results
     assert all(map(torch.equal, found, expected))
     assert len(told) == 1

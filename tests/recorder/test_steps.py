@@ -57,7 +57,7 @@ def step_recorder(line: Line, mode: CompileMode = "record") -> StepRecorder:
 
 @pytest.fixture
 def recordings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The length of the rows of each recording that is made. (A step that counts its calls would not be recorded.)"""
+    """Number of rows of each recording that is made; a step that counts its calls would not be recorded."""
     made: list[int] = []
     record = StepRecorder._record
 
@@ -90,7 +90,7 @@ def test_replays_do_what_the_steps_do() -> None:
 
 
 def test_the_step_itself_is_called_less_and_less_often() -> None:
-    """In the first call, to be recorded, and to be compared with replays number 1, 2, 4, …"""
+    """In the first call, to be recorded, and to be compared with replays number 1, 2, 4, 8, 16."""
     line, called = Line(), Mock()  # whose attributes are a library's, and not looked at
     run_step = step_recorder(line)
 
