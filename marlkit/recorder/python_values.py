@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from enum import Enum
 from functools import _lru_cache_wrapper, cache, cached_property
+from pathlib import Path
 from types import CellType, CodeType, FunctionType, MemberDescriptorType, MethodType, SimpleNamespace
 from typing import Any
 
@@ -29,7 +30,7 @@ SEQUENCES = (list, tuple, deque, set, frozenset)
 GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
 BAGS = (SimpleNamespace, argparse.Namespace)
 LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {"lightning", "numpy", "tensordict", "torch", "torchrl", "vmas"}
-_INSTALLED = tuple(sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
+_STANDARD = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 TABLES = ("_parameters", "_buffers", "_modules")
 """Where a module of torch holds what it does not hold in its own dict."""
 
@@ -121,7 +122,8 @@ def is_of_library(module: str) -> bool:
     """Whether a module is one of Python's, or installed: variables of these are taken to stay what they are."""
     package = module.partition(".")[0]
     file = getattr(sys.modules.get(package), "__file__", None) or ""
-    return package in LIBRARIES or file.startswith(_INSTALLED)
+    installed = file.startswith(_STANDARD) or not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
+    return package in LIBRARIES or (installed and package != "__main__")
 
 
 @cache

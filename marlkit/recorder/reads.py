@@ -261,6 +261,8 @@ class Reads:
             for table in TABLES:
                 held = vars(thing)[table]
                 self.held.setdefault(id(held), Held(held, label, dict(held), decides=False))
+            for hooks in (thing._forward_hooks, thing._forward_pre_hooks):
+                self.meet(hooks, f"{label}'s hooks")
         try:
             self._hook(cls)
         except TypeError:  # a class that cannot be changed

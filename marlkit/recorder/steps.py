@@ -21,9 +21,7 @@ from marlkit.recorder.recording import Graph, NotRecordable, Recording, preserve
 from marlkit.recorder.tape import whole_memory
 
 ResultKey = TypeVar("ResultKey")
-
 Step = Callable[[TensorDictBase], dict[ResultKey, Tensor]]
-
 
 WORTH = 100
 """Replays that pay for a recording."""
@@ -31,7 +29,10 @@ WORTH = 100
 SPARE = 4
 """Recordings of a step that need not be paid for, and as many are kept."""
 
-REMEDY = "hold in a buffer what changes and fill it in place, or say trainer.compile=none"
+COMPARED = frozenset(10**power for power in range(9))
+"""In place of which replays of a recording the step itself is run."""
+
+REMEDY = "hold in a buffer what changes and fill it in place"
 
 
 @dataclass
@@ -86,7 +87,7 @@ class StepRecorder:
     A step is first run once as it is, so that the optimiser makes its state, and then recorded. What it has read of Python's
     state is compared before each replay (:mod:`marlkit.recorder.guards`); where it has changed, the step is recorded anew, and if
     that happens too often to pay, run as it is from then on. So is a step that changes what Python holds. As there are things
-    that cannot be seen to change, such as a file, steps in the place of replays number 1, 2, 4, 8, … are run as they are, and
+    that cannot be seen to change, such as a file, steps in the place of replays number 1, 10, 100, … are run as they are, and
     compared with what a replay would have done. A warning tells of every step that is no longer recorded.
 
     Args:
@@ -118,8 +119,8 @@ class StepRecorder:
         try:
             recorded = self._recorded(self._known[known], step, given, rows.batch_size)
             number, recorded.replays = recorded.replays, recorded.replays + 1
-            if number.bit_count() == 1:
-                return self._compared(name, recorded, number // 2 - 1, step, rows)
+            if number in COMPARED:
+                return self._compared(name, recorded, number - number // 10 - 1, step, rows)
         except NotRecordable as error:
             self._refuse(name, str(error))
             return self._as_it_is(step, rows)
@@ -151,7 +152,7 @@ class StepRecorder:
         for known in [known for known in self._known if known[0] == name]:  # type: ignore[index]
             del self._known[known]
         message = f"the step `{_words(name)}` is not recorded, but run operation by operation: {reason}"
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(f"{message}. trainer.compile=none does so without a warning", stacklevel=3)
 
     # --- recordings ----------------------------------------------------------------------------------------------------------
 

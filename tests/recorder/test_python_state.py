@@ -25,6 +25,7 @@ from marlkit.recorder.steps import SPARE, Step, StepRecorder
 
 WEIGHT = 1.0
 COUNT = 0
+TABLE = {"weights": [1.0]}
 SETTINGS = ModuleType("tests_of_python_state")
 sys.modules[SETTINGS.__name__] = SETTINGS
 
@@ -228,6 +229,14 @@ def helper() -> float:
     return WEIGHT
 
 
+class GlobalDict(Update):
+    def set(self, value: float) -> None:
+        TABLE["weights"][0] = value
+
+    def weight(self) -> Any:
+        return TABLE["weights"][0]
+
+
 class GlobalOfModule(Update):
     def set(self, value: float) -> None:
         SETTINGS.weight = value  # type: ignore[attr-defined]
@@ -261,6 +270,17 @@ class Cell(Update):
 
     def weight(self) -> Any:
         return self.get_cell()
+
+
+class CellList(Cell):
+    def __init__(self) -> None:
+        Update.__init__(self)
+
+    def set(self, value: float) -> None:
+        if not hasattr(self, "change"):
+            values = [value]
+            self.change, self.get_cell = values.__setitem__, lambda: values[0]
+        self.change(0, value)
 
 
 class OwnVariable(Update):
@@ -396,6 +416,19 @@ class ModuleReplaced(Update):
         return self.part(-self.w).sum().abs()
 
 
+class Hook(Update):
+    handle: Any = None
+
+    def set(self, value: float) -> None:
+        if not hasattr(self, "part"):
+            self.part = nn.Sequential(nn.Identity())
+        if value != 1:
+            self.handle = self.handle or self.part[0].register_forward_hook(lambda *given: given[-1] * 3.0)
+
+    def weight(self) -> Any:
+        return self.part(self.w).sum().abs()
+
+
 class Training(Update):
     def set(self, value: float) -> None:
         self.train(value == 1)
@@ -455,9 +488,10 @@ class GradMode(Update):
 
 WAYS = [
     Attribute, NestedObject, ObjectReplaced, InSlots, Namespace, NamedTuples, ListElement, NestedDict, ByVars, ByComputedName,
-    Property, OfClass, OfOtherClass, Global, GlobalOfHelper, GlobalOfModule, Imported, Cell, OwnVariable, OwnObject, Default,
-    Partial, FunctionReplaced, MethodShadowed, TensorReplaced, TensorFilled, BufferReplaced, BufferFilled, Array,
-    OptionOfModule, ModuleReplaced, Training, Frozen, DataReplaced, Decay, StateCleared, GradMode,
+    Property, OfClass, OfOtherClass, Global, GlobalOfHelper, GlobalDict, GlobalOfModule, Imported,
+    Cell, CellList, OwnVariable, OwnObject, Default, Partial,
+    FunctionReplaced, MethodShadowed, TensorReplaced, TensorFilled, BufferReplaced, BufferFilled, Array,
+    OptionOfModule, ModuleReplaced, Hook, Training, Frozen, DataReplaced, Decay, StateCleared, GradMode,
 ]  # fmt: skip
 
 
@@ -487,8 +521,8 @@ def outcome(cls: type[Update], mode: CompileMode, values: list[float]) -> tuple[
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_what_has_changed_once_is_taken_in(way: type[Update]) -> None:
-    """Between comparisons of replays with steps, which are number 1, 2, 4 and 8; the step is recorded in the second call."""
-    values = [1.0] * 7 + [3.0] * 2 + [1.0] * 2
+    """Between comparisons of replays with steps, which are number 1 and 10; the step is recorded in the second call."""
+    values = [1.0] * 4 + [3.0] * 2 + [1.0] * 2
     (expected, _), (found, told) = (outcome(way, mode, values) for mode in ("none", "record"))
     assert all(map(torch.equal, found, expected))
     assert len(told) == (way is StateCleared)  # the step makes the state
@@ -739,12 +773,12 @@ class Unseen(Attribute):
 
 
 def test_what_cannot_be_seen_is_found_by_comparing() -> None:
-    values = [1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 3.0, 4.0]  # the sixth step is replay number 4
+    values = [1.0] * 11 + [2.0, 3.0, 4.0]  # the twelfth step is replay number 10
     (expected, _), (found, told) = (outcome(Unseen, mode, values) for mode in ("none", "record"))
     assert all(map(torch.equal, found, expected))
     assert len(told) == 1
     assert "cannot be seen to change" in told[0]
-    assert "perhaps for 1 steps already" in told[0]
+    assert "perhaps for 8 steps already" in told[0]
 
 
 def test_nothing_is_left_of_the_watching() -> None:
