@@ -124,6 +124,14 @@ class Reads:
     def __enter__(self) -> Self:
         self._thread = threading.get_ident()
         self._hook(nn.Module)
+        try:
+            self._begin()
+        except NotRecordable:
+            self._unhook()
+            raise
+        return self
+
+    def _begin(self) -> None:
         self.meet(self._step, "step", decides=False)
         for optimizer in self._optimizers:
             self.meet(optimizer, type(optimizer).__name__)
@@ -131,16 +139,18 @@ class Reads:
             self.meet(optimizer.param_groups, "param_groups", decides=False)
             self.meet(optimizer.state, "state", decides=False)
         self._looking = False
-        return self
 
-    def __exit__(self, kind: Any, *error: Any) -> None:
+    def _unhook(self) -> None:
+        self._looking = True
         for cls, own in self._hooked.items():
             if own is MISSING:
                 del cls.__getattribute__
             else:
                 setattr(cls, "__getattribute__", own)  # noqa: B010
         self._hooked.clear()
-        self._looking = True
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        self._unhook()
         if self._problem is not None and kind is None:
             raise self._problem  # which the step has caught
 
@@ -265,7 +275,7 @@ class Reads:
                 self.meet(hooks, f"{label}'s hooks")
         try:
             self._hook(cls)
-        except TypeError:  # a class that cannot be changed
+        except (TypeError, AttributeError):  # a class that cannot be changed
             for name in contents(thing):
                 self._note(thing, name, "")
         if self.is_of_user(cls.__module__):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from marlkit.keys import Key
 from marlkit.options import CompileMode
 from marlkit.recorder.guards import Guards, fits, misfits, pattern
+from marlkit.recorder.python_values import same
 from marlkit.recorder.reads import Reads
 from marlkit.recorder.recording import Graph, NotRecordable, Recording, preserved, record
 from marlkit.recorder.tape import whole_memory
@@ -44,7 +45,7 @@ class _Recorded:
         run: takes the tensors of the rows.
         guards: what it has read of Python's state.
         looks: the function that it was recorded from, see :func:`marlkit.recorder.guards.pattern`.
-        numbers: the optimiser's numbers that it was recorded with, if it changes parameters; ``None``: it takes none in.
+        numbers: what the optimisers' parameter groups held, if it changes parameters; else nothing.
         afterwards: what Python does after the step's tensors.
         replays: how often it was run.
     """
@@ -53,7 +54,7 @@ class _Recorded:
     run: Callable[[Sequence[Tensor]], dict[Any, Tensor]]
     guards: Guards
     looks: Any
-    numbers: list[Any] | None
+    numbers: list[Any]
     afterwards: list[Callable[[], None]]
     replays: int = 0
 
@@ -93,8 +94,8 @@ class StepRecorder:
     Args:
         mode: how.
         module: holds all parameters and buffers.
-        optimizers: those whose steps are taken. Where a number in their parameter groups changes, steps that change parameters
-            are recorded anew.
+        optimizers: those whose steps are taken. Where a number in their parameter groups changes, such as a learning rate,
+            steps that change parameters are recorded anew.
     """
 
     def __init__(
@@ -162,9 +163,8 @@ class StepRecorder:
         Raises:
             NotRecordable: a step like this cannot be recorded, or not often enough to pay.
         """
-        if any(recorded.numbers is not None for recorded in known.recorded):
-            numbers = self._numbers()
-            known.recorded = [recorded for recorded in known.recorded if recorded.numbers in (None, numbers)]
+        numbers = self._numbers() if any(recorded.numbers for recorded in known.recorded) else []
+        known.recorded = [recorded for recorded in known.recorded if not recorded.numbers or _equal(recorded.numbers, numbers)]
         found = next((recorded for recorded in reversed(known.recorded) if recorded.fits(step)), None)
         if found is None:
             known.made += bool(known.recorded)
@@ -206,7 +206,7 @@ class StepRecorder:
             (Graph(recording, list(rows.values())) if self.mode == "graph" else recording).run,
             Guards(reads, read, self._optimizers() if learns else ()),
             pattern(step, memory),
-            self._numbers() if learns else None,
+            self._numbers() if learns else [],
             afterwards,
         )
 
@@ -246,9 +246,9 @@ class StepRecorder:
                 yield from (value for value in held.values() if isinstance(value, Tensor))
 
     def _numbers(self) -> list[Any]:
-        """What else it takes in."""
+        """What else it takes in, and which tensors."""
         groups = [group for optimizer in self._optimizers() for group in optimizer.param_groups]
-        return [value for group in groups for name, value in group.items() if name != "params" and not isinstance(value, Tensor)]
+        return [value for group in groups for name, value in group.items() if name != "params"]
 
     @contextmanager
     def _deferring(self, actions: list[Callable[[], None]]) -> Iterator[None]:
@@ -273,6 +273,10 @@ def _apart(tensors: Iterable[Tensor]) -> list[Tensor]:
 def _agree(one: Tensor, other: Tensor, exactly: bool) -> bool:
     tolerances = (0.0, 0.0) if exactly else (1e-3, 1e-5)  # a GPU may add in another order
     return one.shape == other.shape and one.dtype == other.dtype and torch.allclose(one, other, *tolerances, equal_nan=True)
+
+
+def _equal(one: list[Any], other: list[Any]) -> bool:
+    return len(one) == len(other) and all(map(same, one, other))
 
 
 def _circumstances() -> tuple[Any, ...]:

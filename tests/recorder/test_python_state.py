@@ -468,6 +468,16 @@ class Decay(Update):
         return 1.0
 
 
+class RateReplaced(Update):
+    """A tensor, by another."""
+
+    def set(self, value: float) -> None:
+        self.optimizer.param_groups[0]["lr"] = torch.tensor(value / 10)
+
+    def weight(self) -> Any:
+        return 1.0
+
+
 class StateCleared(Update):
     def set(self, value: float) -> None:
         if value != 1:
@@ -491,7 +501,7 @@ WAYS = [
     Property, OfClass, OfOtherClass, Global, GlobalOfHelper, GlobalDict, GlobalOfModule, Imported,
     Cell, CellList, OwnVariable, OwnObject, Default, Partial,
     FunctionReplaced, MethodShadowed, TensorReplaced, TensorFilled, BufferReplaced, BufferFilled, Array,
-    OptionOfModule, ModuleReplaced, Hook, Training, Frozen, DataReplaced, Decay, StateCleared, GradMode,
+    OptionOfModule, ModuleReplaced, Hook, Training, Frozen, DataReplaced, Decay, RateReplaced, StateCleared, GradMode,
 ]  # fmt: skip
 
 
@@ -695,6 +705,18 @@ class AdvancesCount(Advances):
         self.schedule = itertools.count(1)  # type: ignore[assignment]
 
 
+class AdvancesCell(OwnObject):
+    """An iterator that the step has in its closure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.schedule = itertools.count(1)
+
+    def before(self, value: float) -> Step[str]:
+        schedule = self.schedule
+        return lambda rows: {"loss": self.weighted(next(schedule), rows)}
+
+
 class OwnRandom(Attribute):
     def __init__(self) -> None:
         self.random: Any = random.Random(0)
@@ -742,7 +764,7 @@ class CountsInOptimizer(Attribute):
 
 OWN = [
     Counter, Appends, Writes, CountsInGlobal, CountsInClass, CountsInCell, CountsInFunction, CountsInArray, Advances,
-    AdvancesCount, OwnRandom, OwnNumpy, GlobalRandom, Asks, CountsInOptimizer,
+    AdvancesCount, AdvancesCell, OwnRandom, OwnNumpy, GlobalRandom, Asks, CountsInOptimizer,
 ]  # fmt: skip
 
 
@@ -785,4 +807,5 @@ def test_nothing_is_left_of_the_watching() -> None:
     own = {cls: "__getattribute__" in vars(cls) for cls in (nn.Module, Attribute, Holder, SimpleHolder)}
     outcome(NestedObject, "record", [1.0] * 4)
     outcome(Asks, "record", [1.0] * 4)
+    outcome(AdvancesCell, "record", [1.0] * 4)
     assert own == {cls: "__getattribute__" in vars(cls) for cls in own} == dict.fromkeys(own, False)
