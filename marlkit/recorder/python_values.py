@@ -68,7 +68,8 @@ def differences(thing: Any, before: Any) -> list[str]:
     names = [name for name in {**before, **now} if not same(now.get(name, MISSING), before.get(name, MISSING))]
     if isinstance(thing, dict):
         return [f"[{name!r}]" if isinstance(name, (str, int)) else "" for name in names]
-    return [f".{name}" for name in names if not isinstance(_of_class(type(thing), name), cached_property)]
+    cls = type(thing)
+    return [f".{name}" for name in names if not (is_internal(cls, name) or isinstance(_of_class(cls, name), cached_property))]
 
 
 def same(one: Any, other: Any) -> bool:
@@ -115,6 +116,11 @@ def is_open(thing: Any) -> bool:
     cls = type(thing)
     known = is_of_library(cls.__module__) or cls.__module__.startswith("marlkit.recorder")
     return hasattr(thing, "__dict__") and not known and not isinstance(thing, (type, nn.Module))
+
+
+def is_internal(cls: type, name: str) -> bool:
+    """Whether an attribute is what a library's class keeps for itself."""
+    return name.startswith("_") and name not in TABLES and is_of_library(cls.__module__)
 
 
 @cache

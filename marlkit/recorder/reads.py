@@ -33,6 +33,7 @@ from marlkit.recorder.python_values import (
     found_in,
     functions_of,
     is_container,
+    is_internal,
     is_of_library,
     names_in,
     restore,
@@ -195,7 +196,7 @@ class Reads:
                 self._note(owner, each, reader)
         if name == "__class__":
             self._meet_class(type(owner), made=False)
-        if name.startswith("__") or (isinstance(owner, nn.Module) and name in _OF_TORCH):
+        if name.startswith("__") or is_internal(type(owner), name) or (isinstance(owner, nn.Module) and name in _OF_TORCH):
             return
         self.attributes[id(owner), name] = None
         value = found_in(owner, name)[1]
