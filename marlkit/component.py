@@ -316,7 +316,8 @@ class Actor(ModuleComponent, ABC):
     def schedule(self, progress: float) -> None:
         """Called at the start of every iteration with the share of the training that is done; for exploration that fades.
 
-        What fades is held in a buffer, filled in place: a recorded step reads buffers, and no Python (``trainer.compile``).
+        What fades is held in a buffer, filled in place: a number in an attribute makes steps be recorded anew, or no more
+        (``trainer.compile``).
         """
 
     def initial_state(self, batch_size: int) -> dict[Key, Tensor]:

@@ -88,7 +88,7 @@ class Learner(lightning.LightningModule):
         self.frames = 0
         self.returns = EpisodeReturns(env.spec)
         self.ranks = Ranks(seed)
-        self.step_recorder = StepRecorder(compile, self, self._optimizer_state, self._learning_rates)
+        self.step_recorder = StepRecorder(compile, self, lambda: [self._torch_optimizer()])
         self.register_buffer("share_done", torch.zeros(()), persistent=False)
         self._generators: dict[str, Any] | None = None
         self._metrics: dict[str, float] = {}
@@ -126,8 +126,7 @@ class Learner(lightning.LightningModule):
     def _iterate(self) -> None:
         seconds: dict[str, float] = defaultdict(float)
         history: list[Metrics] = []
-        with self.step_recorder.watching(self.actor):
-            self.actor.schedule(self.progress())
+        self.actor.schedule(self.progress())
         self.actor.eval()
         with self._timed("collect", seconds):
             played = self.collect()
@@ -205,17 +204,6 @@ class Learner(lightning.LightningModule):
             self.step_recorder,
             self.step_recorder.afterwards,
         )
-
-    def _optimizer_state(self) -> Iterator[Tensor]:
-        """The tensors that an optimiser step changes or takes in, the parameters aside."""
-        optimizer = self._torch_optimizer()
-        for held in (*optimizer.state.values(), *optimizer.param_groups):
-            yield from (value for value in held.values() if isinstance(value, Tensor))
-
-    def _learning_rates(self) -> tuple[float, ...]:
-        """Those that are no tensors."""
-        rates = [group["lr"] for group in self._torch_optimizer().param_groups]
-        return tuple(rate for rate in rates if not isinstance(rate, Tensor))
 
     def minimise(self, loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
         """One optimiser step on what the scalar ``loss`` ``[]`` reaches; see :class:`marlkit.learning.Minimise`."""
