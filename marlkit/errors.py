@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class MarlkitError(Exception):
@@ -56,6 +57,29 @@ class RunError(MarlkitError):
 
 class CheckpointError(RunError):
     """A checkpoint that is damaged, not of this recipe, or holds more than plain data."""
+
+
+class LostRankError(RunError):
+    """Another rank of the training has stopped or cannot be reached."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has ended a training.
+
+    Args:
+        message: what was saved or lost, and how to go on.
+        signum: the signal.
+        folder: the run.
+
+    Attributes:
+        code: exit code of a process that the signal ends, by the convention of shells.
+    """
+
+    def __init__(self, message: str, signum: int, folder: Path | None) -> None:
+        super().__init__(message)
+        self.signum = signum
+        self.folder = folder
+        self.code = 128 + signum
 
 
 class NonFiniteError(MarlkitError):

@@ -21,6 +21,7 @@ from lightning.fabric.utilities.types import _PATH
 from torch import Tensor
 
 from marlkit.errors import CheckpointError
+from marlkit.run.lock import partial_path
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
 ZIP_START = b"PK\x03\x04"
@@ -62,7 +63,7 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str])
         raise CheckpointError(
             f"{target}: not saved: `{where}` is a {type(value).__name__}; a checkpoint holds plain data and tensors."
         )
-    partial = target.with_name(f".{target.name}.partial")
+    partial = partial_path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from marlkit.errors import RunError
+from marlkit.run.lock import partial_path
 
 ITERATION = "iteration"
 FRAMES = "frames"
@@ -108,7 +109,7 @@ class MetricsFile(Logger):
     def _rewrite(self) -> None:
         """Replace the whole file atomically: a reader, also after a kill, finds the old file or the new one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.partial")
+        partial = partial_path(self.path)
         partial.write_text("".join(self._lines([dict(zip(self._columns, self._columns, strict=True)), *self._rows.values()])))
         os.replace(partial, self.path)
         if self._file is not None:
