@@ -9,6 +9,7 @@ the number of each signal to a socket, at once and whatever the main thread does
 from __future__ import annotations
 
 import _thread
+import atexit
 import os
 import select
 import shlex
@@ -97,8 +98,10 @@ class Interrupts:
         self._iteration, self._seconds, self._ended = self._iteration + 1, now - self._ended, now
         self.saved = self._iteration if saved else self.saved
 
-    def save(self) -> None:
-        """The ranks have agreed to end: the state is saved from here on."""
+    def save(self, signum: int) -> None:
+        """The ranks have agreed to end because one has received ``signum``: the state is saved from here on."""
+        if not self.received:
+            self.received, self._since = signum, time.monotonic()
         self._stage = "saving"
 
     def end(self) -> None:
@@ -159,6 +162,8 @@ class Interrupts:
         """In the main thread."""
         if self.owner or (self._stage != "idle" and not self._passing_on):
             return
+        # Once: a second exception would interrupt the cleaning up after the first.
+        self._passing_on = False
         before = self._before[signum]
         if callable(before):
             before(signum, frame)
@@ -249,6 +254,15 @@ class Interrupts:
         """Print without a lock, which the main thread may hold."""
         with suppress(OSError):
             os.write(2, f"{chr(10) if os.isatty(2) else ''}{text}\n".encode())
+
+
+def end_process(code: int) -> None:
+    """End this process in order, without freeing all of its memory first, for which Python takes seconds on a busy machine."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 _active: Interrupts | None = None

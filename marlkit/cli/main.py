@@ -15,7 +15,7 @@ from typing import Any
 from marlkit.cli import report
 from marlkit.cli.listing import print_list
 from marlkit.errors import Interrupted, MarlkitError, Problem, RecipeError
-from marlkit.interrupts import listening
+from marlkit.interrupts import end_process, listening
 from marlkit.recipe import Recipe, load_recipe
 from marlkit.recipe.fit import check_fit
 from marlkit.recipe.wiring import mermaid
@@ -33,8 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 if it succeeded, 2 if its input has to be corrected, 128 and the signal's number if a signal ended it.
     """
-    with listening(owner=arguments is None):
-        return _run(_parse(sys.argv[1:] if arguments is None else arguments))
+    with listening(owner=arguments is None) as interrupts:
+        code = _run(_parse(sys.argv[1:] if arguments is None else arguments))
+        if interrupts.owner and interrupts.received:
+            end_process(code)
+    return code
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -46,6 +49,8 @@ def _run(parsed: argparse.Namespace) -> int:
     except Interrupted as stop:
         report.print_interrupted(str(stop))
         return stop.code
+    except SystemExit as stop:  # of all ranks but the first, after a signal
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         report.print_interrupted("interrupted.")
         return INTERRUPTED

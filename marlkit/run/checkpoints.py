@@ -71,8 +71,8 @@ class Checkpoints(Checkpoint):
         # All ranks save together, and all end on a signal, or none does.
         best, save, signum = pl_module.ranks.largest((best, due, self.interrupts.received))
         if signum:
-            self.interrupts.save()
             self.ended_by = int(signum)
+            self.interrupts.save(self.ended_by)
             trainer.should_stop = True
         if best > self.best:
             self.best = best
