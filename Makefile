@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 IN_VENV := $(VENV)/bin/python -m
 
-.PHONY: help install train test lint bench combinations learning clean
+.PHONY: help install train test lint bench combinations learning torture clean
 
 help:
 	@echo "make train      learn a VMAS task with the recipe mappo; results in runs/"
@@ -13,6 +13,7 @@ help:
 	@echo "make bench      where the time of an iteration goes, against bare loops too (minutes; larger: see benchmarks/README.md)"
 	@echo "make combinations  rewrite docs/combinations.md: which components fit together"
 	@echo "make learning   the learning curves of the README, every recipe, five seeds (hours)"
+	@echo "make torture    trainings killed, interrupted and out of disk at random, resumed and compared bit for bit (an hour)"
 	@echo "make clean      remove .venv and caches; runs/ stays"
 
 install: $(STAMP)
@@ -65,6 +66,11 @@ combinations: $(STAMP)
 
 learning: $(STAMP)
 	$(IN_VENV) benchmarks.learning
+
+TRIALS ?= 100
+
+torture: $(STAMP)
+	$(IN_VENV) benchmarks.torture --trials $(TRIALS) --out $(BENCH_OUT)/torture.json
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist

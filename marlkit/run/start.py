@@ -81,13 +81,13 @@ def _refuse_unfit_launch(recipe: Recipe) -> None:
         if started != wanted:
             message = f"torchrun has started {started} processes, but trainer.devices x trainer.nodes is {wanted}."
             raise refusal(recipe, "trainer.devices", message, "Set both as torchrun's --nproc-per-node and --nnodes.")
-    elif options.devices > 1 and not SLURMEnvironment.detect() and "LOCAL_RANK" not in os.environ and not _can_be_started_again():
+    elif options.devices > 1 and not SLURMEnvironment.detect() and "LOCAL_RANK" not in os.environ and not can_be_started_again():
         message = f"{options.devices} ranks need a program that can be started once more for each of them, which this one cannot."
         remedy = "Use the command `marlkit train`, a script in a file (`python train.py`), or set trainer.devices=1."
         raise refusal(recipe, "trainer.devices", message, remedy)
 
 
-def _can_be_started_again() -> bool:
+def can_be_started_again() -> bool:
     """Whether the program is a module or a file: no notebook or prompt, nothing read from ``-c`` or standard input."""
     main = sys.modules["__main__"]
     if hasattr(sys, "ps1") or sys.flags.interactive:
