@@ -121,7 +121,7 @@ def test_what_is_ignored_stays_ignored() -> None:
 
 def test_only_the_main_thread_listens() -> None:
     handlers = [signal.getsignal(signum) for signum in SIGNALS]
-    seen = []
+    seen: list[object] = []
 
     def work() -> None:
         with listening():

@@ -354,7 +354,7 @@ def test_a_program_that_cannot_be_started_again_is_refused_before_any_folder(giv
 def test_what_can_be_started_again(
     ps1: bool, file: str, spec: SimpleNamespace | None, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
     monkeypatch.setattr(sys, "argv", [file])
     if ps1:
         monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
