@@ -7,20 +7,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from marlkit.errors import MarlkitError
-from marlkit.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lightning.pytorch import Callback
 
+    from marlkit.recipe import Recipe, load_recipe
     from marlkit.run.policy import Policy
 
 __version__ = "0.1.0"
 __all__ = ["MarlkitError", "Recipe", "load_policy", "load_recipe", "resume", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when used, so that the command can be interrupted without a traceback from the start.
+    if name in ("Recipe", "load_recipe"):
+        from marlkit import recipe
+
+        return getattr(recipe, name)
+    raise AttributeError(f"module `marlkit` has no attribute `{name}`")
 
 
 def train(
@@ -33,6 +42,7 @@ def train(
 ) -> Path:
     """Train a recipe (or the one of that name or path); see :func:`marlkit.run.train`."""
     from marlkit import run
+    from marlkit.recipe import Recipe, load_recipe
 
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     return run.train(recipe, root, progress=progress, profile=profile, callbacks=callbacks)
