@@ -17,6 +17,11 @@ from marlkit import interrupts
 from marlkit.interrupts import SIGNALS, Interrupts, listening
 
 
+@pytest.fixture(autouse=True)
+def _busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "UNWINDING", 1000.0)
+
+
 def eventually(true: Callable[[], bool]) -> bool:
     end = time.monotonic() + 20
     while not true() and time.monotonic() < end:
@@ -74,13 +79,16 @@ def test_a_signal_after_the_last_iteration_is_not_forgotten() -> None:
 
 
 def test_the_second_signal_acts_at_once_but_not_one_that_was_sent_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived: list[int] = []
+    arrive = Interrupts._arrived
+    monkeypatch.setattr(Interrupts, "_arrived", lambda self, signum: (arrive(self, signum), arrived.append(signum)))
     monkeypatch.setattr(interrupts, "SAME", 1000.0)
     with listening() as found:
         found.begin(Path("runs/x"), 0)
-        for _ in range(3):
+        for count in range(1, 4):
             send(signal.SIGINT)
-            time.sleep(0.02)
-        assert eventually(lambda: found.received > 0)
+            assert eventually(lambda count=count: len(arrived) == count)  # type: ignore[misc]
+        assert found.received == signal.SIGINT
         monkeypatch.setattr(interrupts, "SAME", 0.0)
         with pytest.raises(KeyboardInterrupt):  # noqa: PT012
             send(signal.SIGINT)

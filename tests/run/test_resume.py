@@ -123,6 +123,7 @@ def test_a_signal_in_the_last_iteration_leaves_the_curve_to_resume(tmp_path: Pat
 
 def test_an_iteration_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interrupts, "LONGEST_ITERATION", 0.2)
+    monkeypatch.setattr(interrupts, "UNWINDING", 1000.0)
 
     def long(self: Learner, batch: torch.Tensor) -> None:
         if self.iteration == 2:
