@@ -81,7 +81,12 @@ def test_a_signal_after_the_last_iteration_is_not_forgotten() -> None:
 def test_the_second_signal_acts_at_once_but_not_one_that_was_sent_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     arrived: list[int] = []
     arrive = Interrupts._arrived
-    monkeypatch.setattr(Interrupts, "_arrived", lambda self, signum: (arrive(self, signum), arrived.append(signum)))
+
+    def noting(self: Interrupts, signum: int) -> None:
+        arrive(self, signum)
+        arrived.append(signum)
+
+    monkeypatch.setattr(Interrupts, "_arrived", noting)
     monkeypatch.setattr(interrupts, "SAME", 1000.0)
     with listening() as found:
         found.begin(Path("runs/x"), 0)
