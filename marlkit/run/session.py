@@ -149,9 +149,7 @@ def _fit(
     monitor = choose_monitor(recipe, env.spec)
     if monitor is None and trainer.is_global_zero:
         _warn_of_no_monitor(env)
-    checkpoints = Checkpoints(
-        folder / CHECKPOINTS, seconds=options.checkpoint_seconds, monitor=monitor, interrupts=interrupts
-    )
+    checkpoints = Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds, monitor=monitor, interrupts=interrupts)
     # Last, so that the state of the other callbacks is saved after they ran, and because one of them may end the training.
     trainer.callbacks.append(checkpoints)  # type: ignore[attr-defined]
     with spared_from_collection():
