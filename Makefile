@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 IN_VENV := $(VENV)/bin/python -m
 
-.PHONY: help install train test lint bench combinations vocabulary learning clean
+.PHONY: help install train test lint bench combinations vocabulary learning torture clean
 
 help:
 	@echo "make train      learn a VMAS task with the recipe mappo; results in runs/"
@@ -14,6 +14,7 @@ help:
 	@echo "make combinations  rewrite docs/combinations.md: which components fit together"
 	@echo "make vocabulary  rewrite docs/traits_and_keys.md: traits, keys and the rules of the testing kit"
 	@echo "make learning   the learning curves of the README, every recipe, five seeds (hours)"
+	@echo "make torture    trainings killed, interrupted and out of disk at random, resumed and compared bit for bit (an hour)"
 	@echo "make clean      remove .venv and caches; runs/ stays"
 
 install: $(STAMP)
@@ -69,6 +70,11 @@ vocabulary: $(STAMP)
 
 learning: $(STAMP)
 	$(IN_VENV) benchmarks.learning
+
+TRIALS ?= 100
+
+torture: $(STAMP)
+	$(IN_VENV) benchmarks.torture --trials $(TRIALS) --out $(BENCH_OUT)/torture.json
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class MarlkitError(Exception):
@@ -100,6 +101,29 @@ _ADVICE = {
     errno.EISDIR: "It is a folder: name a file in it.",
     errno.ENOTDIR: "A part of the path is a file, not a folder.",
 }
+
+
+class LostRankError(RunError):
+    """Another rank of the training has stopped or cannot be reached."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has ended a training.
+
+    Args:
+        message: what was saved or lost, and how to go on.
+        signum: the signal.
+        folder: the run.
+
+    Attributes:
+        code: exit code of a process that the signal ends, by the convention of shells.
+    """
+
+    def __init__(self, message: str, signum: int, folder: Path | None) -> None:
+        super().__init__(message)
+        self.signum = signum
+        self.folder = folder
+        self.code = 128 + signum
 
 
 class NonFiniteError(MarlkitError):
