@@ -20,6 +20,7 @@ from marlkit import run
 from marlkit.errors import RunError
 from marlkit.recipe import load_recipe
 from marlkit.run import lock
+from marlkit.run.files import partial_path
 from marlkit.run.lock import LOCK, run_lock
 
 HOLDS = """
