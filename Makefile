@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 IN_VENV := $(VENV)/bin/python -m
 
-.PHONY: help install train test lint bench combinations learning fuzz clean
+.PHONY: help install train test lint bench combinations vocabulary learning fuzz torture clean
 
 help:
 	@echo "make train      learn a VMAS task with the recipe mappo; results in runs/"
@@ -12,8 +12,10 @@ help:
 	@echo "make lint       style and types only"
 	@echo "make bench      where the time of an iteration goes, against bare loops too (minutes; larger: see benchmarks/README.md)"
 	@echo "make combinations  rewrite docs/combinations.md: which components fit together"
+	@echo "make vocabulary  rewrite docs/traits_and_keys.md: traits, keys and the rules of the testing kit"
 	@echo "make fuzz       10,000 recipes, overrides and run folders that are wrong at random (a quarter of an hour)"
 	@echo "make learning   the learning curves of the README, every recipe, five seeds (hours)"
+	@echo "make torture    trainings killed, interrupted and out of disk at random, resumed and compared bit for bit (an hour)"
 	@echo "make clean      remove .venv and caches; runs/ stays"
 
 install: $(STAMP)
@@ -64,6 +66,9 @@ bench: $(STAMP)
 combinations: $(STAMP)
 	$(VENV)/bin/marlkit list combinations > docs/combinations.md
 
+vocabulary: $(STAMP)
+	(for what in traits keys rules; do $(VENV)/bin/marlkit list $$what && echo; done) > docs/traits_and_keys.md
+
 learning: $(STAMP)
 	$(IN_VENV) benchmarks.learning
 
@@ -71,6 +76,11 @@ FUZZ_INPUTS ?= 10000
 
 fuzz: $(STAMP)
 	$(IN_VENV) benchmarks.fuzz --inputs $(FUZZ_INPUTS) --out benchmarks/results/fuzz.json
+
+TRIALS ?= 100
+
+torture: $(STAMP)
+	$(IN_VENV) benchmarks.torture --trials $(TRIALS) --out $(BENCH_OUT)/torture.json
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist

@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from marlkit.errors import MarlkitError
-from marlkit.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lightning.pytorch import Callback
 
+    from marlkit.recipe import Recipe, load_recipe
     from marlkit.run.policy import Policy
 
 __version__ = "0.1.0"
 __all__ = ["MarlkitError", "Recipe", "load_policy", "load_recipe", "resume", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when used, so that the command can be interrupted without a traceback from the start.
+    if name in ("Recipe", "load_recipe"):
+        from marlkit import recipe
+
+        return getattr(recipe, name)
+    raise AttributeError(f"module `marlkit` has no attribute `{name}`")
 
 
 def train(
@@ -38,6 +47,7 @@ def train(
     With ``trust``, it may name code outside of marlkit (``docs/security.md``).
     """
     from marlkit import run
+    from marlkit.recipe import Recipe, load_recipe
 
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     recipe = dataclasses.replace(recipe, trust=trust or recipe.trust)

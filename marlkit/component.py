@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
@@ -189,6 +189,12 @@ class Environment(Component, ABC):
     num_envs: int
     device: torch.device
 
+    def seed(self, seed: int) -> None:
+        """Seed the random generators that the environment keeps itself; nothing where it draws from the global ones.
+
+        Called before the reset of every evaluation, with the global generators seeded: equal seeds give equal episodes.
+        """
+
     @abstractmethod
     def reset(self) -> TensorDict:
         """Start every environment anew and return what the agents see: batch ``[B]``, all current keys of the contract."""
@@ -204,6 +210,7 @@ class Environment(Component, ABC):
             ``(arrived, current)``, each of batch ``[B]``. ``arrived`` is what a rollout stores under ``"next"``: the state
             before any reset, with reward, terminated, truncated and done. ``current`` is where the next step starts: equal
             to ``arrived`` except in the environments that finished, which have been reset. Neither may be written to later.
+            Where agents may end before the episode does, ``arrived`` also has ``keys.AGENT_ENDS``, which no contract declares.
         """
 
     def refuse_unfit_action(self, action: Tensor, who: str) -> None:
@@ -309,7 +316,8 @@ class Actor(ModuleComponent, ABC):
     def schedule(self, progress: float) -> None:
         """Called at the start of every iteration with the share of the training that is done; for exploration that fades.
 
-        What fades is held in a buffer, filled in place: a recorded step reads buffers, and no Python (``trainer.compile``).
+        What fades is held in a buffer, filled in place: a number in an attribute makes steps be recorded anew, or no more
+        (``trainer.compile``).
         """
 
     def initial_state(self, batch_size: int) -> dict[Key, Tensor]:
@@ -456,7 +464,11 @@ class Targets(Component, nn.Module, ABC):
 
 
 class Estimator(ModuleComponent, ABC):
-    """Turns rewards and values into value targets, and into advantages where there is a baseline."""
+    """Turns rewards and values into value targets, and into advantages where there is a baseline.
+
+    Beside what it reads, it is given the agents' own ends (``keys.AGENT_ENDS``) where the environment writes them: the return of
+    an agent then ends with the agent, not with the episode.
+    """
 
     @abstractmethod
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
@@ -530,6 +542,10 @@ class Data(Component, ABC):
     shown: frozenset[Key] | None = None
     """Keys that a component reads from batches; what was played has others, which need not be kept. ``None``: all."""
 
+    inspect: Callable[[TensorDictBase, TensorDictBase], None] | None = None
+    """Called with what was just played, ``[B, T]``, and where the next step starts, ``[B]``, before any of it is kept for later
+    iterations; raises if it is broken. What :meth:`collect` returns is looked at in any case."""
+
     @abstractmethod
     def collect(self, env: Environment, actor: Actor, run_step: RunStep = run_directly) -> TensorDict:
         """Play the steps of one iteration and return them, batch ``[B, T]``; ``run_step`` takes the actor's steps."""
@@ -537,6 +553,10 @@ class Data(Component, ABC):
     def batches(self, played: TensorDict, actor: Actor) -> Iterator[TensorDict]:
         """The batches ``[*, T]`` to learn from in this iteration, one at a time; here what was just played, once."""
         yield played
+
+    def held_bytes(self, envs: int, played: TensorDictBase) -> int:
+        """Bytes that it will hold for ``envs`` environments, judged by a few steps ``[B, T]``; 0 where that is not known."""
+        return 0
 
     @classmethod
     def brief(cls, steps: int) -> dict[str, Any]:

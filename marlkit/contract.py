@@ -14,6 +14,43 @@ from typing import Any, NamedTuple
 from marlkit.keys import Key, following
 
 
+@dataclass(frozen=True)
+class Trait:
+    """A fact about a component that others may need.
+
+    Attributes:
+        sections: the kinds of components that may have it.
+        meaning: what is so of a component that has it.
+    """
+
+    sections: tuple[str, ...]
+    meaning: str
+
+
+TRAITS: dict[str, Trait] = {
+    "discrete": Trait(("env",), "actions are numbers from 0; what is not `discrete` is `continuous`"),
+    "continuous": Trait(("env",), "actions are real numbers"),
+    "team_reward": Trait(("env",), "all agents receive the same reward at every step"),
+    "opposing": Trait(("env",), "agents do not share one aim: what one gains another may lose"),
+    "stochastic": Trait(("actor",), "it learns what it draws actions from: log-probability and entropy have gradients"),
+    "reparametrised": Trait(("actor",), "it gives fresh actions with the gradient of its parameters, by `reparametrised`"),
+    "independent_agents": Trait(("actor",), "no agent's distribution depends on what another chooses"),
+    "autoregressive": Trait(("actor",), "an agent may depend on the actions of the agents before it, on no others"),
+    "centralised_execution": Trait(("actor",), "an agent may depend on what others observe or do: all act at one place"),
+    "separate_parameters": Trait(("actor", "critic"), "each agent has parameters of its own, which its loss alone reaches"),
+    "differentiable_in_action": Trait(("critic",), "`action_value` has a gradient in each agent's own action"),
+    "action_values": Trait(("critic",), "it values every own action of an agent at once, by `action_values`"),
+    "true_policies": Trait(("opponents",), "every agent believes what the others' policies are"),
+    "lagging": Trait(("targets",), "values are bootstrapped with copies that lag behind the networks that learn"),
+    "on_policy": Trait(
+        ("data", "update"), "batches are what the present policy has just played, in order; an update with it takes no others"
+    ),
+    "per_agent": Trait(("update",), "it can update one agent's policy, or the critic, alone: `fit_policy`, `fit_critic`"),
+    "by_gradient": Trait(("update",), "parameters change only in `Learning.minimise`, by steps on gradients"),
+}
+"""Every trait of marlkit; each is checked by :mod:`marlkit.testing`. A user's components may have others, of other names."""
+
+
 def as_yaml(value: Any) -> str:
     """A scalar as a recipe would write it: ``true``, ``null``, ``0.5``."""
     if value is None:

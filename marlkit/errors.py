@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class MarlkitError(Exception):
@@ -102,8 +103,43 @@ _ADVICE = {
 }
 
 
+class LostRankError(RunError):
+    """Another rank of the training has stopped or cannot be reached."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has ended a training.
+
+    Args:
+        message: what was saved or lost, and how to go on.
+        signum: the signal.
+        folder: the run.
+
+    Attributes:
+        code: exit code of a process that the signal ends, by the convention of shells.
+    """
+
+    def __init__(self, message: str, signum: int, folder: Path | None) -> None:
+        super().__init__(message)
+        self.signum = signum
+        self.folder = folder
+        self.code = 128 + signum
+
+
 class NonFiniteError(MarlkitError):
-    """A loss, gradient or prediction became NaN or infinite; training stopped before it spread."""
+    """Something played, a loss, gradient or prediction became NaN or infinite; training stopped before it spread."""
+
+
+class RuleError(MarlkitError, AssertionError):
+    """A component breaks a rule of its kind.
+
+    Attributes:
+        rule: the rule, in a word.
+    """
+
+    def __init__(self, who: str, rule: str, problem: str, remedy: str) -> None:
+        super().__init__(f"{who} {problem}. Rule `{rule}`: {remedy}")
+        self.rule = rule
 
 
 class ComponentError(MarlkitError):

@@ -21,7 +21,7 @@ def following(key: Key) -> Key:
 def current(key: Key) -> Key:
     """The key at the current step of which ``key`` is the next-step key; other keys are returned unchanged.
 
-    ``REWARD``, ``TERMINATED``, ``TRUNCATED`` and ``DONE`` stand under ``next`` but belong to the current step.
+    ``REWARD``, ``TERMINATED``, ``TRUNCATED``, ``DONE`` and ``AGENT_ENDS`` stand under ``next`` but belong to the current step.
     """
     if isinstance(key, tuple) and key[0] == "next" and key not in TABLE:
         return key[1] if len(key) == 2 else key[1:]
@@ -48,6 +48,8 @@ REWARD = ("next", "agents", "reward")
 TERMINATED = ("next", "terminated")
 TRUNCATED = ("next", "truncated")
 DONE = ("next", "done")
+AGENT_TERMINATED = ("next", "agents", "terminated")
+AGENT_DONE = ("next", "agents", "done")
 
 STATE_VALUE = ("agents", "state_value")
 ACTION_VALUE = ("agents", "action_value")
@@ -89,7 +91,11 @@ TABLE: dict[Key, KeyInfo] = {
     STATE: KeyInfo("S", "float32", "global state; the joint observation where the environment has none"),
     ACTION_MASK: KeyInfo("N A", "bool", "discrete actions that are available"),
     ACTION_DIMS: KeyInfo("N D", "bool", "continuous action dimensions that the agent has (not padding)"),
-    ALIVE: KeyInfo("N 1", "bool", "agents that take part; the losses of the others have weight zero"),
+    ALIVE: KeyInfo(
+        "N 1",
+        "bool",
+        "agents that take part; others do not train policies and beliefs, but count in the critic's regression",
+    ),
     IS_FIRST: KeyInfo("1", "bool", "first step of an episode: recurrent actors start from a zero hidden state"),
     ACTION: KeyInfo("N", "int64", "action taken, in the units of the environment", continuous="N D"),
     LOG_PROB: KeyInfo("N 1", "float32", "log-probability of the action per agent, summed over action dimensions only"),
@@ -102,6 +108,10 @@ TABLE: dict[Key, KeyInfo] = {
     TERMINATED: KeyInfo("1", "bool", "the episode truly ended: no bootstrap"),
     TRUNCATED: KeyInfo("1", "bool", "the episode was cut, by a time limit for instance: the value of `next` is bootstrapped"),
     DONE: KeyInfo("1", "bool", "terminated or truncated"),
+    AGENT_TERMINATED: KeyInfo(
+        "N 1", "bool", "the episode of the agent truly ended, now or before; absent: as `terminated` for all"
+    ),
+    AGENT_DONE: KeyInfo("N 1", "bool", "the episode of the agent ended in any way, now or before; absent: as `done` for all"),
     STATE_VALUE: KeyInfo("N 1", "float32", "baseline of agent i; may depend on others' actions, never on its own"),
     ACTION_VALUE: KeyInfo("N 1", "float32", "Q of the action taken"),
     ACTION_VALUES: KeyInfo("N A", "float32", "Q of each own action, others' actions held"),
@@ -125,6 +135,10 @@ TABLE: dict[Key, KeyInfo] = {
 WITH_GRADIENT = frozenset({ENCODING, ACTION_VALUES})
 """Keys that an actor may own: :meth:`marlkit.component.Actor.distribution` renews those that it writes on a batch, with gradient,
 so that the loss of a critic that reads them trains the actor too."""
+
+AGENT_ENDS = (AGENT_TERMINATED, AGENT_DONE)
+"""The agents' own ends. No contract declares them: environments whose agents may end before the episode does write them, and who
+reads them takes the ends of the episode where they are absent."""
 
 
 def describe(key: Key) -> KeyInfo:

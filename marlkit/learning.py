@@ -42,7 +42,8 @@ class RunStep(Protocol):
 
         Args:
             name: the same for steps that do the same, and different for others.
-            step: takes what changes from call to call from ``rows``, parameters, buffers and the optimiser, from nothing else.
+            step: takes what changes from call to call from ``rows``, parameters, buffers and the optimiser. What it reads of
+                Python's state and finds changed costs a new recording, or the recording altogether.
             rows: what it works on.
         """
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from marlkit.errors import RunError
+from marlkit.errors import LostRankError, RunError
 from marlkit.functional.reduce import masked_mean
 from marlkit.saved import COUNT, refuse_misfit
 
@@ -47,7 +47,7 @@ class Ranks:
         seed: of the recipe; also seeds the draws that all ranks share.
 
     Raises:
-        RunError: by any method that communicates: another rank has stopped.
+        LostRankError: by any method that communicates: another rank has stopped.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -177,6 +177,15 @@ class Ranks:
             distributed.broadcast_object_list(held, 0, group=self._plain)
         return held[0]
 
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """The largest of each number over the ranks, in one exchange."""
+        if self.size == 1:
+            return list(values)
+        found = torch.tensor(values, dtype=torch.float64)
+        with self._exchange():
+            distributed.all_reduce(found, distributed.ReduceOp.MAX, group=self._plain)
+        return found.tolist()
+
     def state_dict(self) -> dict[str, Any]:
         """The number of ranks, and the state of the generator that they share."""
         return {"size": self.size, "stream": self._stream}
@@ -197,15 +206,26 @@ class Ranks:
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
-        try:
+        with reaching_others(self.index, self.size):
             yield
-        except RuntimeError as error:
-            # Without the source location at the start of gloo's message, and without its advice.
-            reason = re.sub(r"^\[\S*\]\s*", "", str(error).strip()).partition(". ")[0] or type(error).__name__
-            raise RunError(
-                f"rank {self.index} of {self.size} can no longer reach the others: one of them has stopped ({reason}). Its own "
-                "message names the cause. `marlkit resume <run>` continues from the last checkpoint."
-            ) from error
+
+
+@contextmanager
+def reaching_others(index: int, size: int) -> Iterator[None]:
+    """A block in which rank ``index`` of ``size`` communicates.
+
+    Raises:
+        LostRankError: another rank has stopped.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Without the source location at the start of gloo's message, and without its advice.
+        reason = re.sub(r"^\[\S*\]\s*", "", str(error).strip()).partition(". ")[0].partition("\n")[0] or type(error).__name__
+        raise LostRankError(
+            f"rank {index} of {size} can no longer reach the others: one of them has stopped ({reason}). Its own message names "
+            "the cause. `marlkit resume <run>` continues from the last checkpoint."
+        ) from error
 
 
 ALONE = Ranks()

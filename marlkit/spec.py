@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-TRAITS = frozenset({"discrete", "continuous", "team_reward", "opposing"})
+ENVIRONMENT_TRAITS = frozenset({"discrete", "continuous", "team_reward", "opposing"})
 """The traits of an environment that its team spec decides; a contract that declares one must agree with it."""
 
 Bounds = tuple[tuple[float, ...], ...]

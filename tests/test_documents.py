@@ -81,6 +81,33 @@ def test_the_example_component_passes_its_own_test(workshop: tuple[Path, Path]) 
     assert "5 passed" in done.stdout
 
 
+def test_the_example_environment_passes_its_own_test_and_trains(tmp_path: Path) -> None:
+    for block in blocks("docs/environments.md", "python"):
+        (tmp_path / block.split()[1]).write_text(block, encoding="utf-8")
+    done = execute(["pytest", "-q", "-p", "no:cacheprovider", "test_my_env.py"], tmp_path)
+    assert done.returncode == 0, done.stdout
+    (words,) = commands("docs/environments.md", "marlkit")
+    done = execute([*words, *TINY, "trainer.video=false", "--no-progress"], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+EXAMPLE = {"my_critic.py": "marlkit/critics/my_critic.py", "test_my_critic.py": "tests/critics/test_my_critic.py"}
+"""Where the files of CONTRIBUTING would lie in the project."""
+
+
+def test_the_example_component_passes_lint_and_types(tmp_path: Path) -> None:
+    code = {re.findall(r"\w+\.py", block)[0]: block for block in blocks("CONTRIBUTING.md", "python")}
+    assert code.keys() == EXAMPLE.keys()
+    for name, block in code.items():
+        (tmp_path / name).write_text(block, encoding="utf-8")
+        for command in (["check"], ["format", "--check"]):
+            words = [sys.executable, "-m", "ruff", *command, "--no-cache", "--stdin-filename", EXAMPLE[name], "-"]
+            done = subprocess.run(words, cwd=ROOT, input=block, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 0, done.stdout + done.stderr
+    done = execute(["mypy", f"--config-file={ROOT / 'pyproject.toml'}", f"--cache-dir={ROOT / '.mypy_cache'}", *code], tmp_path)
+    assert done.returncode == 0, done.stdout
+
+
 def test_files_that_the_readme_links_to_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for link in re.findall(r'\]\(([^)#:]+)\)|src="([^"]+)"', text):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import marlkit
-from marlkit.contract import KINDS
+from marlkit.contract import KINDS, TRAITS
 from marlkit.recipe.catalogue import components
 
 PACKAGE = Path(marlkit.__file__).parent
@@ -45,15 +45,15 @@ def test_components_are_known_by_their_contract_only(file: Path) -> None:
     assert not foreign
 
 
-LIBRARIES = {"vmas", "torchrl", "lightning"}
-"""Names of components that are also names of libraries."""
+OTHER_WORDS = {"vmas", "torchrl", "lightning", *TRAITS}
+"""Names of components that are also names of libraries or of traits."""
 DEFAULTS = PACKAGE / "contract.py"
 
 
 @pytest.mark.parametrize("file", [file for file in MODULES if kind_of(dotted(file)) is None and file != DEFAULTS], ids=dotted)
 def test_no_component_is_known_by_name(file: Path) -> None:
     """Outside the kinds' packages only the defaults of absent sections are named, in one module."""
-    names = {name for kind in KINDS for name in components(kind)} - LIBRARIES
+    names = {name for kind in KINDS for name in components(kind)} - OTHER_WORDS
     constants = {node.value for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Constant)}
     assert not constants & names
 

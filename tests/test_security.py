@@ -20,10 +20,12 @@ DOCUMENT = ROOT / "docs" / "security.md"
 
 RUNS_CODE = {
     "recorder/program.py": {"exec", "compile"},  # of operations that marlkit has recorded itself
+    "recorder/guards.py": {"exec", "compile"},  # of comparisons with what these operations have read
+    "recorder/python_values.py": {"pickle.loads"},  # of generators that the same function has pickled, in memory
 }
 IMPORTS_BY_NAME = {
-    "envs/_vmas/simulation.py", "envs/torchrl.py", "nn/named_network.py", "recipe/catalogue.py", "recipe/completing.py",
-    "recipe/trust.py", "run/start.py",
+    "envs/_vmas/simulation.py", "envs/torchrl.py", "nn/named_network.py", "recipe/catalogue.py", "recipe/trust.py",
+    "run/start.py", "testing/__init__.py",
 }  # fmt: skip
 """Files that import what a text names: what a recipe names, after `require_trust`, or what a contract of marlkit names."""
 

@@ -10,7 +10,7 @@ from marlkit.cli import report
 from marlkit.contract import KINDS, When, as_yaml
 from marlkit.errors import MarlkitError, did_you_mean
 from marlkit.options import describe_type
-from marlkit.recipe import combinations, shipped
+from marlkit.recipe import combinations, shipped, vocabulary
 from marlkit.recipe.catalogue import Entry, Option, components, find
 
 COLUMNS = ("option", "default", "takes", "description")
@@ -20,9 +20,9 @@ def print_list(what: str | None) -> None:
     """Print recipes and components.
 
     Args:
-        what: ``None`` for everything, ``"recipes"`` or one of them, ``"combinations"`` for the table of what fits together, a
-            section (``"critic"`` or ``"critics"``), or one component (``"critic.local"``, ``"local"``,
-            ``"critic.my_package.MyCritic"``).
+        what: ``None`` for everything, ``"recipes"`` or one of them, ``"combinations"`` for the table of what fits together,
+            ``"traits"``, ``"keys"`` or ``"rules"`` for what contracts are made of and components are held to, a section
+            (``"critic"`` or ``"critics"``), or one component (``"critic.local"``, ``"local"``, ``"critic.my_package.MyCritic"``).
 
     Raises:
         MarlkitError: there is no recipe, section or component of that name.
@@ -35,12 +35,23 @@ def print_list(what: str | None) -> None:
         _print_recipes()
     elif what == "combinations":
         print(combinations.document(), end="")
+    elif what in ("traits", "keys", "rules"):
+        print(_document(what), end="")
     elif (section := what if what in KINDS else what.removesuffix("s")) in KINDS:
         _print_section(section, options=True)
     elif what in shipped():
         report.console().print(shipped()[what].read_text(encoding="utf-8").rstrip(), soft_wrap=True)
     else:
         _print_component(_component(what))
+
+
+def _document(what: str) -> str:
+    if what == "rules":
+        # With torch, which nothing else here needs.
+        from marlkit.testing.rules import document
+
+        return document()
+    return vocabulary.traits() if what == "traits" else vocabulary.keys()
 
 
 def describe_recipe(file: Path) -> str:
@@ -70,7 +81,7 @@ def _component(what: str) -> Entry:
         return find(section, name, [Path.cwd()])
     everywhere = {name: entry for kind in KINDS for name, entry in components(kind).items()}
     if what not in everywhere:
-        known = ["recipes", "combinations", *shipped(), *KINDS, *everywhere]
+        known = ["recipes", "combinations", "traits", "keys", "rules", *shipped(), *KINDS, *everywhere]
         raise MarlkitError(f"nothing is called `{what}`.{did_you_mean(what, known)} `marlkit list` shows everything.")
     return everywhere[what]
 

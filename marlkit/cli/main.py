@@ -14,7 +14,8 @@ from typing import Any
 
 from marlkit.cli import report
 from marlkit.cli.listing import print_list
-from marlkit.errors import MarlkitError, Problem, RecipeError, TrustError, WriteError
+from marlkit.errors import Interrupted, MarlkitError, Problem, RecipeError, TrustError, WriteError
+from marlkit.interrupts import end_process, listening
 from marlkit.recipe import Recipe, load_recipe
 from marlkit.recipe.fit import check_fit
 from marlkit.recipe.trust import require_trust
@@ -28,15 +29,35 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it succeeded, 1 if a file cannot be written, 2 if its input has to be corrected."""
-    parsed = _parse(sys.argv[1:] if arguments is None else arguments)
+    """Run a command.
+
+    Args:
+        arguments: of the command; ``None``: those of this process, which then ends on a signal, without an exception.
+
+    Returns:
+        0 if it succeeded, 1 if a file cannot be written, 2 if its input has to be corrected, 128 and the signal's number if a
+        signal ended it.
+    """
+    with listening(owner=arguments is None) as interrupts:
+        code = _run(_parse(sys.argv[1:] if arguments is None else arguments))
+        if interrupts.owner and interrupts.received:
+            end_process(code)
+    return code
+
+
+def _run(parsed: argparse.Namespace) -> int:
     try:
         parsed.function(parsed)
     except MarlkitError as error:
         report.print_error(error)
         return UNWRITABLE if isinstance(error, WriteError) else 2
+    except Interrupted as stop:
+        report.print_interrupted(str(stop))
+        return stop.code
+    except SystemExit as stop:  # of all ranks but the first, after a signal
+        return int(stop.code or 0)
     except KeyboardInterrupt:
-        report.print_interrupted(_resumable(parsed))
+        report.print_interrupted("interrupted.")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe, such as `head`, has closed it. Nothing may be written to it, not even while Python exits.
@@ -73,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument(
         "what",
         nargs="?",
-        help="`recipes`, `combinations`, a recipe, a section (`critic`) or a component (`critic.local`)",
+        help="`recipes`, `combinations`, `traits`, `keys`, `rules`, a recipe, a section or a component (`critic.local`)",
     )
     evaluate = _with_run(commands, "evaluate", _evaluate, "play episodes with a trained team and report the return")
     evaluate.add_argument("--episodes", type=int, help="number of episodes (as during training)")
@@ -204,13 +225,3 @@ def _print_once(folder: Path) -> None:
 
     if is_first():
         print(folder)
-
-
-def _resumable(parsed: argparse.Namespace) -> Path | None:
-    """The run that an interrupted command was working on."""
-    if parsed.command == "resume":
-        return Path(parsed.folder)
-    if parsed.command != "train":
-        return None
-    folders = [file.parent for file in parsed.root.glob("*/*/recipe.yaml")]
-    return max(folders, key=lambda folder: folder.stat().st_ctime, default=None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import IO
 
 from rich import box
@@ -59,10 +58,9 @@ def print_notes(notes: Iterable[str]) -> None:
         console(sys.stderr).print(Text("note: ", style="yellow") + Text(note), soft_wrap=True)
 
 
-def print_interrupted(run: Path | None) -> None:
-    """Print how to continue after control-C."""
-    hint = "" if run is None else f" Go on with: marlkit resume {run}"
-    console(sys.stderr).print(Text(f"interrupted.{hint}"), soft_wrap=True)
+def print_interrupted(message: str) -> None:
+    """Print after a signal how to go on."""
+    console(sys.stderr).print(Text(message), soft_wrap=True)
 
 
 def print_ok(recipe: Recipe, ran: bool) -> None:

@@ -13,7 +13,7 @@ from marlkit import keys
 from marlkit.component import Actor, Data, Environment
 from marlkit.contract import Contract
 from marlkit.data._recent_past import PAST, write_recent
-from marlkit.data.rollout import RolloutData
+from marlkit.data.rollout import RolloutData, bytes_of_step
 from marlkit.errors import CheckpointError, OptionError
 from marlkit.functional.history import ring_slot
 from marlkit.learning import RunStep, run_directly
@@ -77,6 +77,7 @@ class ReplayData(Data):
     def collect(self, env: Environment, actor: Actor, run_step: RunStep = run_directly) -> TensorDict:
         """Play and store the steps of this iteration, batch ``[B, T]``; the next call overwrites it."""
         self._refuse_unfit_capacity(env.num_envs, actor.sequence_length or 1)
+        self._player.inspect = self.inspect
         played = self._player.collect(env, actor, run_step)
         # Batches show the parameters of the current policy's distribution, not those of the one that played.
         carried = {*actor.carried, *map(keys.following, actor.carried)}
@@ -96,6 +97,10 @@ class ReplayData(Data):
         if self._filled * envs >= self.warm_up and self._filled >= length:
             for _ in range(self.updates):
                 yield self._draw(length)
+
+    def held_bytes(self, envs: int, played: TensorDict) -> int:
+        """Bytes of the stored steps and of a rollout of ``envs`` environments, judged by ``played`` ``[B, T]``."""
+        return self._player.held_bytes(envs, played) + self.capacity * bytes_of_step(self._kept(played))
 
     @classmethod
     def brief(cls, steps: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from marlkit.batches import refuse_unfit_length
 from marlkit.component import Actor, Data, Environment
 from marlkit.contract import Contract
 from marlkit.data._recent_past import PAST, write_recent
+from marlkit.errors import MarlkitError
 from marlkit.keys import Key
 from marlkit.learning import RunStep, run_directly
 from marlkit.options import PositiveInt
@@ -41,6 +42,7 @@ class RolloutData(Data):
         self._current: TensorDict | None = None
         self._storage: TensorDict | None = None
         self._slots: list[dict[Key, Tensor]]
+        self._forms: list[tuple[torch.Size, torch.dtype]]
         self._past: TensorDict | None = None
 
     @torch.no_grad()
@@ -51,7 +53,7 @@ class RolloutData(Data):
 
         def act(seen: TensorDictBase) -> dict[Key, Tensor]:
             chosen = actor(seen.copy())
-            return {key: chosen[key] for key in actor.writes}
+            return {key: _written(chosen, key, actor) for key in actor.writes}
 
         for step in range(self.steps):
             taken = self._current.copy()
@@ -60,13 +62,19 @@ class RolloutData(Data):
             arrived, current = env.step(taken[keys.ACTION])
             carried = {key: taken[keys.following(key)] for key in actor.carried}
             taken["next"] = _with(arrived, carried)
-            self._store(taken, step)
+            self._store(taken, step, env, actor)
             self._current = _with(current, carried)
         assert self._storage is not None
         batch = self._storage.transpose(0, 1)
+        if self.inspect is not None:
+            self.inspect(batch, self._current)
         if self.history:
             self._show_past(batch, self._storage.select(*PAST))
         return batch
+
+    def held_bytes(self, envs: int, played: TensorDictBase) -> int:
+        """Bytes of a rollout of ``envs`` environments, judged by ``played`` ``[B, T]``."""
+        return envs * self.steps * bytes_of_step(played)
 
     @classmethod
     def brief(cls, steps: int) -> dict[str, Any]:
@@ -94,13 +102,38 @@ class RolloutData(Data):
         write_recent(batch, steps, 0, self.history)
         self._past = steps[self.steps :].clone()
 
-    def _store(self, taken: TensorDict, step: int) -> None:
+    def _store(self, taken: TensorDict, step: int, env: Environment, actor: Actor) -> None:
         if self._storage is None or self._storage.batch_size != (self.steps, *taken.batch_size):
             # Time-major, so that every write is one contiguous copy.
             self._storage = taken.new_empty((self.steps, *taken.batch_size))
             self._slots = [dict(slot.items(include_nested=True, leaves_only=True)) for slot in self._storage.unbind(0)]
+            self._forms = [(kept.shape, kept.dtype) for kept in self._slots[0].values()]
         slot = self._slots[step]
-        torch._foreach_copy_([*slot.values()], [taken.get(key) for key in slot])
+        found = [taken.get(key, None) for key in slot]
+        # A copy would stretch and convert what has another form than in the steps before.
+        if [(None, None) if tensor is None else (tensor.shape, tensor.dtype) for tensor in found] != self._forms:
+            self._refuse_other_form(found, env, actor)
+        torch._foreach_copy_([*slot.values()], found)
+
+    def _refuse_other_form(self, found: list[Tensor | None], env: Environment, actor: Actor) -> None:
+        for key, tensor, (shape, dtype) in zip(self._slots[0], found, self._forms, strict=True):
+            now = "nothing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+            if tensor is None or (tensor.shape, tensor.dtype) != (shape, dtype):
+                who = f"actor ({type(actor).__name__})" if key in actor.writes else f"env ({env.__class__.__name__})"
+                raise MarlkitError(f"{who} gave `{keys.name(key)}` as {dtype} {list(shape)} in the steps before, and now {now}")
+
+
+def bytes_of_step(played: TensorDictBase) -> int:
+    """Bytes of one joint step of ``played`` ``[B, T]``."""
+    held = sum(tensor.numel() * tensor.element_size() for tensor in played.values(True, True))
+    return int(held // played.batch_size.numel())
+
+
+def _written(chosen: TensorDictBase, key: Key, actor: Actor) -> Tensor:
+    found: Tensor | None = chosen.get(key, None)
+    if found is None:
+        raise MarlkitError(f"actor ({type(actor).__name__}) declares that it writes `{keys.name(key)}`, but did not")
+    return found
 
 
 def _with(step: TensorDict, carried: dict[Key, Tensor]) -> TensorDict:

@@ -42,12 +42,15 @@ class Outcome(NamedTuple, Generic[Seen]):
         reward: ``[B, N, 1]``.
         terminated: the episode truly ended, ``[B, 1]`` bool.
         truncated: the simulator cut the episode, ``[B, 1]`` bool.
+        agents: whose own episode truly ended and whose ended in any way, now or before, each ``[B, N, 1]`` bool, where agents may
+            end before the episode does (``keys.AGENT_ENDS``).
     """
 
     seen: Seen
     reward: Tensor
     terminated: Tensor
     truncated: Tensor
+    agents: tuple[Tensor, Tensor] | None = None
 
 
 class AdapterEnvironment(Environment, Generic[Seen]):
@@ -155,7 +158,7 @@ class AdapterEnvironment(Environment, Generic[Seen]):
             MarlkitError: the actions have a wrong shape or type.
         """
         self.refuse_unfit_action(action, self.name)
-        seen, reward, terminated, truncated = self.simulate(action)
+        seen, reward, terminated, truncated, agents = self.simulate(action)
         self._steps += 1
         if self.max_steps is not None:
             truncated = truncated | (self._steps >= self.max_steps).unsqueeze(-1)
@@ -164,6 +167,9 @@ class AdapterEnvironment(Environment, Generic[Seen]):
         arrived = self._shown(seen, self._none)
         arrived.set(("agents", "reward"), self._pooled(reward))
         arrived.set("terminated", terminated).set("truncated", truncated).set("done", done)
+        if agents is not None:
+            for key, own, whole in zip(keys.AGENT_ENDS, agents, (terminated, done), strict=True):
+                arrived.set(key[1:], own | whole.unsqueeze(-1))
         finished = done.squeeze(-1).nonzero().squeeze(-1)
         self._steps.index_fill_(0, finished, 0)
         return arrived, self._shown(self.proceed(seen, done, finished), done)

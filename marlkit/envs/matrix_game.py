@@ -6,7 +6,7 @@ and Boutilier 1998 ("The dynamics of reinforcement learning in cooperative multi
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from marlkit.contract import Contract
 from marlkit.envs._adapter import WRITES
 from marlkit.envs.one_step import OneStepGame
 from marlkit.errors import OptionError
-from marlkit.options import PositiveInt
+from marlkit.options import PositiveInt, Range
 from marlkit.spec import Discrete, TeamSpec
 
 CLIMBING = ((11.0, -30.0, 0.0), (-30.0, 7.0, 6.0), (0.0, 0.0, 5.0))
@@ -57,8 +57,8 @@ class MatrixGameEnvironment(OneStepGame):
         game: Literal["cooperation", "climbing", "penalty", "xor"] = "cooperation",
         payoff: list[Any] | None = None,
         num_envs: PositiveInt = 64,
-        n_agents: PositiveInt | None = None,
-        n_actions: PositiveInt | None = None,
+        n_agents: Annotated[int, Range(at_least=2, at_most=20)] | None = None,
+        n_actions: Annotated[int, Range(at_least=2, at_most=15)] | None = None,
     ) -> None:
         self._game = game
         self._table: Tensor | None = None
@@ -95,4 +95,8 @@ def _table(payoff: Any) -> Tensor:
         raise OptionError("payoff", f"must be N levels of lists of A numbers each ({error})") from error
     if table.ndim == 0 or len(set(table.shape)) != 1:
         raise OptionError("payoff", f"must have A entries on each of its N levels, got the shape {list(table.shape)}")
+    if table.ndim < 2 or len(table) < 2:
+        raise OptionError("payoff", f"must have at least 2 levels of 2 entries, got the shape {list(table.shape)}")
+    if not table.isfinite().all():
+        raise OptionError("payoff", "must have finite entries")
     return table

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Bounded, Categorical, OneHot, Unbounded
+from torchrl.data import Bounded, Categorical, NonTensor, OneHot, Unbounded
 from torchrl.envs import EnvBase, SerialEnv
 from torchrl.envs.utils import step_mdp
 
@@ -32,8 +32,12 @@ class TorchrlEnvironment(AdapterEnvironment[TensorDictBase]):
     Its agents must be stacked in one group, with the action under ``(group, "action")`` as in TorchRL's `VmasEnv` and in its
     `PettingZooEnv` with one group; an environment whose action is simply ``"action"`` has one agent. The group's
     ``"observation"`` is read (or, where there is none, all its observations but ``"info"`` and masks), flattened; so are
-    ``"state"``, ``(group, "action_mask")`` and ``(group, "mask")`` (which agents are alive) where they exist. A ``"truncated"``
-    of the environment itself is kept, and `max_steps` truncates besides; only finished environments are reset.
+    ``"state"``, ``(group, "action_mask")`` and ``(group, "mask")`` (which agents are alive) where they exist. Each agent chooses
+    one number of actions or one of numbered choices; several choices at once are refused.
+
+    An episode ends where the environment says so at its root, or where every agent's own has ended; it then terminated if every
+    agent's did, and was cut otherwise. An agent whose own episode ends before is no longer alive, and unless rewards are shared
+    nothing is bootstrapped after its true end. `max_steps` truncates besides; only finished environments are reset.
 
     The state of most simulators cannot be exported. An environment that offers ``export_state()`` (plain data and tensors) and
     ``import_state(state)`` resumes exactly; with any other a run can be saved and its policy used, but not resumed.
@@ -78,19 +82,40 @@ class TorchrlEnvironment(AdapterEnvironment[TensorDictBase]):
             self.env = _build(factory, dict(options or {}), num_envs).to(runtime.device)
             self.env.set_seed(runtime.seed)
             self._layout = _Layout(self.env)
-            self._now = self.env.reset()
+            try:
+                self._now = self.env.reset()
+            except Exception as error:
+                raise OptionError("factory", f"`{factory}` fails when it is reset: {type(error).__name__}: {error}") from error
         self.prepare(self._team_spec(actions))
+        nobody = torch.zeros(num_envs, self.spec.n_agents, 1, dtype=torch.bool, device=self.device)
+        self._ended, self._ended_truly = nobody, nobody
+
+    def seed(self, seed: int) -> None:
+        """Seed the generators of the environment, such as those of Gymnasium's."""
+        self.env.set_seed(seed)
 
     def restart(self) -> TensorDictBase:
         """Reset the environment; what it shows, batch ``[B]``."""
         self._now = self.env.reset()
+        self._ended = self._ended_truly = torch.zeros_like(self._ended)
         return self._now
 
     def simulate(self, action: Tensor) -> Outcome[TensorDictBase]:
         """One step of the environment with actions ``[B, N]`` or ``[B, N, D]``."""
         self._stepped = self.env.step(self._now.set(self._layout.action_key, self._layout.encode(action)))
         following = self._stepped["next"]
-        return Outcome(following, self._layout.reward(following, self.spec.n_agents), *self._layout.ends(following))
+        terminated, truncated = self._layout.ends(following)
+        truly, cut = self._layout.own_ends(following)
+        self._ended_truly = self._ended_truly | (truly & ~self._ended)
+        self._ended = self._ended | truly | cut
+        # Where both are said of the whole, its agents know better.
+        all_truly = self._ended_truly.all(1)
+        terminated = (terminated & (~truncated | ~self._ended.any(1))) | all_truly
+        truncated = truncated | self._ended.all(1)
+        # What is paid to the team goes on for whoever left it.
+        own = self._layout.agents_end and not self.spec.team_reward
+        agents = (self._ended_truly, self._ended) if own else None
+        return Outcome(following, self._layout.reward(following), terminated, truncated, agents)
 
     def proceed(self, seen: TensorDictBase, done: Tensor, finished: Tensor) -> TensorDictBase:
         """Reset the environments that are ``done`` ``[B, 1]``; what the environment shows afterwards, batch ``[B]``."""
@@ -98,9 +123,11 @@ class TorchrlEnvironment(AdapterEnvironment[TensorDictBase]):
         if finished.numel():
             for key in self.env.reset_keys:
                 place = key[:-1] if isinstance(key, tuple) else ()
-                shape = self.env.full_done_spec[(*place, "done")].shape
+                known = self.env.full_done_spec.keys(True, True)
+                shape = next(self.env.full_done_spec[end].shape for end in (_of(place, name) for name in FLAGS) if end in known)
                 self._now.set(key, done.reshape(self.num_envs, *[1] * (len(shape) - 1)).expand(shape).clone())
             self._now = self.env.reset(self._now)
+            self._ended, self._ended_truly = (flags & ~done.unsqueeze(-1) for flags in (self._ended, self._ended_truly))
         return self._now
 
     # What is read is copied: the environment may write to its own tensors at the next step.
@@ -114,9 +141,9 @@ class TorchrlEnvironment(AdapterEnvironment[TensorDictBase]):
         return None if self._layout.state_size is None else seen["state"].reshape(self.num_envs, -1).float().clone()
 
     def alive(self, seen: TensorDictBase) -> Tensor:
-        """``[B, N, 1]``; all agents where the environment has no mask of them."""
-        found = self._layout.alive(seen, self.spec.n_agents)
-        return super().alive(seen) if found is None else found.clone()
+        """``[B, N, 1]``: those in the environment's mask, where it has one, whose own episode has not ended."""
+        found = self._layout.alive(seen)
+        return ~self._ended if found is None else found & ~self._ended
 
     def available(self, seen: TensorDictBase) -> Tensor:
         """``[B, N, A]`` or ``[B, N, D]``; all actions where the environment has no mask of them."""
@@ -145,7 +172,8 @@ class TorchrlEnvironment(AdapterEnvironment[TensorDictBase]):
         if not hasattr(self.env, "export_state"):
             return {"resumable": False}
         now = self._now.clone().to_dict()
-        return {"resumable": True, "simulation": self.env.export_state(), "now": now, "steps": self._steps.clone()}
+        ended = {"ended": self._ended.clone(), "ended_truly": self._ended_truly.clone()}
+        return {"resumable": True, "simulation": self.env.export_state(), "now": now, "steps": self._steps.clone(), **ended}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`.
@@ -161,6 +189,8 @@ class TorchrlEnvironment(AdapterEnvironment[TensorDictBase]):
         self.env.import_state(state["simulation"])
         self._now = TensorDict(state["now"], batch_size=[self.num_envs], device=self.device)
         self._steps = state["steps"].reshape(-1).to(self.device, copy=True)
+        nobody = torch.zeros_like(self._ended)
+        self._ended, self._ended_truly = (state.get(name, nobody).to(self.device) for name in ("ended", "ended_truly"))
 
     def close(self) -> None:
         """Close the environment."""
@@ -168,84 +198,110 @@ class TorchrlEnvironment(AdapterEnvironment[TensorDictBase]):
             self.env.close()
 
 
+FLAGS = ("done", "terminated", "truncated")
+"""What TorchRL calls the ends of an episode, at the root and within a group."""
+
+
 class _Layout:
-    """Where an environment keeps what is read from it, always with the agents on the axis behind the batch."""
+    """Where an environment keeps what is read from it, always with the agents on the axis behind the batch.
+
+    Raises:
+        OptionError: there is something that cannot be read as one team.
+    """
 
     def __init__(self, env: EnvBase) -> None:
         if len(env.action_keys) != 1:
             found = ", ".join(keys.name(key) for key in env.action_keys)
-            raise OptionError("factory", f"the environment has several groups of agents ({found}); only one can be trained")
+            raise _refused(f"the environment has several groups of agents or several actions ({found}); only one can be trained")
         self.batch = env.batch_size[0]
         self.action_key = env.action_keys[0]
         self.group: tuple[str, ...] = self.action_key[:-1] if isinstance(self.action_key, tuple) else ()
         self.action_spec = env.full_action_spec[self.action_key]
         self.action = self._action()
-        self._observation_keys = self._find_observations(env.observation_spec)
-        known = set(env.observation_spec.keys(True, True))
-        self.state_size = env.observation_spec["state"].shape[1:].numel() if "state" in known and self.group else None
-        self._mask_key = self._within(known, "action_mask")
-        self._alive_key = self._within(known, "mask")
-        self._reward_key = env.reward_keys[0]
+        seen = env.observation_spec
+        self._observation_keys = self._find_observations(seen)
+        known = set(seen.keys(True, True))
+        self.state_size = seen["state"].shape[1:].numel() if "state" in known and self.group else None
+        self.agents = self._count(seen[self._observation_keys[0]])
+        self._mask_key = self._find_mask(seen, "action_mask", self._features())
+        self._alive_key = self._find_mask(seen, "mask", 1)
+        self._reward_key = self._find_reward(env)
         self.shared_reward = bool(self.group) and not isinstance(self._reward_key, tuple)
         ends = set(env.full_done_spec.keys(True, True))
-        self._ends = [self._end_key(ends, name) for name in ("terminated", "truncated")]
+        self._flags = {name: name for name in FLAGS if name in ends}
+        self._own_flags = {name: (*self.group, name) for name in FLAGS if self.group and (*self.group, name) in ends}
+
+    @property
+    def agents_end(self) -> bool:
+        """Whether the environment tells the end of every agent's own episode."""
+        return bool(self._own_flags)
 
     # --- reading -------------------------------------------------------------------------------------------------------------
 
     def observation(self, now: TensorDictBase) -> Tensor:
-        parts = [self._per_agent(now[key]).flatten(2).float() for key in self._observation_keys]
+        parts = [now[key].reshape(self.batch, self.agents, -1).float() for key in self._observation_keys]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def mask(self, now: TensorDictBase) -> Tensor | None:
-        return None if self._mask_key is None else self._per_agent(now[self._mask_key])
+        return None if self._mask_key is None else now[self._mask_key].reshape(self.batch, self.agents, -1).bool()
 
-    def alive(self, now: TensorDictBase, n_agents: int) -> Tensor | None:
-        if self._alive_key is None:
-            return None
-        return self._per_agent(now[self._alive_key]).reshape(self.batch, n_agents, 1)
+    def alive(self, now: TensorDictBase) -> Tensor | None:
+        return None if self._alive_key is None else now[self._alive_key].reshape(self.batch, self.agents, 1).bool()
 
-    def reward(self, following: TensorDictBase, n_agents: int) -> Tensor:
+    def reward(self, following: TensorDictBase) -> Tensor:
         reward = following[self._reward_key].float()
-        return reward.reshape(self.batch, -1, 1).expand(-1, n_agents, -1)
+        return reward.reshape(self.batch, -1, 1).expand(-1, self.agents, -1)
 
     def ends(self, following: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """Terminated and truncated ``[B, 1]``; where only the agents have such flags, all of them must be raised."""
-        ended = []
-        for key in self._ends:
-            flags = following[key] if key is not None else torch.zeros(self.batch, 1, dtype=torch.bool, device=following.device)
-            ended.append(flags.reshape(self.batch, -1).all(1, keepdim=True))
-        return ended[0], ended[1]
+        """Whether the episode terminated and whether it was cut, ``[B, 1]``, as far as it is said of the whole."""
+        return _ends(following, self._flags, self.batch)
+
+    def own_ends(self, following: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """The same of every agent, ``[B, N, 1]``."""
+        found = _ends(following, self._own_flags, self.batch)
+        terminated, truncated = (flags.unsqueeze(-1).expand(-1, self.agents, -1) for flags in found)
+        return terminated, truncated
 
     def encode(self, action: Tensor) -> Tensor:
         """The action in the form of the environment's own spec."""
         if isinstance(self.action_spec, OneHot):
-            return self._own(torch.nn.functional.one_hot(action, self.action_spec.space.n).to(self.action_spec.dtype))
-        if isinstance(self.action_spec, Categorical):
-            return self._own(action).reshape(self.action_spec.shape)
-        return self.action_spec.project(self._own(action.to(self.action_spec.dtype)))
-
-    def _own(self, action: Tensor) -> Tensor:
-        return action if self.group else action.squeeze(1)
-
-    def _per_agent(self, tensor: Tensor) -> Tensor:
-        return tensor if self.group else tensor.unsqueeze(1)
+            action = torch.nn.functional.one_hot(action, self.action_spec.space.n)
+        converted = action.to(self.action_spec.dtype).reshape(self.action_spec.shape)
+        return converted if isinstance(self.action, Discrete) else self.action_spec.project(converted)
 
     # --- finding out ---------------------------------------------------------------------------------------------------------
 
     def _action(self) -> Discrete | Continuous:
         spec = self.action_spec
-        if isinstance(spec, (OneHot, Categorical)):
+        agents = 2 if self.group else 1
+        if type(spec) is Categorical and spec.space.n > 0 and spec.shape[agents:].numel() == 1:
             return Discrete(int(spec.space.n))
-        if not isinstance(spec, (Bounded, Unbounded)) or -1 in spec.shape or spec.ndim > (3 if self.group else 2):
-            raise OptionError(
-                "factory", f"actions of this kind cannot be used: {spec}. They must be numbers or one choice per agent"
+        if type(spec) is OneHot and spec.ndim == agents + 1:
+            return Discrete(int(spec.space.n))
+        is_numbers = isinstance(spec, (Bounded, Unbounded)) and spec.dtype.is_floating_point
+        if not is_numbers or -1 in spec.shape or spec.ndim not in (agents, agents + 1):
+            raise _refused(
+                f"actions of this kind cannot be used: {_in_words(spec)}. Every agent chooses either one of a fixed number of "
+                "actions or a vector of real numbers; let a transform of TorchRL's turn others into one of these"
             )
-        size = spec.shape[-1]
-        if isinstance(spec, Unbounded) or not all(bound.isfinite().all() for bound in (spec.space.low, spec.space.high)):
+        size = spec.shape[agents:].numel()
+        bounds = [bound.expand(spec.shape)[0].reshape(-1, size) for bound in (spec.space.low, spec.space.high)]
+        if not isinstance(spec, Bounded) or not all(bound.isfinite().all() for bound in bounds):
             return Continuous(size)
-        bounds = [bound.expand(spec.shape)[0].reshape(-1, size).tolist() for bound in (spec.space.low, spec.space.high)]
-        low, high = (tuple(map(tuple, bound)) for bound in bounds)
+        low, high = (tuple(map(tuple, bound.tolist())) for bound in bounds)
         return Continuous(size, low, high)
+
+    def _features(self) -> int:
+        return self.action.n if isinstance(self.action, Discrete) else self.action.size
+
+    def _count(self, spec: Any) -> int:
+        """Number of agents, on which actions and observations agree."""
+        if not self.group:
+            return 1
+        acting, seeing = self.action_spec.shape[1], spec.shape[1] if spec.ndim > 1 else 0
+        if acting != seeing:
+            raise _refused(f"actions are of {acting} agents and observations of {seeing}; both begin with [num_envs, agents]")
+        return int(acting)
 
     def _find_observations(self, spec: Any) -> list[Any]:
         found = [key if isinstance(key, tuple) else (key,) for key in spec.keys(True, True)]
@@ -255,15 +311,51 @@ class _Layout:
         if not chosen:
             chosen = [key for key in inside if key[depth] not in {"info", "mask", "action_mask", "state"}]
         if not chosen:
-            raise OptionError("factory", f"nothing to observe was found; the environment has {sorted(map(keys.name, found))}")
+            raise _refused(f"nothing to observe was found; the environment has {sorted(map(keys.name, found))}")
+        for key in chosen:
+            if isinstance(spec[key], NonTensor) or -1 in spec[key].shape:
+                problem = "must be numbers of a fixed shape, the same for every agent"
+                raise _refused(f"the observation `{keys.name(key)}` {problem}, not {_in_words(spec[key])}")
         return sorted(chosen)
 
-    def _within(self, known: set[Any], name: str) -> Any:
+    def _find_mask(self, spec: Any, name: str, size: int) -> Any:
         key = (*self.group, name) if self.group else name
-        return key if key in known else None
+        if key not in set(spec.keys(True, True)):
+            return None
+        if spec[key].shape.numel() != self.batch * self.agents * size:
+            wanted = f"[{self.batch}, {self.agents}, {size}]"
+            raise _refused(f"`{keys.name(key)}` has the shape {list(spec[key].shape)}, not {wanted}")
+        return key
 
-    def _end_key(self, known: set[Any], name: str) -> Any:
-        return name if name in known else self._within(known, name)
+    def _find_reward(self, env: EnvBase) -> Any:
+        wanted = [(*self.group, "reward"), "reward"] if self.group else ["reward"]
+        found = [key for key in wanted if key in env.reward_keys] or list(env.reward_keys)
+        size = env.full_reward_spec[found[0]].shape[1:].numel()
+        if (len(found) > 1 and found[0] not in wanted) or size not in (1, self.agents):
+            names = ", ".join(f"{keys.name(key)} {list(env.full_reward_spec[key].shape)}" for key in env.reward_keys)
+            raise _refused(f"the rewards must be one number for each of {self.agents} agents or one for all, not {names}")
+        return found[0]
+
+
+def _refused(message: str) -> OptionError:
+    return OptionError("factory", message)
+
+
+def _in_words(spec: Any) -> str:
+    return f"{type(spec).__name__}, {spec.dtype}, of the shape {list(spec.shape)}"
+
+
+def _of(place: tuple[str, ...], name: str) -> Any:
+    return (*place, name) if place else name
+
+
+def _ends(following: TensorDictBase, flags: dict[str, Any], batch: int) -> tuple[Tensor, Tensor]:
+    """Terminated and truncated ``[B, K]`` from what there is of TorchRL's three flags; what is only done has terminated."""
+    found = {name: following[key].reshape(batch, -1).bool() for name, key in flags.items()}
+    none = torch.zeros(batch, 1, dtype=torch.bool, device=following.device)
+    done, truncated = found.get("done", none), found.get("truncated", none)
+    terminated = found.get("terminated", done & ~truncated)
+    return terminated, truncated | (done & ~terminated)
 
 
 def _build(factory: str, options: dict[str, Any], num_envs: int) -> EnvBase:
@@ -285,6 +377,8 @@ def _build(factory: str, options: dict[str, Any], num_envs: int) -> EnvBase:
     env = one()
     if env.batch_size == (num_envs,):
         return env
+    if len(env.batch_size) > 1:
+        raise _refused(f"the environment has the batch size {list(env.batch_size)}; it must have one dimension, or none")
     if env.batch_size:
         raise OptionError(
             "num_envs", f"the environment has the batch size {list(env.batch_size)}; set num_envs to {env.batch_size[0]}"

@@ -12,6 +12,7 @@ from torch import Tensor
 from marlkit import keys
 from marlkit.component import Estimator
 from marlkit.contract import When
+from marlkit.estimators._ends import terminated_and_done
 from marlkit.keys import Key
 from marlkit.spec import TeamSpec
 
@@ -54,7 +55,7 @@ class BootstrappingEstimator(Estimator):
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
         """Write ``VALUE_TARGET`` and, with a baseline, ``ADVANTAGE`` on a batch ``[B, T]``."""
         following = batch[keys.following(self.value)]
-        target = self.returns(batch[keys.REWARD], following, batch[keys.TERMINATED], batch[keys.DONE])
+        target = self.returns(batch[keys.REWARD], following, *terminated_and_done(batch))
         if self.value == keys.STATE_VALUE:
             batch.set(keys.ADVANTAGE, target - batch[keys.STATE_VALUE])
         return batch.set(keys.VALUE_TARGET, target)

@@ -8,6 +8,7 @@ from tensordict import TensorDictBase
 from marlkit import keys
 from marlkit.component import Estimator
 from marlkit.contract import Contract
+from marlkit.estimators._ends import terminated_and_done
 from marlkit.functional.returns import bootstrap_drift, generalised_advantage
 from marlkit.options import Discount, Probability
 from marlkit.spec import TeamSpec
@@ -43,8 +44,7 @@ class GaeEstimator(Estimator):
         """Write ``ADVANTAGE`` and ``VALUE_TARGET`` (``A_t + V(s_t)``) on a rollout ``[B, T]``."""
         value, next_value = batch[keys.STATE_VALUE], batch[keys.following(keys.STATE_VALUE)]
         decay = {"gamma": self.gamma, "lmbda": self.lmbda}
-        drift = bootstrap_drift(value, next_value, batch[keys.DONE], **decay)
-        advantage, target = generalised_advantage(
-            batch[keys.REWARD] + drift, value, next_value, batch[keys.TERMINATED], batch[keys.DONE], **decay
-        )
+        terminated, done = terminated_and_done(batch)
+        drift = bootstrap_drift(value, next_value, done, **decay)
+        advantage, target = generalised_advantage(batch[keys.REWARD] + drift, value, next_value, terminated, done, **decay)
         return batch.set(keys.ADVANTAGE, advantage).set(keys.VALUE_TARGET, target)

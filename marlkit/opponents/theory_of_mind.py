@@ -146,7 +146,8 @@ class TheoryOfMindOpponents(Opponents):
         rows = batch.select(*self.reads).reshape(-1)
         blocks = [self._annotated(block, played) for block in rows.split(self._at_a_time(self.pairs.numel()))]
         for key in blocks[0]:
-            batch.set(key, torch.cat([block[key] for block in blocks]).unflatten(0, batch.batch_size))
+            found = torch.cat([block[key] for block in blocks])
+            batch.set(key, found.view(*batch.batch_size, *found.shape[1:]))
 
     def _at_a_time(self, evaluations: int) -> int:
         """Items per chunk where each takes ``evaluations`` evaluations."""

@@ -273,6 +273,7 @@ def _wrong_field(contract: Contract) -> str | None:
     def is_table(table: Any) -> bool:
         return isinstance(table, Mapping) and all(is_word(name) and is_list(items, is_word) for name, items in table.items())
 
+    functions = {"check": contract.check, "derives": contract.derives, "code": contract.code}
     fits = {
         "reads": is_list(contract.reads, is_key),
         "writes": is_list(contract.writes, is_key),
@@ -282,7 +283,8 @@ def _wrong_field(contract: Contract) -> str | None:
         "inherits": is_list(contract.inherits, is_word),
         "without": is_list(contract.without, is_word),
         "at_most": is_table(contract.at_most),
-        "check": contract.check is None or is_word(contract.check),
+        **{name: value is None or is_word(value) for name, value in functions.items()},
+        "holds": is_table(contract.holds) and all(len(pair) == 2 for pair in contract.holds.values()),
     }
     return next((name for name, right in fits.items() if not right), None)
 

@@ -14,8 +14,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from marlkit import keys
-from marlkit.contract import Condition, When, as_yaml, carried
-from marlkit.errors import Problem
+from marlkit.contract import TRAITS, Condition, When, as_yaml, carried
+from marlkit.errors import Problem, did_you_mean
 from marlkit.keys import Key
 from marlkit.recipe.catalogue import Entry, components
 from marlkit.recipe.changes import Change, changed, swaps
@@ -249,7 +249,8 @@ class _Check:
             for trait in missing:
                 message = f"`{member.entry.name}` needs the trait `{trait}`, which {path} {self._named(path)} lacks."
                 remedy = self._remedy(path, "traits", trait, "have it", member)
-                yield self._problem(member, message, [remedy] if remedy else [], f"No {path} of marlkit has it.")
+                alike = _alike(trait, self.team[path].traits)
+                yield self._problem(member, message, [remedy] if remedy else [], f"No {path} of marlkit has it.", alike)
 
     def inside_itself(self, member: Member) -> Problem:
         """A wrapper that holds another of its class."""
@@ -261,7 +262,8 @@ class _Check:
         """The environment pays one reward to agents that are opposed to each other."""
         env, unpooled = self.team["env"], self._unpooled
         if env.traits >= POOLED_ENEMIES:
-            chosen = [f"{chooser} `{env.options[chooser]}`" for chooser, _ in env.entry.contract.holds.values()]
+            choosers = [chooser for chooser, _ in env.entry.contract.holds.values() if chooser in env.options]
+            chosen = [f"{chooser} `{env.options[chooser]}`" for chooser in choosers]
             message = (
                 f"`{env.entry.name}` pays all agents the same, but those of {', '.join(chosen) or 'this environment'} are "
                 "opposed to each other: what one gains would be paid to its opponents too."
@@ -275,12 +277,13 @@ class _Check:
     def _unpooled(self) -> _Remedy:
         """The options of the environment that pool rewards, set to what they are by default."""
         env = self.team["env"]
-        conditions = [entry for entry in env.entry.contract.traits if isinstance(entry, When) and "team_reward" in entry.then]
-        names = {part.name for entry in conditions for part in entry.parts if entry.holds(env.options, self.environment)}
-        together = tuple(Change(f"env.{name}", as_yaml(env.entry.options[name].default)) for name in sorted(names))
-        return _Remedy(
-            "env", "", (together,) if together else (), "" if together else "Take one of both traits from its contract."
-        )
+        pooling = [entry for entry in env.entry.contract.traits if isinstance(entry, When) and "team_reward" in entry.then]
+        names = {part.name for entry in pooling if entry.holds(env.options, self.environment) for part in entry.parts}
+        options = [option for name, option in env.entry.options.items() if name in names and not option.required]
+        together = tuple(Change(f"env.{option.name}", as_yaml(option.default)) for option in options)
+        if not together:
+            return _Remedy("env", "", (), "Take one of both traits from its contract.")
+        return _Remedy("env", "", (together,))
 
     @property
     def _needing_team_reward(self) -> list[Member]:
@@ -328,7 +331,9 @@ class _Check:
                 break
         return list(dict.fromkeys(change for remedy in remedies for change in remedy.changes))
 
-    def _problem(self, member: Member, message: str, remedies: Sequence[_Remedy], without: str) -> Problem:
+    def _problem(
+        self, member: Member, message: str, remedies: Sequence[_Remedy], without: str, also: Iterable[str] = ()
+    ) -> Problem:
         """A problem with those remedies after which the whole recipe passes; with several changes where no single one does."""
         words = [remedy.words(passing) for remedy in remedies if (passing := list(filter(self._passes, remedy.changes)))]
         if not words and self._several:
@@ -336,7 +341,7 @@ class _Check:
         if not words:
             unsure = [remedy.text for remedy in remedies if remedy.text]
             words = unsure or [f"{without if not remedies else ''} {self._left}".strip()]
-        return self.recipe.place(member.path).problem(member.path, message, " ".join(words))
+        return self.recipe.place(member.path).problem(member.path, message, " ".join(filter(None, [*words, *also])))
 
     def _passes(self, changes: Sequence[Change]) -> bool:
         return fits(_after(self.recipe, changes)) and self.recipe.accepts([str(change) for change in changes])
@@ -487,6 +492,15 @@ def _check_of(recipe: Selection) -> _Check:
     """The check in the environment with the fewest problems."""
     checks = [_Check(recipe, traits, {m.path: m for m in members(recipe, traits)}) for traits in environments(recipe)]
     return min(checks, key=lambda check: check.gaps)
+
+
+def _alike(trait: str, present: Collection[str]) -> Iterator[str]:
+    """What may be misspelt: the trait that is needed, or one that the component has."""
+    if trait not in TRAITS:
+        yield did_you_mean(trait, TRAITS).strip()
+    for own in sorted(set(present) - set(TRAITS)):
+        if did_you_mean(own, [trait]):
+            yield f"It has the trait `{own}`, which marlkit does not know.{did_you_mean(own, [trait])}"
 
 
 def _meaning(key: Key) -> str:

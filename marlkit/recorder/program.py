@@ -75,6 +75,12 @@ class Program:
         return {self.tape.registers[number].storage for number in [*seen, *self.outputs]}
 
     @property
+    def memory(self) -> set[int]:
+        """Addresses of the storages that existed before and that its operations and its outputs look at."""
+        given = [self.tape.storages[storage].given for storage in self.touched]
+        return {tensor.untyped_storage()._cdata for tensor in given if tensor is not None}
+
+    @property
     def foreign(self) -> list[Tensor]:
         """Memory beside the inputs that existed before and was not made from Python values, one tensor each."""
         given = [memory.given for storage, memory in enumerate(self.tape.storages) if storage in self.lasting]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import re
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,82 +15,124 @@ from torch import Tensor, nn
 
 from marlkit.keys import Key
 from marlkit.options import CompileMode
-from marlkit.recorder.recording import Graph, NotRecordable, Recording, record
+from marlkit.recorder.guards import Guards, fits, misfits, pattern
+from marlkit.recorder.python_values import same
+from marlkit.recorder.reads import Reads
+from marlkit.recorder.recording import Graph, NotRecordable, Recording, preserved, record
+from marlkit.recorder.tape import whole_memory
 
 ResultKey = TypeVar("ResultKey")
+Step = Callable[[TensorDictBase], dict[ResultKey, Tensor]]
 
-_PLAIN = (bool, int, float, str, type(None))
+WORTH = 100
+"""Replays that pay for a recording."""
+
+SPARE = 4
+"""Recordings of a step that need not be paid for, and as many are kept."""
+
+COMPARED = frozenset(10**power for power in range(9))
+"""In place of which replays of a recording the step itself is run."""
+
+REMEDY = "hold in a buffer what changes and fill it in place"
+
+
+@dataclass
+class _Recorded:
+    """A step as recorded under certain circumstances.
+
+    Attributes:
+        recording: its operations.
+        run: takes the tensors of the rows.
+        guards: what it has read of Python's state.
+        looks: the function that it was recorded from, see :func:`marlkit.recorder.guards.pattern`.
+        numbers: what the optimisers' parameter groups held, if it changes parameters; else nothing.
+        afterwards: what Python does after the step's tensors.
+        replays: how often it was run.
+    """
+
+    recording: Recording
+    run: Callable[[Sequence[Tensor]], dict[Any, Tensor]]
+    guards: Guards
+    looks: Any
+    numbers: list[Any]
+    afterwards: list[Callable[[], None]]
+    replays: int = 0
+
+    def fits(self, step: Callable[..., Any]) -> bool:
+        """Whether the step still is what was recorded."""
+        return fits(step, self.looks) and self.guards.hold()
+
+    def changed(self, step: Callable[..., Any]) -> list[str]:
+        """Why not, by name."""
+        return [*misfits(step, self.looks), *self.guards.changed()]
 
 
 @dataclass
 class _Known:
-    """A step that has been met.
+    """A step that has been met on rows of some shape.
 
     Attributes:
-        run: takes the tensors of the rows; ``None`` until the step is recorded.
-        numbers: the Python numbers that it was recorded with, if it changes parameters; ``None``: it takes none in.
-        afterwards: what Python does after the step's tensors.
+        recorded: its recordings, the one used last at the end.
+        made: how many were made because Python's state had changed.
+        replays: how often these were run.
     """
 
-    run: Callable[[Sequence[Tensor]], dict[Any, Tensor]] | None = None
-    numbers: tuple[Any, ...] | None = None
-    afterwards: list[Callable[[], None]] = field(default_factory=list)
+    recorded: list[_Recorded] = field(default_factory=list)
+    made: int = 0
+    replays: int = 0
 
 
 class StepRecorder:
     """Runs steps of policies and of gradient descent as they are (mode `none`), recorded (`record`) or as CUDA graphs (`graph`).
 
-    A step is first run once as it is, so that the optimiser makes its state, and then recorded. It has to take whatever changes
-    from call to call from its rows and from parameters, buffers and the optimiser's state; one that does not, or that changes
-    what Python holds, is never recorded, and a warning says why.
+    A step is first run once as it is, so that the optimiser makes its state, and then recorded. What it has read of Python's
+    state is compared before each replay (:mod:`marlkit.recorder.guards`); where it has changed, the step is recorded anew, and if
+    that happens too often to pay, run as it is from then on. So is a step that changes what Python holds. As there are things
+    that cannot be seen to change, such as a file, steps in the place of replays number 1, 10, 100, … are run as they are, and
+    compared with what a replay would have done. A warning tells of every step that is no longer recorded.
 
     Args:
         mode: how.
         module: holds all parameters and buffers.
-        state: other tensors that change between steps.
-        numbers: Python numbers that steps take in which change parameters, such as learning rates; where they change, these
-            steps are recorded anew.
+        optimizers: those whose steps are taken. Where a number in their parameter groups changes, such as a learning rate,
+            steps that change parameters are recorded anew.
     """
 
     def __init__(
-        self, mode: CompileMode, module: nn.Module, state: Callable[[], Iterable[Tensor]], numbers: Callable[[], tuple[Any, ...]]
+        self, mode: CompileMode, module: nn.Module, optimizers: Callable[[], Sequence[torch.optim.Optimizer]] = tuple
     ) -> None:
         self.mode = mode
-        self._module, self._state, self._numbers = module, state, numbers
+        self._module, self._optimizers = module, optimizers
         self._known: dict[Hashable, _Known] = {}
         self._refused: set[Hashable] = set()
         self._deferred: list[Callable[[], None]] | None = None
 
-    def __call__(
-        self, name: Hashable, step: Callable[[TensorDictBase], dict[ResultKey, Tensor]], rows: TensorDictBase
-    ) -> dict[ResultKey, Tensor]:
+    def __call__(self, name: Hashable, step: Step[ResultKey], rows: TensorDictBase) -> dict[ResultKey, Tensor]:
         """Take the step ``name`` on ``rows``, and what it has put off until after it."""
         if self.mode == "none" or name in self._refused:
             return self._as_it_is(step, rows)
         given = dict(rows.items(include_nested=True, leaves_only=True))
-        known = (name, rows.batch_size, tuple((key, tensor.shape, tensor.dtype) for key, tensor in given.items()))
+        kinds = tuple((key, tensor.shape, tensor.dtype) for key, tensor in given.items())
+        known = (name, rows.batch_size, kinds, _circumstances())
         if known not in self._known:
             self._known[known] = _Known()
             return self._as_it_is(step, rows)
-        found = self._known[known]
-        if found.run is None or (found.numbers is not None and found.numbers != self._numbers()):
-            try:
-                self._record(found, step, given, rows.batch_size)
-            except NotRecordable as error:
-                self._refused.add(name)
-                warnings.warn(f"the step `{_words(name)}` is not recorded, but run operation by operation: {error}", stacklevel=2)
-                return self._as_it_is(step, rows)
-        assert found.run is not None
-        results: dict[ResultKey, Tensor] = found.run(list(given.values()))
+        try:
+            recorded = self._recorded(self._known[known], step, given, rows.batch_size)
+            number, recorded.replays = recorded.replays, recorded.replays + 1
+            if number in COMPARED:
+                return self._compared(name, recorded, number - number // 10 - 1, step, rows)
+        except NotRecordable as error:
+            self._refuse(name, str(error))
+            return self._as_it_is(step, rows)
+        results: dict[ResultKey, Tensor] = recorded.run(list(given.values()))
         if self.mode == "graph":
             results = {result: value.clone() for result, value in results.items()}
-        for after in found.afterwards:
+        for after in recorded.afterwards:
             after()
         return results
 
-    def _as_it_is(
-        self, step: Callable[[TensorDictBase], dict[ResultKey, Tensor]], rows: TensorDictBase
-    ) -> dict[ResultKey, Tensor]:
+    def _as_it_is(self, step: Step[ResultKey], rows: TensorDictBase) -> dict[ResultKey, Tensor]:
         put_off: list[Callable[[], None]] = []
         with self._deferring(put_off):
             results = step(rows)
@@ -105,40 +147,108 @@ class StepRecorder:
         else:
             self._deferred.append(action)
 
-    def _record(
-        self,
-        found: _Known,
-        step: Callable[[TensorDictBase], dict[Any, Tensor]],
-        rows: dict[Key, Tensor],
-        batch_size: torch.Size,
-    ) -> None:
+    def _refuse(self, name: Hashable, reason: str) -> None:
+        """Run a step as it is from now on."""
+        self._refused.add(name)
+        for known in [known for known in self._known if known[0] == name]:  # type: ignore[index]
+            del self._known[known]
+        message = f"the step `{_words(name)}` is not recorded, but run operation by operation: {reason}"
+        warnings.warn(f"{message}. trainer.compile=none does so without a warning", stacklevel=3)
+
+    # --- recordings ----------------------------------------------------------------------------------------------------------
+
+    def _recorded(self, known: _Known, step: Step[Any], rows: dict[Key, Tensor], batch_size: torch.Size) -> _Recorded:
+        """The recording for the circumstances of now; a new one if need be.
+
+        Raises:
+            NotRecordable: a step like this cannot be recorded, or not often enough to pay.
+        """
+        numbers = self._numbers() if any(recorded.numbers for recorded in known.recorded) else []
+        known.recorded = [recorded for recorded in known.recorded if not recorded.numbers or _equal(recorded.numbers, numbers)]
+        found = next((recorded for recorded in reversed(known.recorded) if recorded.fits(step)), None)
+        if found is None:
+            known.made += bool(known.recorded)
+            if known.made > SPARE + known.replays // WORTH:
+                places = _places(known.recorded[-1].changed(step))
+                raise NotRecordable(f"{places}, which it reads, changes again and again: {REMEDY}")
+            found = self._record(step, rows, batch_size)
+            known.recorded = [*known.recorded[1 - SPARE :], found]
+        elif found is not known.recorded[-1]:
+            known.recorded.remove(found)
+            known.recorded.append(found)
+        known.replays += 1
+        return found
+
+    def _record(self, step: Step[Any], rows: dict[Key, Tensor], batch_size: torch.Size) -> _Recorded:
         def function(*given: Tensor) -> dict[Any, Tensor]:
             return step(TensorDict(dict(zip(rows, given, strict=True)), batch_size=batch_size, device=given[0].device))
 
-        own = [*self._module.parameters(), *self._module.buffers(), *self._state()]
-        found.afterwards = []
-        with self._deferring(found.afterwards), _unchanged_python(self._module):
-            recording = record(function, _apart(rows.values()), own, undo=True)
-        _refuse_foreign(recording, own, self._module)
-        changed = {tensor.untyped_storage()._cdata for tensor in recording.program.written}
-        learns = any(parameter.untyped_storage()._cdata in changed for parameter in self._module.parameters())
-        found.numbers = self._numbers() if learns else None
-        found.run = (Graph(recording, list(rows.values())) if self.mode == "graph" else recording).run
-
-    @contextmanager
-    def watching(self, part: nn.Module) -> Iterator[None]:
-        """Record nothing from here on, after a warning, if the block changes what Python holds of ``part`` between two steps."""
-        if self.mode == "none":
-            yield
-            return
-        before = _python_state(part)
-        yield
-        changed = _changed(part, before)
+        plain = [value for part in self._module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+        held = [*self._module.parameters(), *self._module.buffers(), *plain]
+        own = [*held, *self._state()]
+        afterwards: list[Callable[[], None]] = []
+        reads = Reads(step, self._module.modules(), self._optimizers())
+        try:
+            with self._deferring(afterwards), reads:
+                recording = record(function, _apart(rows.values()), own, undo=True)
+        finally:
+            changed = reads.changed()
+            reads.put_back()
         if changed:
-            self.mode = "none"
-            self._known.clear()
-            message = f"{_places(changed)} of `{type(part).__name__}` changes between steps: hold in a buffer what changes"
-            warnings.warn(f"steps are not recorded, but run operation by operation: {message}", stacklevel=3)
+            raise NotRecordable(f"it changes {_places(changed)}, which Python holds and a replay would not change: {REMEDY}")
+        _refuse_foreign(recording, own)
+        memory, program = recording.program.memory, recording.program
+        written = {tensor.untyped_storage()._cdata for tensor in program.written}
+        learns = any(parameter.untyped_storage()._cdata in written for parameter in self._module.parameters())
+        read = [tensor for tensor in held if tensor.untyped_storage()._cdata in memory]
+        return _Recorded(
+            recording,
+            (Graph(recording, list(rows.values())) if self.mode == "graph" else recording).run,
+            Guards(reads, read, self._optimizers() if learns else ()),
+            pattern(step, memory),
+            self._numbers() if learns else [],
+            afterwards,
+        )
+
+    def _compared(
+        self, name: Hashable, recorded: _Recorded, uncertain: int, step: Step[ResultKey], rows: TensorDictBase
+    ) -> dict[ResultKey, Tensor]:
+        """Take a step as it is, and record it no more if a replay would have done something else.
+
+        ``uncertain`` is the number of replays before it that nothing was compared with.
+        """
+        program = recorded.recording.program
+        with preserved(program.written, program.generators):
+            replayed = recorded.run(list(rows.values(include_nested=True, leaves_only=True)))
+            replayed = {result: value.clone() for result, value in replayed.items()}
+            memory = [whole_memory(tensor).clone() for tensor in program.written]
+            generator = torch.get_rng_state()
+        put_off: list[Callable[[], None]] = []
+        with self._deferring(put_off):
+            results = step(rows)
+        exact = program.device.type == "cpu"
+        agree = results.keys() == replayed.keys() and all(_agree(results[key], replayed[key], exact) for key in results)
+        if agree and exact:
+            agree = all(map(torch.equal, memory, map(whole_memory, program.written)))
+            agree &= torch.equal(generator, torch.get_rng_state())
+        for after in put_off:
+            after()
+        if not agree:
+            already = f" (perhaps for {uncertain} steps already)" if uncertain > 0 else ""
+            reason = "it does something else than when it was recorded, because it reads what cannot be seen to change, such as"
+            self._refuse(name, f"{reason} the time or a file{already}: {REMEDY}")
+        return results
+
+    def _state(self) -> Iterator[Tensor]:
+        """The tensors that an optimiser's step changes or takes in, the parameters aside."""
+        for optimizer in self._optimizers():
+            for held in (*optimizer.state.values(), *optimizer.param_groups):
+                yield from (value for value in held.values() if isinstance(value, Tensor))
+
+    def _numbers(self) -> list[Any]:
+        """What else it takes in, and which tensors."""
+        groups = [group for optimizer in self._optimizers() for group in optimizer.param_groups]
+        return [value for group in groups for name, value in group.items() if name != "params"]
 
     @contextmanager
     def _deferring(self, actions: list[Callable[[], None]]) -> Iterator[None]:
@@ -160,64 +270,35 @@ def _apart(tensors: Iterable[Tensor]) -> list[Tensor]:
     return found
 
 
-def _python_state(module: nn.Module) -> dict[tuple[str, str], Any]:
-    """What the modules hold in numbers, words, lists and dicts of these, and which tensors."""
-    found: dict[tuple[str, str], Any] = {}
-    for name, part in module.named_modules():
-        for attribute, value in {**vars(part), **part._buffers}.items():
-            if isinstance(value, Tensor):
-                found[name, attribute] = value
-            elif not attribute.startswith("_") and attribute != "training" and _is_plain(value):
-                found[name, attribute] = copy.copy(value)
-    return found
+def _agree(one: Tensor, other: Tensor, exactly: bool) -> bool:
+    tolerances = (0.0, 0.0) if exactly else (1e-3, 1e-5)  # a GPU may add in another order
+    return one.shape == other.shape and one.dtype == other.dtype and torch.allclose(one, other, *tolerances, equal_nan=True)
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(isinstance(part, _PLAIN) for part in value)
-    if isinstance(value, dict):
-        return all(isinstance(part, _PLAIN) for part in value.values())
-    return isinstance(value, _PLAIN)
+def _equal(one: list[Any], other: list[Any]) -> bool:
+    return len(one) == len(other) and all(map(same, one, other))
 
 
-def _changed(module: nn.Module, before: dict[tuple[str, str], Any]) -> list[tuple[str, str]]:
-    """Where the module holds another number, or another tensor, than before."""
-    now = _python_state(module)
-    pairs = [(place, now[place], value) for place, value in before.items() if place in now]
-    return [place for place, one, other in pairs if (one is not other if isinstance(other, Tensor) else one != other)]
+def _circumstances() -> tuple[Any, ...]:
+    """What torch is told beside a step's rows, and a step may do otherwise for."""
+    casts = (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"))
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), *casts
 
 
-@contextmanager
-def _unchanged_python(module: nn.Module) -> Iterator[None]:
-    """Put back what Python held before the block.
-
-    Raises:
-        NotRecordable: the block has changed it.
-    """
-    before = _python_state(module)
-    changed: list[tuple[str, str]] = []
-    try:
-        yield
-    finally:
-        changed = _changed(module, before)
-        for name, attribute in changed:
-            setattr(module.get_submodule(name), attribute, before[name, attribute])
-    if changed:
-        raise NotRecordable(f"it changes {_places(changed)}, which Python holds and a replay would not change")
+def _places(changed: Iterable[str]) -> str:
+    """Some names, in quotes."""
+    names = list(dict.fromkeys(re.sub(r"\._(?:parameters|buffers|modules)\['([^']*)'\]", r".\1", name) for name in changed))
+    more = [f"{len(names) - 3} more"] * (len(names) > 4)
+    return ", ".join([f"`{name}`" for name in (names[:3] if more else names)] + more)
 
 
-def _places(changed: list[tuple[str, str]]) -> str:
-    return ", ".join(f"`{name}.{attribute}`".replace("`.", "`") for name, attribute in changed)
-
-
-def _refuse_foreign(recording: Recording, own: list[Tensor], module: nn.Module) -> None:
+def _refuse_foreign(recording: Recording, own: list[Tensor]) -> None:
     """Tensors that a closure has brought along would stay what they were when recorded.
 
     Raises:
         NotRecordable: the step reads one that neither its rows nor any module holds.
     """
-    held = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
-    allowed = {tensor.untyped_storage()._cdata for tensor in [*own, *held]}
+    allowed = {tensor.untyped_storage()._cdata for tensor in own}
     foreign = [tensor for tensor in recording.program.foreign if tensor.untyped_storage()._cdata not in allowed]
     if foreign:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in foreign)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 from marlkit.errors import writing
@@ -27,8 +28,8 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def partial_path(path: Path) -> Path:
-    """The name under which a file is written until it is complete; no longer than its own name where that is long."""
-    return path.with_name(f".{path.name[:100]}.partial")
+    """Where a file is written before it is renamed to ``path``: a name of this process alone, in the same folder."""
+    return path.with_name(f".{path.name[:100]}.{socket.gethostname()[:64]}-{os.getpid()}.partial")
 
 
 def refuse_unwritable(path: str | os.PathLike[str]) -> None:

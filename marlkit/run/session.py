@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import lightning
 import torch
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from marlkit.component import Actor, Environment
-from marlkit.errors import MarlkitError, RunError
+from marlkit.errors import LostRankError, MarlkitError, RunError
+from marlkit.interrupts import Interrupts, listening
 from marlkit.ranks import rank_seed
 from marlkit.recipe.reading import Recipe
 from marlkit.recipe.trust import require_trust
 from marlkit.run.checkpoint_io import refuse_altered_checkpoint
 from marlkit.run.checkpoints import LAST, Checkpoints
 from marlkit.run.curve import draw_curve
+from marlkit.run.ddp import RanksLauncher
 from marlkit.run.folder import (
     ANIMATION,
     CHECKPOINTS,
@@ -32,6 +34,7 @@ from marlkit.run.folder import (
     refuse_links,
     run_recipe,
 )
+from marlkit.run.lock import run_lock
 from marlkit.run.process import keep_freed_memory, spared_from_collection
 from marlkit.run.progress import IterationProgress
 from marlkit.run.progress_state import refuse_unfit_progress
@@ -80,6 +83,7 @@ def train(
         TrustError: the recipe names code outside of marlkit that the user has not trusted; see
             :func:`marlkit.recipe.load_recipe`.
         MarlkitError: the recipe cannot be trained; found before anything is written wherever possible.
+        Interrupted: a signal has ended the training; a ``KeyboardInterrupt`` that knows the run folder.
     """
     require_trust(recipe)
     device = choose_device(recipe)
@@ -89,7 +93,8 @@ def train(
     dry_run(recipe)
     # The other ranks write nothing and need no folder.
     folder = new_run_folder(recipe, Path(root)) if trainer.is_global_zero else Path(root)
-    return _fit(recipe, trainer, folder, checkpoint=None)
+    with _run_of(trainer, folder) as interrupts:
+        return _fit(recipe, trainer, folder, interrupts, checkpoint=None)
 
 
 def resume(
@@ -116,25 +121,44 @@ def resume(
     require_trust(recipe)
     if not trust:
         refuse_links(folder)
-    path = folder / CHECKPOINTS / LAST
-    if not path.exists():
-        raise RunError(
-            f"{folder}: has no checkpoint yet ({CHECKPOINTS}/{LAST}); train it again with `marlkit train {folder / RECIPE}`."
-        )
-    checkpoint = own_checkpoint(path, recipe)
-    saved = checkpoint["marlkit"]
-    refuse_other_ranks(recipe, saved, folder)
-    refuse_altered_checkpoint(checkpoint, path)
     trainer = new_trainer(recipe, folder, choose_device(recipe), progress=progress, profile=profile, callbacks=callbacks)
-    refuse_unfit_progress(checkpoint, trainer, path)
-    if saved["iteration"] < recipe.config.trainer.iterations:
-        return _fit(recipe, trainer, folder, checkpoint=path, first_iteration=saved["iteration"])
-    if trainer.is_global_zero:
-        _finish(recipe, folder)
-    return folder
+    with _run_of(trainer, folder) as interrupts:
+        path = folder / CHECKPOINTS / LAST
+        if not path.exists():
+            raise RunError(
+                f"{folder}: has no checkpoint yet ({CHECKPOINTS}/{LAST}); train it again with `marlkit train {folder / RECIPE}`."
+            )
+        checkpoint = own_checkpoint(path, recipe)
+        saved = checkpoint["marlkit"]
+        refuse_other_ranks(recipe, saved, folder)
+        refuse_altered_checkpoint(checkpoint, path)
+        refuse_unfit_progress(checkpoint, trainer, path)
+        interrupts.saved = saved["iteration"]
+        if saved["iteration"] < recipe.config.trainer.iterations:
+            return _fit(recipe, trainer, folder, interrupts, checkpoint=path, first_iteration=saved["iteration"])
+        if trainer.is_global_zero:
+            _finish(recipe, folder)
+        return folder
 
 
-def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint: Path | None, first_iteration: int = 0) -> Path:
+@contextmanager
+def _run_of(trainer: lightning.Trainer, folder: Path) -> Iterator[Interrupts]:
+    """Hold the run folder against other processes and name it to the user; the first rank does so for all."""
+    with run_lock(folder) if trainer.is_global_zero else nullcontext(), listening() as interrupts:
+        interrupts.run = folder if trainer.is_global_zero else None
+        interrupts.rank = trainer.global_rank
+        yield interrupts
+
+
+def _fit(
+    recipe: Recipe,
+    trainer: lightning.Trainer,
+    folder: Path,
+    interrupts: Interrupts,
+    *,
+    checkpoint: Path | None,
+    first_iteration: int = 0,
+) -> Path:
     """Train, and draw curve and animation at the end; returns the run folder, on every rank."""
     options = recipe.config.trainer
     device = trainer.strategy.root_device
@@ -166,17 +190,17 @@ def _fit(recipe: Recipe, trainer: lightning.Trainer, folder: Path, *, checkpoint
     prepare_files(trainer)
     if checkpoint is not None and trainer.is_global_zero:
         warn_of_other_process(folder / VERSIONS, device)
-    checkpoints = Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds, monitor=monitor)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, seconds=options.checkpoint_seconds, monitor=monitor, interrupts=interrupts)
     # Last, so that the state of the other callbacks is saved after they ran, and because one of them may end the training.
     trainer.callbacks.append(checkpoints)  # type: ignore[attr-defined]
     with spared_from_collection():
-        _fit_until_interrupted(trainer, learner, checkpoint)
+        _fit_until_interrupted(trainer, learner, checkpoint, interrupts)
     env.close()
-    folder = Path(learner.ranks.from_first(str(folder)))
+    _end_if_interrupted(checkpoints, interrupts, learner.ranks.index)
     if watched is not None:
         watched.close()
         _finish(recipe, folder)
-    return folder
+    return checkpoints.folder.parent
 
 
 def _warn_of_no_monitor(env: Environment) -> None:
@@ -196,24 +220,34 @@ def _evaluation(recipe: Recipe, env: Environment | None) -> Callable[[Actor], di
     return lambda actor: play_episodes(env, actor, seed=seed, steps=steps).summary()
 
 
-def _fit_until_interrupted(trainer: lightning.Trainer, learner: Learner, checkpoint: Path | None) -> None:
-    """Fit; an interrupt raises ``KeyboardInterrupt``, where Lightning would end the process and leave Ctrl-C disabled.
-
-    If this process fails, the ranks that it has started are killed.
-    """
+def _fit_until_interrupted(trainer: lightning.Trainer, learner: Learner, checkpoint: Path | None, interrupts: Interrupts) -> None:
+    """Fit; an interrupt raises ``KeyboardInterrupt``, where Lightning would end the process and leave Ctrl-C disabled."""
     handler = signal.getsignal(signal.SIGINT)
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, RanksLauncher):
+        interrupts.before_exit = lambda: launcher.kill(signal.SIGKILL)
     try:
         trainer.fit(learner, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as stop:
+    except SystemExit:
         if not trainer.interrupted:
             raise
         signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt from stop
-    except BaseException:
-        launcher = trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher):
-            launcher.kill(signal.SIGKILL)
-        raise
+        raise interrupts.loss() from None
+    except LostRankError as error:
+        if interrupts.saved is None:
+            raise
+        raise LostRankError(str(error).replace("<run>", str(interrupts.run))) from error
+    finally:
+        interrupts.end()
+
+
+def _end_if_interrupted(checkpoints: Checkpoints, interrupts: Interrupts, rank: int) -> None:
+    """Raise what a signal leads to; on the other ranks, end the process in silence."""
+    if checkpoints.ended_by:
+        if rank > 0:
+            sys.exit()
+        raise interrupts.error(checkpoints.ended_by)
+    interrupts.refuse_to_go_on()
 
 
 def _finish(recipe: Recipe, folder: Path) -> None:

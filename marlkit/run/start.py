@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from marlkit.errors import CheckpointError
 from marlkit.recipe.reading import Recipe
 from marlkit.run.checkpoint_io import AtomicCheckpointIO
-from marlkit.run.ddp import RanksStrategy
+from marlkit.run.ddp import NoSignals, RanksStrategy
 from marlkit.run.folder import METRICS, RECIPE, REQUIRED
 from marlkit.run.metrics_file import Continuation, MetricsFile
 from marlkit.run.progress import IterationProgress
@@ -65,6 +67,7 @@ def new_trainer(
         num_sanity_val_steps=0,
         default_root_dir=folder,
     )
+    trainer._signal_connector = NoSignals(trainer)
     if profile and trainer.is_global_zero:
         trainer.callbacks.append(StepTimes())  # type: ignore[attr-defined]
     return trainer
@@ -103,6 +106,19 @@ def _refuse_unfit_launch(recipe: Recipe) -> None:
         if started != wanted:
             message = f"torchrun has started {started} processes, but trainer.devices x trainer.nodes is {wanted}."
             raise refusal(recipe, "trainer.devices", message, "Set both as torchrun's --nproc-per-node and --nnodes.")
+    elif options.devices > 1 and not SLURMEnvironment.detect() and "LOCAL_RANK" not in os.environ and not can_be_started_again():
+        message = f"{options.devices} ranks need a program that can be started once more for each of them, which this one cannot."
+        remedy = "Use the command `marlkit train`, a script in a file (`python train.py`), or set trainer.devices=1."
+        raise refusal(recipe, "trainer.devices", message, remedy)
+
+
+def can_be_started_again() -> bool:
+    """Whether the program is a module or a file: no notebook or prompt, nothing read from ``-c`` or standard input."""
+    main = sys.modules["__main__"]
+    if hasattr(sys, "ps1") or sys.flags.interactive:
+        return False
+    spec = getattr(main, "__spec__", None)
+    return Path(sys.argv[0]).is_file() if spec is None else spec.name != "__main__"
 
 
 def refuse_other_ranks(recipe: Recipe, saved: dict[str, Any], folder: Path) -> None:

@@ -76,7 +76,7 @@ class Annotator:
         """Keys of played steps that a component reads, and those that the learner reads itself."""
         evaluated = {*self.actor.reads, *self.critic.reads}
         evaluated |= set(self.opponents.reads) if self.opponents_are_read else set()
-        steps = {*estimator.reads, *update.reads, keys.TERMINATED}
+        steps = {*estimator.reads, *update.reads, keys.TERMINATED, *keys.AGENT_ENDS}
         return frozenset(evaluated | steps | {keys.following(key) for key in evaluated})
 
     @torch.no_grad()

@@ -11,13 +11,15 @@ import torch
 
 from marlkit import rng
 from marlkit.component import Environment, Runtime, Trainer
-from marlkit.errors import MarlkitError, OptionError, RecipeError, did_you_mean
+from marlkit.errors import MarlkitError, OptionError, RecipeError, RuleError, did_you_mean
 from marlkit.options import CompileMode
 from marlkit.recipe import Recipe
 from marlkit.recipe.catalogue import Entry, load_class
 from marlkit.recipe.fit import check_fit
 from marlkit.recipe.trust import require_trust
-from marlkit.spec import TRAITS, TeamSpec
+from marlkit.spec import ENVIRONMENT_TRAITS, TeamSpec
+from marlkit.testing.environments import refuse_unfit_spec
+from marlkit.training.culprit import LESS_MEMORY, is_out_of_memory
 from marlkit.training.learner import Learner
 from marlkit.training.precision import unfit_precision
 from marlkit.training.returns import return_names
@@ -57,7 +59,7 @@ def _component(recipe: Recipe, entry: Entry, path: str, context: Any, options: M
         raise
     except Exception as error:  # whatever a constructor does
         message = f"`{entry.class_name}` cannot be built: {type(error).__name__}: {error}"
-        raise refusal(recipe, f"{path}.type", message) from error
+        raise refusal(recipe, f"{path}.type", message, LESS_MEMORY if is_out_of_memory(error) else "") from error
 
 
 def build_environment(
@@ -65,6 +67,10 @@ def build_environment(
 ) -> Environment:
     """The recipe's environment on ``device``, its random choices decided by ``seed``, its steps run as ``compile`` says."""
     env = build(recipe, "env", Runtime(device, seed, compile), **changes)
+    try:
+        refuse_unfit_spec(env)
+    except RuleError as error:
+        raise refusal(recipe, "env.type", str(error)) from error
     assert isinstance(env, Environment)
     _refuse_undeclared(recipe, env)
     return env
@@ -77,7 +83,7 @@ def _refuse_undeclared(recipe: Recipe, env: Environment) -> None:
         RecipeError: it lacks a trait that its contract declares, or another component does not fit it.
     """
     declared = frozenset(env.contract.resolve("traits", env.options, env.spec.traits))
-    missing = sorted(declared & TRAITS - env.spec.traits)
+    missing = sorted(declared & ENVIRONMENT_TRAITS - env.spec.traits)
     if missing:
         has = ", ".join(sorted(env.spec.traits))
         message = f"`{type(env).__name__}` declares the trait `{missing[0]}`, which its team spec lacks (it has {has})."

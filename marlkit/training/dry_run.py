@@ -5,22 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import cast
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from marlkit import keys, rng
-from marlkit.component import Data
+from marlkit.component import Data, Environment
 from marlkit.errors import MarlkitError, OptionError
 from marlkit.learning import Adjust, Learning, Metrics, run_directly
 from marlkit.recipe import Recipe
 from marlkit.recipe.trust import require_trust
+from marlkit.testing.environments import WatchedEnvironment, random_action
 from marlkit.training.assembly import build, build_environment, build_learner, choose_monitor, refusal
+from marlkit.training.culprit import culprit, failure, who_is
+from marlkit.training.inspection import inspect_played
 from marlkit.training.learner import Learner
+from marlkit.training.memory import refuse_unfit_memory
 
 STEPS = 3
-MOST_STEPS = 100
+"""Steps of the rollout."""
+
+FURTHER_STEPS = 16
+"""Steps within which the end of an episode is looked for."""
+
+MOST_GRADIENTS = 100
 """Gradients that an update is asked for."""
 
 
@@ -37,27 +47,47 @@ def dry_run(recipe: Recipe) -> None:
         env = build_environment(recipe, torch.device("cpu"), recipe.seed, num_envs=2)
         choose_monitor(recipe, env.spec)
         learner = build_learner(recipe, env)
-        learner.data = _short_data(recipe, learner)
+        full, learner.data = learner.data, _short_data(recipe, learner)
+        watched = cast(Environment, WatchedEnvironment(env, who_is(learner.actor)))
         with _named("data", learner, recipe):
-            played = learner.data.collect(env, learner.actor, run_directly)
+            played = learner.data.collect(watched, learner.actor, run_directly)
             batch = next(learner.data.batches(played, learner.actor))
-        env.refuse_unequal_rewards(played[keys.REWARD])
         for section in ("env", "actor"):
             _check_shapes(played, section, learner)
-        for section, step in (("critic", learner.annotate), ("estimator", learner.estimator)):
-            with _named(section, learner, recipe):
-                step(batch)
-            _check_shapes(batch, section, learner)
-        learning = Learning(learner.actor, learner.critic, learner.opponents, _FewSteps(), progress=0.0)
-        before = _trained(learner)
-        with _named("update", learner, recipe), suppress(_EnoughError):
-            learner.update.update(batch, learning)
-        if learner.annotator.opponents_are_read:
-            with _named("opponents", learner, recipe), suppress(_EnoughError):
-                learner.opponents.observe(played)
-                learner.opponents.fit(batch, replace(learning, minimise=_FewSteps()))
-        _check_training(learner, before)
+        inspect_played(played, env, learner.actor, 0)
+        refuse_unfit_memory(recipe, full, played)
+        _learn(batch, played, learner, recipe)
+        with _named("env", learner, recipe):
+            _play_to_an_end(watched)
         env.close()
+
+
+def _learn(batch: TensorDictBase, played: TensorDictBase, learner: Learner, recipe: Recipe) -> None:
+    for section, step in (("critic", learner.annotate), ("estimator", learner.estimator)):
+        with _named(section, learner, recipe):
+            step(batch)
+        _check_shapes(batch, section, learner)
+    learning = Learning(learner.actor, learner.critic, learner.opponents, _FewSteps(), progress=0.0)
+    before = _trained(learner)
+    with _named("update", learner, recipe), suppress(_EnoughError):
+        learner.update.update(batch, learning)
+    if learner.annotator.opponents_are_read:
+        with _named("opponents", learner, recipe), suppress(_EnoughError):
+            learner.opponents.observe(played)
+            learner.opponents.fit(batch, replace(learning, minimise=_FewSteps()))
+    _check_training(learner, before)
+
+
+def _play_to_an_end(env: Environment) -> None:
+    """Random steps until an episode has ended and the next has begun, where that need not take long."""
+    if env.spec.horizon is not None and env.spec.horizon > FURTHER_STEPS:
+        return
+    current, generator = env.reset(), torch.Generator().manual_seed(0)
+    for _ in range(FURTHER_STEPS):
+        arrived, current = env.step(random_action(env.spec, current, generator))
+        if arrived[keys.DONE[1]].any():
+            env.step(random_action(env.spec, current, generator))
+            return
 
 
 def _short_data(recipe: Recipe, learner: Learner) -> Data:
@@ -70,7 +100,8 @@ def _short_data(recipe: Recipe, learner: Learner) -> Data:
         raise refusal(recipe, f"{section}.{error.option}", error.message) from error
     short = build(recipe, "data", learner.env.spec, **learner.data.brief(length or STEPS))
     assert isinstance(short, Data)
-    short.history, short.shown = learner.data.history, learner.data.shown
+    for name in ("history", "shown", "inspect"):
+        setattr(short, name, getattr(learner.data, name))
     return short
 
 
@@ -82,7 +113,7 @@ class _FewSteps:
     """Computes gradients and takes no step; ends an update that asks for many."""
 
     def __init__(self) -> None:
-        self.left = MOST_STEPS
+        self.left = MOST_GRADIENTS
 
     def __call__(self, loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
         """See :class:`marlkit.learning.Minimise`."""
@@ -96,12 +127,15 @@ class _FewSteps:
 
 
 def _who(section: str, learner: Learner) -> str:
-    return f"{section} ({type(getattr(learner, section)).__name__})"
+    return who_is(getattr(learner, section))
 
 
 @contextmanager
 def _named(section: str, learner: Learner, recipe: Recipe) -> Iterator[None]:
-    """Name the component in any error that it did not foresee, and the place of an option of its own that it refuses."""
+    """Name the component in any error that it did not foresee, and the place of an option of its own that it refuses.
+
+    It is the one in whose code the error was raised; ``section`` where none was.
+    """
     try:
         yield
     except OptionError as error:
@@ -111,7 +145,8 @@ def _named(section: str, learner: Learner, recipe: Recipe) -> Iterator[None]:
     except MarlkitError:
         raise
     except Exception as error:
-        raise MarlkitError(f"dry run: {_who(section, learner)} failed: {type(error).__name__}: {error}") from error
+        who = who_is(culprit(error) or getattr(learner, section))
+        raise MarlkitError(f"dry run: {failure(error, who)}") from error
 
 
 def _trained(learner: Learner) -> dict[str, list[Tensor]]:
@@ -155,12 +190,10 @@ def _check_shapes(batch: TensorDictBase, section: str, learner: Learner) -> None
         shape = list(tensor.shape[batch.batch_dims :])
         fits = len(shape) == len(wanted) and all(w is None or w == s for w, s in zip(wanted, shape, strict=True))
         dtype = str(tensor.dtype).removeprefix("torch.")
-        allowed = {"float32", "float64"} if info.dtype == "float32" else {info.dtype}
-        if key == keys.ACTION and not spec.discrete:
-            allowed = {"float32", "float64"}
-        if not fits or dtype not in allowed:
+        says = "float32" if key in (keys.ACTION, keys.JOINT_ACTION) and not spec.discrete else info.dtype
+        if not fits or dtype != says:
             named = " ".join(dimensions)
             raise MarlkitError(
                 f"dry run: {who} wrote `{keys.name(key)}` as {dtype} {shape} behind the batch; the key table says "
-                f"{' or '.join(sorted(allowed))} [{named}] = {wanted}"
+                f"{says} [{named}] = {wanted}"
             )

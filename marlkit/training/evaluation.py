@@ -11,8 +11,11 @@ from torch import Tensor
 
 from marlkit import keys, rng
 from marlkit.component import Actor, Environment
+from marlkit.errors import NonFiniteError
 from marlkit.keys import Key
 from marlkit.spec import TeamSpec
+from marlkit.training.culprit import naming_the_culprit, who_is
+from marlkit.training.inspection import CAUSES
 from marlkit.training.returns import by_group, return_metrics
 
 
@@ -74,9 +77,12 @@ def play_episodes(
         watch: called before every step while environment 0 plays its first episode.
 
     Raises:
+        NonFiniteError: a return is NaN or infinite.
+        MarlkitError: a component failed; names it.
         MarlkitError: the team spec says that all agents receive the same rewards, and they did not.
     """
-    with rng.isolated(seed):
+    with rng.isolated(seed), naming_the_culprit("while episodes were played"):
+        env.seed(seed)
         current, carried = env.reset(), actor.initial_state(env.num_envs)
         running = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
         returns = torch.zeros(env.num_envs, device=env.device)
@@ -95,6 +101,8 @@ def play_episodes(
             running &= ~arrived[keys.DONE[1]].squeeze(-1)
             if not running.any():
                 break
+    if not returns.isfinite().all():
+        raise NonFiniteError(f"while episodes were played: the returns in {who_is(env)} are not finite. {CAUSES['env']}")
     env.refuse_unequal_rewards(agent_returns.unsqueeze(-1))
     return Episodes(returns, lengths, terminated, agent_returns, env.spec)
 

@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -19,14 +19,16 @@ from torch import Tensor, nn
 
 from marlkit import keys, rng
 from marlkit.component import Actor, Critic, Data, Environment, Estimator, Opponents, Optimizer, Targets, Update
-from marlkit.errors import NonFiniteError, OptionError, writing
+from marlkit.errors import MarlkitError, NonFiniteError, OptionError, writing
 from marlkit.learning import Adjust, Learning, Metrics, mean_metrics
 from marlkit.options import CompileMode
 from marlkit.ranks import ALONE, Ranks, rank_seed
 from marlkit.recorder.steps import StepRecorder
 from marlkit.saved import named
 from marlkit.training.annotation import Annotator
+from marlkit.training.culprit import naming_the_culprit, who_is
 from marlkit.training.episode_returns import EpisodeReturns
+from marlkit.training.inspection import Witness, all_finite, inspect_played
 from marlkit.training.precision import Precision, Products
 from marlkit.training.restoring import refuse_unfit
 
@@ -86,7 +88,7 @@ class Learner(lightning.LightningModule):
         self.frames = 0
         self.returns = EpisodeReturns(env.spec)
         self.ranks = Ranks(seed)
-        self.step_recorder = StepRecorder(compile, self, self._optimizer_state, self._learning_rates)
+        self.step_recorder = StepRecorder(compile, self, lambda: [self._torch_optimizer()])
         self.register_buffer("share_done", torch.zeros(()), persistent=False)
         self._generators: dict[str, Any] | None = None
         self._metrics: dict[str, float] = {}
@@ -106,6 +108,8 @@ class Learner(lightning.LightningModule):
             run_step=self.step_recorder,
         )
         self.annotator.wire(self.data)
+        self.data.inspect = self._inspect
+        self._played_in, self._inspected = Witness(self.env), False
         self.update.attach(self.actor, self.critic)
         self.targets.track(self.actor, self.critic)
         lags = "lagging" in self.targets.traits
@@ -116,13 +120,16 @@ class Learner(lightning.LightningModule):
 
     def training_step(self, *_: Any) -> None:
         """One iteration."""
+        with naming_the_culprit(f"iteration {self.iteration}"):
+            self._iterate()
+
+    def _iterate(self) -> None:
         seconds: dict[str, float] = defaultdict(float)
         history: list[Metrics] = []
-        with self.step_recorder.watching(self.actor):
-            self.actor.schedule(self.progress())
+        self.actor.schedule(self.progress())
         self.actor.eval()
         with self._timed("collect", seconds):
-            played = self.data.collect(self.env, self.actor, self.step_recorder)
+            played = self.collect()
             if self.annotator.opponents_are_read:
                 self.opponents.observe(played)
         batch = played
@@ -136,6 +143,24 @@ class Learner(lightning.LightningModule):
                 history.append(self.learn(batch))
             self.actor.eval()
         self._finish(played, batch, mean_metrics(history), seconds)
+
+    def collect(self) -> TensorDict:
+        """Play the steps of an iteration, ``[B, T]``, and look at them before anything is learnt from them."""
+        self._inspected = False
+        try:
+            played = self.data.collect(cast(Environment, self._played_in), self.actor, self.step_recorder)
+        except MarlkitError:
+            raise
+        except Exception:
+            self._played_in.refuse_unfit()
+            raise
+        if not self._inspected:
+            self._inspect(played)
+        return played
+
+    def _inspect(self, played: TensorDictBase, following: TensorDictBase | None = None) -> None:
+        self._inspected = True
+        inspect_played(played, self.env, self.actor, self.iteration, following)
 
     def learn(self, batch: TensorDictBase) -> Metrics:
         """Update policy and critic from an estimated batch ``[*, T]``, then the opponent model."""
@@ -153,7 +178,8 @@ class Learner(lightning.LightningModule):
             written = self.estimator(read)
             return {key: written[key] for key in self.estimator.writes}
 
-        for key, value in self.step_recorder("estimate", step, batch.select(*self.estimator.reads)).items():
+        given = batch.select(*self.estimator.reads, *keys.AGENT_ENDS, strict=False)
+        for key, value in self.step_recorder("estimate", step, given).items():
             batch.set(key, value)
 
     def annotate(self, batch: TensorDictBase) -> None:
@@ -178,17 +204,6 @@ class Learner(lightning.LightningModule):
             self.step_recorder,
             self.step_recorder.afterwards,
         )
-
-    def _optimizer_state(self) -> Iterator[Tensor]:
-        """The tensors that an optimiser step changes or takes in, the parameters aside."""
-        optimizer = self._torch_optimizer()
-        for held in (*optimizer.state.values(), *optimizer.param_groups):
-            yield from (value for value in held.values() if isinstance(value, Tensor))
-
-    def _learning_rates(self) -> tuple[float, ...]:
-        """Those that are no tensors."""
-        rates = [group["lr"] for group in self._torch_optimizer().param_groups]
-        return tuple(rate for rate in rates if not isinstance(rate, Tensor))
 
     def minimise(self, loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
         """One optimiser step on what the scalar ``loss`` ``[]`` reaches; see :class:`marlkit.learning.Minimise`."""
@@ -375,6 +390,8 @@ def _differing(buffers: dict[str, Tensor], first: dict[str, Any]) -> dict[str, T
 def refuse_non_finite(batch: TensorDictBase, metrics: Metrics, learner: Learner) -> None:
     """Stop at the first NaN or infinity in a batch ``[*, T]`` or in metrics, in the order in which tensors are made.
 
+    What was just played was looked at already (:func:`marlkit.training.inspection.inspect_played`).
+
     Raises:
         NonFiniteError: names the tensor, the component that wrote it and what to try.
     """
@@ -384,14 +401,12 @@ def refuse_non_finite(batch: TensorDictBase, metrics: Metrics, learner: Learner)
         checks += [(section, keys.name(key), x) for key, x in written.items() if x is not None and x.is_floating_point()]
     checks += [("update", name, value) for name, value in metrics.items() if value.is_floating_point()]
     checks = [check for check in checks if check[2].numel()]
-    # The largest magnitude is as finite as what it is taken of, and one operation takes it of all.
-    finite = torch.stack(torch._foreach_norm([value for _, _, value in checks], float("inf"))).isfinite()
+    finite = all_finite([value for _, _, value in checks])
     if finite.all():
         return
     section, name, _ = checks[int((~finite).nonzero()[0])]
-    component = type(getattr(learner, section)).__name__
     raise NonFiniteError(
-        f"iteration {learner.iteration}: `{name}`, written by {section} ({component}), is not finite. Training stopped; the "
-        "checkpoints of the run are from before it. Usual causes: a learning rate that is too high, unclipped gradients, "
-        "rewards that are very large."
+        f"iteration {learner.iteration}: `{name}`, written by {who_is(getattr(learner, section))}, is not finite. Training "
+        "stopped; the checkpoints of the run are from before it. Usual causes: a learning rate that is too high, unclipped "
+        "gradients, rewards that are very large."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from recipe_texts import DATA, TEAM
 import marlkit
 from marlkit.cli import main
 from marlkit.contract import KINDS
-from marlkit.errors import RunError
+from marlkit.errors import Interrupted, RunError
 from marlkit.recipe import Recipe, shipped
 from marlkit.recipe.catalogue import components
 
@@ -197,18 +198,30 @@ def test_evaluate_play_and_resume(library: SimpleNamespace, capsys: pytest.Captu
     assert capsys.readouterr().out.splitlines() == ["return  1.25", "length  100", "team.gif", "runs/team/1"]
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_training_prints_how_to_continue(
+    signum: signal.Signals, team: str, tmp_path: Path, library: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(recipe: Recipe, root: Path, **_: bool) -> Path:
+        raise Interrupted("interrupted after iteration 3. Go on with: marlkit resume mine", signum, Path("mine"))
+
+    library.train = train
+    newer = tmp_path / "team" / "of-another-process"
+    newer.mkdir(parents=True)
+    (newer / "recipe.yaml").touch()
+    assert main(["train", team, "--root", str(tmp_path)]) == 128 + signum
+    assert capsys.readouterr().err == "interrupted after iteration 3. Go on with: marlkit resume mine\n"
+
+
+def test_an_interrupt_before_a_run_names_none(
     team: str, tmp_path: Path, library: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def train(recipe: Recipe, root: Path, **_: bool) -> Path:
-        folder = root / recipe.name / "now-seed0"
-        folder.mkdir(parents=True)
-        (folder / "recipe.yaml").write_text(recipe.to_yaml())
         raise KeyboardInterrupt
 
     library.train = train
     assert main(["train", team, "--root", str(tmp_path)]) == 130
-    assert f"marlkit resume {tmp_path / 'team' / 'now-seed0'}" in capsys.readouterr().err
+    assert capsys.readouterr().err == "interrupted.\n"
 
 
 def test_errors_of_the_library_are_printed(library: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:

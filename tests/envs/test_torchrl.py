@@ -20,6 +20,7 @@ from marlkit.envs._factory import check
 from marlkit.envs.torchrl import TorchrlEnvironment
 from marlkit.errors import MarlkitError, OptionError
 from marlkit.spec import Continuous, Discrete
+from marlkit.testing import check_environment
 
 RUNTIME = Runtime(torch.device("cpu"), seed=3)
 HERE = __name__
@@ -270,6 +271,13 @@ def test_what_does_not_fit_is_said(changes: Any, option: str, words: str) -> Non
     with rng.isolated(0), pytest.raises(OptionError, match=words) as caught:
         create(**changes)
     assert caught.value.option == option
+
+
+def test_the_rules_of_every_environment_are_kept() -> None:
+    check_environment(lambda runtime: create("Exporting", max_steps=4), steps=9)
+    check_environment(lambda runtime: create("Lonely", actions="discrete"), steps=9, resumable=False)
+    with pytest.raises(MarlkitError, match="cannot export its state"):
+        check_environment(lambda runtime: create(max_steps=4), steps=9)
 
 
 def test_actions_of_a_wrong_shape_are_refused() -> None:

@@ -53,7 +53,7 @@ class Twins(Critic):
 class LocalTwins(Twins):
     """Two local critics."""
 
-    contract = LocalCritic.contract
+    contract = Contract(reads=(keys.OBSERVATION,), writes=(keys.STATE_VALUE,), predicts=keys.STATE_VALUE)
 
     def __init__(self, spec: TeamSpec) -> None:
         super().__init__(spec, *(LocalCritic(spec, hidden=[4], value_norm=False) for _ in range(2)))

@@ -16,7 +16,7 @@ from marlkit.cli import main
 from marlkit.errors import RecipeError, RunError
 from marlkit.recipe import load_recipe
 from marlkit.run.checkpoints import BEST, LAST
-from marlkit.training.dry_run import MOST_STEPS, dry_run
+from marlkit.training.dry_run import MOST_GRADIENTS, dry_run
 
 MAPPO = """\
 env:
@@ -159,7 +159,7 @@ def test_a_dry_run_of_many_epochs_takes_few_steps(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(torch.Tensor, "backward", counted)
     dry_run(load_recipe(tmp_path / "team.yaml", ["update.epochs=10000", "env.continuous_actions=false"]))
-    assert len(taken) == MOST_STEPS
+    assert len(taken) == MOST_GRADIENTS
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------------

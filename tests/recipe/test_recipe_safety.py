@@ -138,6 +138,12 @@ def option(value: str, annotation: str = "Any") -> str:
         ("class Odd(Critic):\n    contract = Contract(needs={'actor': 'stochastic'})\n", "`needs` of the contract"),
         ("class Odd(Critic):\n    contract = Contract(at_most={'a': 3})\n", "`at_most` of the contract"),
         ("class Odd(Critic):\n    contract = Contract(predicts=[])\n", "`predicts` of the contract"),
+        ("class Odd(Critic):\n    contract = Contract(check=3)\n", "`check` of the contract"),
+        ("class Odd(Critic):\n    contract = Contract(derives=3)\n", "`derives` of the contract"),
+        ("class Odd(Critic):\n    contract = Contract(code=3)\n", "`code` of the contract"),
+        ("class Odd(Critic):\n    contract = Contract(holds=3)\n", "`holds` of the contract"),
+        ("class Odd(Critic):\n    contract = Contract(holds={'a': ('b',)})\n", "`holds` of the contract"),
+        ("class Odd(Critic):\n    contract = Contract(holds={'a': ('b', 3)})\n", "`holds` of the contract"),
     ],
 )
 def test_a_strangers_source_is_read_in_bounded_work_or_refused(

@@ -9,23 +9,27 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from ranks_of_gloo import SIZE, WithStream, learn_all, learner_of, learnt, played, ranks_run, tiny
 from tensordict import TensorDict
 from torch import Tensor
 
 from marlkit import keys, run
-from marlkit.errors import CheckpointError, RecipeError, RunError
+from marlkit.errors import CheckpointError, LostRankError, RecipeError, RunError
 from marlkit.functional.reduce import standardise
 from marlkit.nn.normalisers import ValueNormaliser
 from marlkit.ranks import Ranks, rank_seed
 from marlkit.recipe import load_recipe, shipped
 from marlkit.run.checkpoint_io import load_checkpoint, save_checkpoint
 from marlkit.run.checkpoints import LAST
+from marlkit.run.ddp import RanksStrategy
 from marlkit.run.metrics_file import read_metrics
+from marlkit.run.start import can_be_started_again, new_trainer
 from marlkit.run.use import EVALUATION_SEED
 from marlkit.training.episode_returns import EpisodeReturns
 
@@ -116,6 +120,7 @@ def facts(ranks: Ranks) -> dict[str, Any]:
         "mixed": mixed,
         "gathered": ranks.gather({"rank": ranks.index, "tensor": torch.tensor([ranks.index])}),
         "from_first": ranks.from_first(("a", ranks.index)),
+        "largest": ranks.largest([ranks.index, -ranks.index, float("-inf")]),
         "metrics": ranks.mean_each({"b": torch.tensor(1.0 + ranks.index), "a": torch.tensor(3.0)}),
     }
 
@@ -170,6 +175,7 @@ def test_plain_data_reaches_the_first_rank_and_comes_from_it(found: list[dict[st
     assert found[0]["gathered"] == [{"rank": r, "tensor": torch.tensor([r])} for r in range(SIZE)]
     assert found[1]["gathered"] == []
     assert [each["from_first"] for each in found] == [("a", 0), ("a", 0)]
+    assert [each["largest"] for each in found] == [[1.0, 0.0, float("-inf")]] * SIZE
 
 
 def test_one_rank_is_the_identity() -> None:
@@ -177,6 +183,7 @@ def test_one_rank_is_the_identity() -> None:
     assert ranks.weigh(weight, value) is value
     assert ranks.mean(value) is value
     assert ranks.share(weight, torch.float32) == 1.0
+    assert ranks.largest([2.0, -1.0]) == [2.0, -1.0]
     torch.manual_seed(3)
     expected = torch.randperm(9)
     torch.manual_seed(3)
@@ -313,6 +320,69 @@ def test_torchrun_with_another_number_of_processes_is_refused(monkeypatch: pytes
     assert not list(tmp_path.iterdir())
 
 
+PROGRAM = """
+import sys
+import marlkit
+
+marlkit.train(marlkit.load_recipe("mappo", {given}), "runs", progress=False)
+"""
+
+
+@pytest.mark.parametrize("given", ["-c", "standard input"])
+def test_a_program_that_cannot_be_started_again_is_refused_before_any_folder(given: str, tmp_path: Path) -> None:
+    text = PROGRAM.format(given=overrides("mappo"))
+    command = [sys.executable, *(["-c", text] if given == "-c" else [])]
+    done = subprocess.run(
+        command, input=text, capture_output=True, text=True, timeout=120, env=environment(), cwd=tmp_path, check=False
+    )
+    assert "RecipeError" in done.stderr
+    assert "trainer.devices: 2 ranks need a program that can be started once more" in done.stderr
+    assert "a script in a file (`python train.py`), or set trainer.devices=1" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("ps1", "file", "spec", "expected"),
+    [
+        (False, __file__, None, True),
+        (False, "absent.py", None, False),
+        (False, "-c", SimpleNamespace(name="marlkit.__main__"), True),
+        (False, __file__, SimpleNamespace(name="__main__"), False),
+        (True, __file__, None, False),
+    ],
+)
+def test_what_can_be_started_again(
+    ps1: bool, file: str, spec: SimpleNamespace | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
+    monkeypatch.setattr(sys, "argv", [file])
+    if ps1:
+        monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    assert can_be_started_again() is expected
+
+
+def test_a_lost_rank_has_the_same_message_in_the_exchanges_of_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[/a/b.cc:12] Connection closed by peer [127.0.0.1]:1. This may indicate more.")
+
+    strategy = RanksStrategy()
+    monkeypatch.setattr(RanksStrategy, "global_rank", 1)
+    monkeypatch.setattr(RanksStrategy, "world_size", 2)
+    for name, arguments in {"barrier": (), "broadcast": (3,), "setup_distributed": ()}.items():
+        monkeypatch.setattr(DDPStrategy, name, fail)
+        with pytest.raises(
+            LostRankError, match=r"rank 1 of 2 can no longer .*stopped \(Connection closed by peer \[127.0.0.1\]:1\)\."
+        ):
+            getattr(strategy, name)(*arguments)
+
+
+def test_lightning_takes_no_signals(tmp_path: Path) -> None:
+    handlers = {signum: signal.getsignal(signum) for signum in signal.valid_signals()}
+    trainer = new_trainer(load_recipe("mappo"), tmp_path, torch.device("cpu"), progress=False, profile=False, callbacks=[])
+    trainer._signal_connector.register_signal_handlers()
+    assert {signum: signal.getsignal(signum) for signum in signal.valid_signals()} == handlers
+
+
 def children(process: int) -> Sequence[int]:
     """Ids of the processes that a process has started."""
     listed = Path(f"/proc/{process}/task/{process}/children")
@@ -330,10 +400,13 @@ def runs(process: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the second rank in /proc")
-@pytest.mark.parametrize("victim", [0, 1])
-def test_the_failure_of_a_rank_stops_the_run(victim: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("victim", "signum"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (0, signal.SIGTERM), (1, signal.SIGINT)]
+)
+def test_what_happens_to_one_rank_ends_all(victim: int, signum: signal.Signals, tmp_path: Path) -> None:
     given = overrides("mappo", "trainer.iterations=100000", "trainer.evaluation_interval=0", "--root", str(tmp_path))
     command = [sys.executable, "-m", "marlkit", "train", "mappo", *given, "--no-progress"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else what a shell in the background ignores stays ignored
     with (tmp_path / "log").open("w") as log:
         main = subprocess.Popen(command, stdout=log, stderr=log, env=environment(), start_new_session=True)
     deadline = time.monotonic() + 120
@@ -341,13 +414,22 @@ def test_the_failure_of_a_rank_stops_the_run(victim: int, tmp_path: Path) -> Non
         time.sleep(0.1)
     ranks = [main.pid, *children(main.pid)]
     assert len(ranks) == SIZE
-    os.kill(ranks[victim], signal.SIGKILL)
+    os.kill(ranks[victim], signum)
     code = main.wait(60)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and runs(ranks[1]):
         time.sleep(0.1)
     assert not runs(ranks[1])
-    assert code == (-signal.SIGKILL if victim == 0 else 2)
-    assert "can no longer reach the others: one of them has stopped" in (tmp_path / "log").read_text()
     (folder,) = (tmp_path / "mappo").iterdir()
     assert len(last(folder)["marlkit"]["others"]) == SIZE - 1
+    text = (tmp_path / "log").read_text()
+    assert "Traceback" not in text
+    if signum == signal.SIGKILL:
+        assert code == (-signum if victim == 0 else 2)
+        assert "can no longer reach the others: one of them has stopped" in text
+        assert f"`marlkit resume {folder}` continues" in text
+    else:
+        done = last(folder)["marlkit"]["iteration"]
+        assert code == 128 + signum
+        assert text.count(f"interrupted after iteration {done}. Go on with: marlkit resume {folder}\n") == 1
+        assert read_metrics(folder / "metrics.csv")["iteration"] == list(range(done))

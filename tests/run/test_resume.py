@@ -10,18 +10,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import lightning
 import pytest
 import torch
 from small_runs import GRU, KilledError, killed_at, known, same, small, states, without_times
 
-from marlkit import run
-from marlkit.errors import CheckpointError, RecipeError, RunError
+from marlkit import interrupts, run
+from marlkit.errors import CheckpointError, Interrupted, RecipeError, RunError
+from marlkit.interrupts import SIGNALS
 from marlkit.recipe import load_recipe, shipped
 from marlkit.run.checkpoint_io import load_checkpoint, save_checkpoint
 from marlkit.run.checkpoints import LAST
 from marlkit.run.metrics_file import read_metrics
 from marlkit.run.versions import warn_of_other_process
+from marlkit.training.learner import Learner
 
 CASES = [pytest.param(name, extra, id=f"{name}-{'gru' if extra else 'mlp'}") for name in sorted(shipped())
          for extra in ([], GRU) if known(name, extra) == extra]  # fmt: skip
@@ -74,6 +78,73 @@ def test_an_interrupt_stays_an_interrupt_and_the_run_resumes(tmp_path: Path, mon
     (folder,) = (tmp_path / "mappo").iterdir()
     run.resume(folder, progress=False)
     assert states(folder)["marlkit"]["iteration"] == 4
+
+
+class Signals(lightning.Callback):
+    """Sends signals to this process in the second iteration, before it is saved."""
+
+    def __init__(self, *signals: signal.Signals) -> None:
+        self.signals = signals
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.current_epoch == 1:
+            for signum in self.signals:
+                os.kill(os.getpid(), signum)
+            time.sleep(0.3)
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGHUP], [signal.SIGINT, signal.SIGINT]])
+def test_a_signal_saves_after_the_iteration_before_the_first_regular_checkpoint_too(
+    signals: list[signal.Signals], tmp_path: Path
+) -> None:
+    recipe = load_recipe("mappo", small("mappo", "trainer.checkpoint_seconds=3600"))
+    whole = run.train(recipe, tmp_path / "whole", progress=False)
+    handlers = [signal.getsignal(signum) for signum in SIGNALS]
+    with pytest.raises(Interrupted, match=r"interrupted after iteration 2. Go on with: marlkit resume") as stop:
+        run.train(recipe, tmp_path / "cut", progress=False, callbacks=[Signals(*signals)])
+    assert [signal.getsignal(signum) for signum in SIGNALS] == handlers
+    (cut,) = (tmp_path / "cut" / "mappo").iterdir()
+    assert (stop.value.folder, stop.value.code) == (cut, 128 + signals[0])
+    assert str(stop.value).endswith(f" {cut}")
+    assert states(cut)["marlkit"]["iteration"] == 2
+    assert read_metrics(cut / "metrics.csv")["iteration"] == [0, 1]
+    run.resume(cut, progress=False)
+    for part in ("state_dict", "optimizer_states", "marlkit"):
+        assert same(states(cut)[part], states(whole)[part]), part
+    assert without_times(cut) == without_times(whole)
+
+
+def test_a_signal_in_the_last_iteration_leaves_the_curve_to_resume(tmp_path: Path) -> None:
+    recipe = load_recipe("mappo", small("mappo", "trainer.iterations=2"))
+    with pytest.raises(Interrupted) as stop:
+        run.train(recipe, tmp_path, progress=False, callbacks=[Signals(signal.SIGTERM)])
+    assert stop.value.folder is not None
+    assert not (stop.value.folder / "curve.png").exists()
+    run.resume(stop.value.folder, progress=False)
+    assert (stop.value.folder / "curve.png").exists()
+
+
+def test_an_iteration_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "LONGEST_ITERATION", 0.2)
+    monkeypatch.setattr(interrupts, "UNWINDING", 1000.0)
+
+    def long(self: Learner, batch: torch.Tensor) -> None:
+        if self.iteration == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        annotate(self, batch)
+
+    annotate = Learner.annotate
+    monkeypatch.setattr(Learner, "annotate", long)
+    monkeypatch.setattr(interrupts, "SIGNALS", (signal.SIGINT, signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(Interrupted, match=r"stopped in iteration 2, which is lost. Go on with: marlkit resume"):
+            run.train(load_recipe("mappo", small("mappo")), tmp_path, progress=False)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    (folder,) = (tmp_path / "mappo").iterdir()
+    assert states(folder)["marlkit"]["iteration"] == 2
 
 
 def test_a_logger_that_is_not_installed_is_refused_before_anything_is_written(tmp_path: Path) -> None:

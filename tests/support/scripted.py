@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import lightning
-import torch
 from tensordict import TensorDict
-from torch import Tensor
 
-from marlkit import keys
 from marlkit.component import Actor, Critic, Data, Environment, Estimator, Opponents, Targets, Update
-from marlkit.contract import Contract, When
+from marlkit.contract import Contract
 from marlkit.critics.local import LocalCritic
 from marlkit.data.rollout import RolloutData
 from marlkit.estimators.gae import GaeEstimator
@@ -22,90 +18,10 @@ from marlkit.optim.adam import AdamOptimizer
 from marlkit.optim.ppo_clip import PpoClipUpdate
 from marlkit.spec import TeamSpec
 from marlkit.targets.online import OnlineTargets
+from marlkit.testing.scripted import Script, ScriptedEnvironment, random_script
 from marlkit.training.learner import Learner
 
-
-@dataclass
-class Script:
-    """What happens at each of K steps to B environments.
-
-    ``arriving`` ``[K, B, N, O]`` is seen after step k, ``fresh`` ``[K + 1, B, N, O]`` at the start of an episode that begins at
-    step k, ``reward`` is ``[K, B, N, 1]``, ``terminated`` and ``truncated`` are ``[K, B, 1]``.
-    """
-
-    arriving: Tensor
-    fresh: Tensor
-    reward: Tensor
-    terminated: Tensor
-    truncated: Tensor
-
-
-def random_script(spec: TeamSpec, envs: int, steps: int, *, seed: int = 0, ends: float = 0.3) -> Script:
-    """Random observations and rewards; an episode ends at a step with probability ``ends``, terminated or truncated."""
-    draw = torch.Generator().manual_seed(seed)
-    ended = torch.rand(steps, envs, 1, generator=draw) < ends
-    truly = torch.rand(steps, envs, 1, generator=draw) < 0.5
-    team = (envs, spec.n_agents)
-    return Script(
-        arriving=torch.randn(steps, *team, spec.observation, generator=draw),
-        fresh=torch.randn(steps + 1, *team, spec.observation, generator=draw),
-        reward=torch.randn(steps, *team, 1, generator=draw),
-        terminated=ended & truly,
-        truncated=ended & ~truly,
-    )
-
-
-class ScriptedEnvironment(Environment):
-    """Plays a script whatever the agents do, and starts over at its end."""
-
-    contract = Contract(
-        writes=(
-            *(keys.OBSERVATION, keys.STATE, keys.ALIVE, keys.IS_FIRST),
-            When("discrete", (keys.ACTION_MASK,)),
-            When("continuous", (keys.ACTION_DIMS,)),
-            *(keys.REWARD, keys.TERMINATED, keys.TRUNCATED, keys.DONE),
-        )
-    )
-
-    def __init__(self, spec: TeamSpec, script: Script) -> None:
-        self.spec = spec
-        self.script = script
-        self.num_envs = script.reward.shape[1]
-        self.device = torch.device("cpu")
-        self.now = 0
-        self.taken: list[Tensor] = []
-
-    def reset(self) -> TensorDict:
-        self.now = 0
-        return self._seen(self.script.fresh[0], torch.ones(self.num_envs, 1, dtype=torch.bool))
-
-    def step(self, action: Tensor) -> tuple[TensorDict, TensorDict]:
-        self.taken.append(action)
-        script, now = self.script, self.now
-        terminated, truncated = script.terminated[now], script.truncated[now]
-        done = terminated | truncated
-        arrived = self._seen(script.arriving[now], torch.zeros_like(done))
-        arrived.set(("agents", "reward"), script.reward[now])
-        arrived.set("terminated", terminated).set("truncated", truncated).set("done", done)
-        self.now = (now + 1) % len(script.reward)
-        return arrived, self._seen(torch.where(done.unsqueeze(-1), script.fresh[now + 1], script.arriving[now]), done)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"now": self.now}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.now = state["now"]
-
-    def _seen(self, observation: Tensor, is_first: Tensor) -> TensorDict:
-        sizes = torch.tensor(self.spec.own_action_sizes).unsqueeze(-1)
-        has = (torch.arange(self.spec.action_features) < sizes).expand(self.num_envs, -1, -1)
-        agents = {
-            "observation": observation,
-            "alive": torch.ones(*observation.shape[:2], 1, dtype=torch.bool),
-            "action_mask" if self.spec.discrete else "action_dims": has,
-        }
-        step = {"agents": agents, keys.STATE: observation.flatten(1), keys.IS_FIRST: is_first}
-        return TensorDict(step, batch_size=[self.num_envs])
+__all__ = ["FixedData", "Script", "ScriptedEnvironment", "fit", "learner_of", "random_script"]
 
 
 class FixedData(Data):
