@@ -187,6 +187,41 @@ def test_other_options_are_found_unread_when_it_is_built(body: str, module: Any)
         build(path, scenario_options={"sped": 2.0})
 
 
+SUM = " + ".join(["[1]"] * 300)
+ENDLESS = {
+    "options handed on twice by each of many": "\n".join(
+        f"    def m{i}(self, **kwargs):\n        self.m{i + 1}(**kwargs)\n        self.m{i + 1}(**kwargs)" for i in range(60)
+    )
+    + "\n    def m60(self, **kwargs): ...\n    def make_world(self, batch_dim, device, **kwargs):\n        self.m0(**kwargs)\n",
+    "many options that nothing looks at": "    def make_world(self, batch_dim, device, **kwargs):\n"
+    + "".join(f"        x{i} = kwargs.pop('o{i}')\n" for i in range(5000)),
+    "a long sum as a name": f"    def make_world(self, batch_dim, device, **kwargs):\n        kwargs.pop({SUM})\n",
+}
+
+
+@pytest.mark.parametrize("body", ENDLESS.values(), ids=ENDLESS)
+def test_a_strangers_scenario_is_read_in_bounded_work(body: str, module: Any) -> None:
+    name = module(body)
+    assert problems(name, anything=1) == []
+    assert name.partition(".")[0] not in sys.modules
+
+
+def test_a_scenario_that_cannot_be_read_is_refused(module: Any) -> None:
+    deep = "\n".join(f"class C{i}(C{i + 1}): ..." for i in range(3000)) + "\nclass C3000(Field): ...\n"
+    large, many = "#" * 2_100_000, "\n".join(f"class A{i}: ..." for i in range(2000))
+    cases = {
+        ("    ...\n" + deep, "C0"): "recursion",
+        ("    ...\nclass A(Own): ...", "A"): "inherits from itself in a circle",
+        ("    ...\n" + large, "Field"): "is larger than 2000000 bytes",
+    }
+    for (body, base), words in cases.items():
+        [(option, message)] = problems(module(body, base))
+        assert option == "scenario"
+        assert words in message
+    [(_, message)] = problems(module("    ...\n" + many).replace(".Own", ".Owner"))
+    assert len(message) < 1000
+
+
 def test_looking_for_unread_options_draws_no_random_numbers(module: Any) -> None:
     path = module(OPAQUE["a copy"] + "    def reset_world_at(self, env_index=None): self.drawn = torch.rand(1)\n")
     first, second = (build(path, scenario_options=options) for options in ({"speed": 1.0}, None))

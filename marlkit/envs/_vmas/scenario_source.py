@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from marlkit.errors import ComponentError, did_you_mean
+from marlkit.recipe.scalars import shown
 from marlkit.recipe.source_reader import OPAQUE, Class, Module, Sources, attribute, evaluate
 
 BASE = "vmas.simulator.scenario.BaseScenario"
@@ -45,13 +46,20 @@ def find_class(path: str, folders: Sequence[Path] = ()) -> Class | None:
     Raises:
         ComponentError: there is no such module or class, the module is not valid Python, or the class is no scenario.
     """
+    try:
+        return _find_class(path, folders)
+    except (RecursionError, OSError, ValueError) as error:  # of a stranger's file or of its name
+        raise ComponentError(f"`{shown(path)}` cannot be read: {error}") from error
+
+
+def _find_class(path: str, folders: Sequence[Path]) -> Class | None:
     name, _, class_name = path.rpartition(".")
     module = Sources(folders, OPAQUE - {"vmas"}).module(name)
     if class_name not in module.bindings:
         if _makes_names(module):
             return None
         classes = [bound for bound, statement in module.bindings.items() if isinstance(statement, ast.ClassDef)]
-        has = f"It has: {', '.join(classes)}" if classes else "It has no classes"
+        has = f"It has: {shown(', '.join(classes), 500)}" if classes else "It has no classes"
         raise ComponentError(f"`{name}` has no class `{class_name}`.{did_you_mean(class_name, classes)} {has}")
     try:
         found = attribute(module, class_name)
@@ -107,7 +115,8 @@ def opposes_agents(cls: Class, options: Mapping[str, object]) -> bool | None:
     above = {member.dotted for member in cls.lineage}
     if FOOTBALL in above or any(_method(member, "agent_group") for member in cls.lineage):
         return None
-    calls = [node for member in cls.lineage if member.dotted != BASE for node in _calls(member.module.tree)]
+    trees = {member.module.name: member.module.tree for member in cls.lineage if member.dotted != BASE}
+    calls = [node for tree in trees.values() for node in _calls(tree)]
     adversarial = [call for call in calls if any(k.arg == "adversary" and not _is_false(k.value) for k in call.keywords)]
     if any(keyword.arg == "action_script" for call in adversarial for keyword in call.keywords):
         return None
@@ -173,13 +182,14 @@ class _Reader:
         if function in self._path:
             raise UnreadableError(function.name)
         self._path.append(function)
+        module = self.lineage[index].module
         parents = {child: parent for parent in ast.walk(function) for child in ast.iter_child_nodes(parent)}
         found: set[str] = set()
         for node in ast.walk(function):
+            module.sources.take_step()  # functions that hand options on twice each stand for endless work
             if isinstance(node, ast.Name) and node.id == mapping:
                 found |= self._use(node, parents, index)
-        module = self.lineage[index].module
-        self.ignored |= set(_ignored(function, lambda value: _key_read(value, mapping, module)))
+        self.ignored |= set(_ignored(function, lambda value: _key_read(value, mapping, module), module.sources.take_step))
         self._path.pop()
         return found
 
@@ -252,34 +262,46 @@ def _key_read(node: ast.AST, mapping: str, module: Module) -> str | None:
     return _text(key, module) if isinstance(owner, ast.Name) and owner.id == mapping else None
 
 
-def _ignored(function: ast.FunctionDef, key_read: Callable[[ast.AST], str | None]) -> Iterator[str]:
+def _ignored(
+    function: ast.FunctionDef, key_read: Callable[[ast.AST], str | None], take_step: Callable[[], None]
+) -> Iterator[str]:
     """Options whose value is assigned to a name that is assigned anew before anything looks at it."""
     body = function.body
     for place, statement in enumerate(body):
         if not (isinstance(statement, ast.Assign) and len(statement.targets) == 1):
             continue
-        option, target = key_read(statement.value), ast.unparse(statement.targets[0])
-        if option is None:
+        option, target = key_read(statement.value), _name(statement.targets[0])
+        if option is None or not target:
             continue
         for later in body[place + 1 :]:
-            written = isinstance(later, ast.Assign) and target in map(ast.unparse, later.targets)
-            if _looks_at(later, target):
+            written = isinstance(later, ast.Assign) and target in map(_name, later.targets)
+            if _looks_at(later, target, take_step):
                 break
             if written:
                 yield option
                 break
 
 
-def _looks_at(statement: ast.stmt, target: str) -> bool:
+def _looks_at(statement: ast.stmt, target: str, take_step: Callable[[], None]) -> bool:
     """Whether a statement may read ``target``; an attribute may be read by whatever else is done with ``self``."""
     for node in ast.walk(statement):
-        if isinstance(node, ast.AugAssign) and ast.unparse(node.target) == target:
+        take_step()
+        if isinstance(node, ast.AugAssign) and _name(node.target) == target:
             return True
         if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load):
-            text = ast.unparse(node)
+            text = _name(node)
             if text == target or (target.startswith("self.") and text.startswith(("self.", "super"))):
                 return True
     return False
+
+
+def _name(node: ast.AST) -> str:
+    """A name, or attributes of one such as ``self.n_agents``; empty for anything else."""
+    attributes = []
+    while isinstance(node, ast.Attribute):
+        attributes.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(attributes)]) if isinstance(node, ast.Name) else ""
 
 
 def _function(module: Module, name: str) -> ast.FunctionDef:
