@@ -114,7 +114,7 @@ def refuse_other_tensor(found: Any, where: str, shape: Sequence[int], dtype: tor
         CheckpointError: names the entry ``where``.
     """
     fits = isinstance(found, Tensor) and is_plain(found) and tuple(found.shape) == tuple(shape) and found.dtype == dtype
-    _refuse(fits, where, found, torch.empty(*shape, dtype=dtype, device="meta") if words is None else words)
+    _refuse(fits, where, found, torch.empty(tuple(shape), dtype=dtype, device="meta") if words is None else words)
 
 
 def refuse_nan(found: Tensor, where: str) -> None:

@@ -16,7 +16,7 @@ import lightning
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 
 from marlkit.errors import CheckpointError
 from marlkit.recipe.reading import Recipe
@@ -26,6 +26,7 @@ from marlkit.run.folder import METRICS, RECIPE, REQUIRED
 from marlkit.run.metrics_file import Continuation, MetricsFile
 from marlkit.run.progress import IterationProgress
 from marlkit.run.step_times import StepTimes
+from marlkit.run.tensorboard import EventLogger
 from marlkit.training.assembly import refusal
 
 LOGGERS = {
@@ -141,7 +142,7 @@ def new_loggers(recipe: Recipe, folder: Path, first_iteration: int) -> list[Logg
     """The loggers of a run: a CSV file, TensorBoard, and the one that the recipe names."""
     loggers: list[Logger] = [
         MetricsFile(folder / METRICS, first_iteration),
-        TensorBoardLogger(folder, name="tensorboard", version=""),
+        EventLogger(folder),
     ]
     chosen = recipe.config.trainer.logger
     if chosen is not None:

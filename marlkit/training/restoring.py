@@ -12,8 +12,9 @@ from torch.nn.parameter import is_lazy
 from marlkit import keys, rng, saved
 from marlkit.errors import CheckpointError
 from marlkit.keys import Key
-from marlkit.saved import COUNT, TEXT, Kind, at, refuse_misfit
+from marlkit.saved import COUNT, TEXT, Kind, at, refuse_misfit, refuse_other_tensor
 from marlkit.spec import TeamSpec
+from marlkit.training.returns import has_agent_returns
 
 if TYPE_CHECKING:
     from marlkit.component import Optimizer
@@ -186,16 +187,25 @@ def _refuse_unfit_rank(found: Mapping[str, Any], learner: Learner, where: str) -
     refuse_misfit(found, states, where, exact=False)
     for name in states:
         refuse_misfit(found[name], saved.MAPPING, at(where, name))
-    running = torch.zeros(learner.env.num_envs)
-    returns = {"running": running, "steps": running}
-    refuse_misfit(found["returns"], dict.fromkeys(returns, saved.ANY), f"{where}.returns")
-    refuse_misfit(found["returns"], returns, f"{where}.returns", exact=False)
+    _refuse_unfit_returns(dict(found["returns"]), learner, f"{where}.returns")
     _refuse_unfit_steps(found["data"], learner, f"{where}.data")
     rng.refuse_unfit(found["rng"], f"{where}.rng")
     if "buffers" in found:
         own = dict(learner.named_buffers())
         refuse_misfit(found["buffers"], saved.MAPPING, f"{where}.buffers")
         refuse_misfit(found["buffers"], {name: own.get(name) for name in found["buffers"]}, f"{where}.buffers")
+
+
+def _refuse_unfit_returns(found: dict[str, Any], learner: Learner, where: str) -> None:
+    running, spec = torch.zeros(learner.env.num_envs), learner.env.spec
+    agents = found.pop("agents", None)  # older checkpoints have none
+    if agents is not None:
+        # NaN for the episodes that were running when an older checkpoint was resumed.
+        count = spec.n_agents if has_agent_returns(spec) else 0
+        refuse_other_tensor(agents, f"{where}.agents", (count, *running.shape), running.dtype)
+    returns = {"running": running, "steps": running}
+    refuse_misfit(found, dict.fromkeys(returns, saved.ANY), where)
+    refuse_misfit(found, returns, where, exact=False)
 
 
 # --- stored steps ------------------------------------------------------------------------------------------------------------

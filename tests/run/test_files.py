@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_runs import small, states
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from marlkit import run
 from marlkit.cli import main
@@ -17,6 +20,8 @@ from marlkit.errors import CheckpointError, OptionError, WriteError
 from marlkit.recipe import load_recipe
 from marlkit.run.checkpoint_io import save_checkpoint
 from marlkit.run.files import refuse_unwritable, write_whole
+from marlkit.run.metrics_file import read_metrics
+from marlkit.run.tensorboard import _let_writers_end_in_silence
 
 FULL = OSError(28, "No space left on device")
 
@@ -128,3 +133,39 @@ def test_files_that_may_not_grow_end_a_training_with_one_message(blocks: int, tm
     assert "Traceback" not in ended.stderr
     assert ended.stderr.count("error: ") == 1
     assert "Files may not grow so large here" in ended.stderr or "cannot be written" in ended.stderr
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_takes_no_more_events_ends_them_and_not_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The writer's thread fails, every later call answers with its error, and closing the file fails too."""
+    written: list[bytes] = []
+
+    def full_after(first: int, genuine: Callable[..., None]) -> Callable[..., None]:
+        def write(writer: RecordWriter, *data: bytes) -> None:
+            written.extend(data)
+            if len(written) > first:
+                raise FULL
+            genuine(writer, *data)
+
+        return write
+
+    monkeypatch.setattr(RecordWriter, "write", full_after(5, RecordWriter.write))
+    monkeypatch.setattr(RecordWriter, "flush", full_after(5, RecordWriter.flush))
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    _let_writers_end_in_silence.cache_clear()
+    with pytest.warns(UserWarning, match="nothing more can be written") as told:
+        folder = run.train(load_recipe("mappo", small("mappo")), tmp_path, progress=False)
+    assert sum("nothing more" in str(each.message) for each in told) == 1
+    assert len(read_metrics(folder / "metrics.csv")["iteration"]) == 4
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_events_that_cannot_be_begun_are_named_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise FULL
+
+    monkeypatch.setattr(RecordWriter, "flush", full)
+    with pytest.raises(WriteError, match="tensorboard/: cannot be written"):
+        run.train(load_recipe("mappo", small("mappo")), tmp_path, progress=False)
