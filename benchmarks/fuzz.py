@@ -5,8 +5,8 @@
 Shipped recipes are changed a few times each: keys dropped, doubled, renamed, moved; values of other types and extreme ones;
 nested parts, interpolations, aliases, `extends`; single bytes. A failure is anything but an error of marlkit's, more than
 five seconds of processor time, or a recipe that passes the check and whose components then cannot be made. An error of a
-constructor that knows the team, such as groups of agents that are not there, is none. Input `k` depends on the seed and on
-`k` alone.
+constructor that knows the team, such as groups of agents that are not there, is none. What names code outside of marlkit has
+to be refused without trust, and is never built. Input `k` depends on the seed and on `k` alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import random
 import shutil
 import signal
@@ -24,15 +25,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import yaml
 
 from marlkit import run
 from marlkit.contract import KINDS
-from marlkit.errors import MarlkitError
+from marlkit.errors import MarlkitError, TrustError
 from marlkit.recipe import Recipe, load_recipe, shipped
 from marlkit.recipe.catalogue import components
+from marlkit.recipe.trust import foreign, require_trust
 from marlkit.run.versions import versions
 from marlkit.training.assembly import build_environment, build_learner
 
@@ -164,6 +167,8 @@ def _shown(value: Any) -> str:
 
 def build(recipe: Recipe) -> str:
     """Make the components of an accepted recipe; returns what became of it."""
+    if needs := foreign(recipe):
+        return refuse_foreign(recipe, typed=all(need.place.override for need in needs))
     if any(isinstance(number, int) and number > LARGEST_BUILT for number in _numbers(recipe)):
         return "accepted, too large to be built here"
     try:
@@ -175,6 +180,17 @@ def build(recipe: Recipe) -> str:
             raise RuntimeError(f"passed the check: {error}") from error
         return "refused for its team"
     return "built"
+
+
+def refuse_foreign(recipe: Recipe, *, typed: bool) -> str:
+    """What becomes of a recipe that names code outside of marlkit, or environment variables."""
+    if typed:
+        return "accepted, names code that is not run here"
+    try:
+        require_trust(recipe)
+    except TrustError:
+        return "refused without trust"
+    raise RuntimeError("would run foreign code without trust")
 
 
 def _numbers(recipe: Recipe) -> Iterator[Any]:
@@ -242,7 +258,7 @@ def fuzz(inputs: Iterable[int], seed: int, *, build_share: float = 0.2, runs: bo
     """Try inputs; returns the counts of what became of them, and the failures."""
     counts: Counter[str] = Counter()
     failures = []
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, mock.patch.dict(os.environ, XDG_CONFIG_HOME=name):  # trust nothing yet
         folder = Path(name)
         finished = _finished_run(folder) if runs else None
         for number in inputs:

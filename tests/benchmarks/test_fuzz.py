@@ -44,3 +44,16 @@ def test_an_accepted_recipe_that_cannot_be_built_is_a_failure(monkeypatch: pytes
     small = ["env={type: matrix_game, game: climbing}", "update.minibatch_size=null"]
     with pytest.raises(RuntimeError, match="passed the check"):
         fuzz.build(load_recipe("mappo", small))
+
+
+def test_code_of_others_is_not_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(fuzz, "build_environment", lambda *_, **__: pytest.fail("it was built"))
+    env = "{type: torchrl, factory: os.system, actions: continuous, options: {command: 'true'}}"
+    assert fuzz.build(load_recipe("mappo", [f"env={env}"])) == "accepted, names code that is not run here"
+    (tmp_path / "team.yaml").write_text(f"extends: mappo\nenv: {env}\n", encoding="utf-8")
+    recipe = load_recipe(tmp_path / "team.yaml")
+    assert fuzz.build(recipe) == "refused without trust"
+    monkeypatch.setattr(fuzz, "require_trust", lambda _: None)
+    with pytest.raises(RuntimeError, match="without trust"):
+        fuzz.build(recipe)
