@@ -56,8 +56,8 @@ class ActorCriticUpdate(Update):
         epochs: passes over the batch.
         minibatch_size: joint steps per minibatch; `null`: the whole batch.
         critic_epochs: passes that fit the critic alone, before a policy that steps by gradient descent; `null`: `epochs`, in the
-            same steps as such a policy. A critic of many actions learns too little from one step per step of the policy: COMA's
-            takes one for each time step of an episode (Foerster et al. 2018, algorithm 1).
+            same steps as such a policy. COMA's critic takes one step for each time step of an episode and then its policy one
+            (Foerster et al. 2018, algorithm 1).
         value_coef: weight c_V of the critic's loss; 0.5 to 1.
         value_clip: how far the critic may gain per iteration, in normalised units; `null`: unclipped.
         huber_delta: error beyond which the critic's loss grows linearly, in normalised units; `null`: squared loss.

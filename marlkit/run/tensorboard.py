@@ -59,9 +59,13 @@ class EventLogger(TensorBoardLogger):
     def _ending_on_failure(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:  # of this call, or of the writer's thread before it
+        except (OSError, ValueError) as error:  # of this call, or of the writer's thread before it
+            # Lightning makes a ValueError of whatever a writer raises.
+            failure = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(failure, OSError):
+                raise
             if not self.ended:
-                message = f"{self.log_dir}: nothing more can be written ({error.strerror or error})"
+                message = f"{self.log_dir}: nothing more can be written ({failure.strerror or failure})"
                 warnings.warn(f"{message}; TensorBoard's curves end here, metrics.csv goes on.", stacklevel=4)
             self.ended = True
 
