@@ -19,8 +19,8 @@ class HardTargets(LaggingTargets):
 
     Args:
         spec: the team.
-        interval: optimiser steps between two copies; 200 in COMA, whose critic takes one for each time step of an episode, so that
-            it is copied every two or three iterations.
+        interval: optimiser steps between two copies; 200 in COMA, whose critic takes one for each time step of an episode, so
+            that it is copied every two or three iterations.
         options: those of :class:`marlkit.targets._lagging.LaggingTargets`.
     """
 
