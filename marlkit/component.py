@@ -19,7 +19,7 @@ from tensordict.nn.probabilistic import InteractionType, interaction_type
 from torch import Tensor, nn
 
 from marlkit import keys
-from marlkit.contract import Contract, carried
+from marlkit.contract import KINDS, Contract, carried
 from marlkit.errors import MarlkitError, OptionError
 from marlkit.keys import Key
 from marlkit.learning import Afterwards, Learning, Metrics, RunStep, at_once, run_directly
@@ -586,3 +586,7 @@ class Data(Component, ABC):
 
 class Trainer(Component, ABC):
     """How long, where and how to train, evaluate, log and save."""
+
+
+BASES: dict[str, type[Component]] = {section: globals()[kind.base.rpartition(".")[2]] for section, kind in KINDS.items()}
+"""The base class of the components of each section."""

@@ -12,33 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from marlkit import rng
-from marlkit.component import (
-    Actor,
-    Component,
-    Critic,
-    Data,
-    Environment,
-    Estimator,
-    Opponents,
-    Optimizer,
-    Targets,
-    Trainer,
-    Update,
-)
+from marlkit.component import BASES, Actor, Component, Critic, Opponents
 from marlkit.contract import KINDS
 
-BASES: dict[str, type] = {
-    "env": Environment,
-    "actor": Actor,
-    "opponents": Opponents,
-    "critic": Critic,
-    "targets": Targets,
-    "data": Data,
-    "estimator": Estimator,
-    "update": Update,
-    "optimizer": Optimizer,
-    "trainer": Trainer,
-}
 """The class that every component of a section extends."""
 
 

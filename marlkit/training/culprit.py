@@ -10,32 +10,9 @@ from pathlib import Path
 
 import torch
 
-from marlkit.component import (
-    Actor,
-    Component,
-    Critic,
-    Data,
-    Environment,
-    Estimator,
-    Opponents,
-    Optimizer,
-    Targets,
-    Update,
-)
+from marlkit.component import BASES, Component
 from marlkit.errors import MarlkitError
 from marlkit.ranks import Ranks
-
-SECTIONS: dict[str, type[Component]] = {
-    "env": Environment,
-    "actor": Actor,
-    "opponents": Opponents,
-    "critic": Critic,
-    "targets": Targets,
-    "data": Data,
-    "estimator": Estimator,
-    "update": Update,
-    "optimizer": Optimizer,
-}
 
 LESS_MEMORY = (
     "Lower what is large: env.num_envs, the steps or the capacity of data, the minibatches of update, the hidden sizes, "
@@ -46,7 +23,7 @@ LESS_MEMORY = (
 
 def who_is(component: Component) -> str:
     """A component in messages: its section and its class, ``critic (LocalCritic)``."""
-    sections = (section for section, kind in SECTIONS.items() if isinstance(component, kind))
+    sections = (section for section, kind in BASES.items() if isinstance(component, kind))
     # What stands in the place of an environment has its class.
     return f"{next(sections, 'component')} ({component.__class__.__name__})"
 
