@@ -55,9 +55,9 @@ class ActorCriticUpdate(Update):
         spec: the team.
         epochs: passes over the batch.
         minibatch_size: joint steps per minibatch; `null`: the whole batch.
-        critic_epochs: passes that fit the critic alone, before a policy that steps by gradient descent; `null`: `epochs`, in the
-            same steps as such a policy. COMA's critic takes one step for each time step of an episode and then its policy one
-            (Foerster et al. 2018, algorithm 1).
+        critic_epochs: passes that fit the critic alone, before a policy that steps by gradient descent, each with one step for
+            each time step of the rollout, as COMA's critic takes them (Foerster et al. 2018, algorithm 1); `null`: `epochs`
+            passes in minibatches of `minibatch_size`, in the same steps as such a policy.
         value_coef: weight c_V of the critic's loss; 0.5 to 1.
         value_clip: how far the critic may gain per iteration, in normalised units; `null`: unclipped.
         huber_delta: error beyond which the critic's loss grows linearly, in normalised units; `null`: squared loss.
@@ -112,9 +112,13 @@ class ActorCriticUpdate(Update):
             value, metrics = self.value_loss(rows, learning)
             return self.value_coef * value, metrics
 
-        return self.fit("critic", batch, learning, loss, self.critic_epochs or self.epochs)
+        if self.critic_epochs is None:
+            return self.fit("critic", batch, learning, loss, self.epochs, self.minibatch_size)
+        return self.fit("critic", batch, learning, loss, self.critic_epochs, len(batch))
 
-    def fit(self, name: Hashable, batch: TensorDictBase, learning: Learning, loss: Loss, epochs: int) -> Metrics:
+    def fit(
+        self, name: Hashable, batch: TensorDictBase, learning: Learning, loss: Loss, epochs: int, minibatch_size: int | None
+    ) -> Metrics:
         """Minimise ``loss`` of each minibatch, over all epochs; the means of its metrics and of the gradients' norms.
 
         Args:
@@ -123,6 +127,7 @@ class ActorCriticUpdate(Update):
             learning: what to work on.
             loss: loss and metrics of some rows.
             epochs: passes over the batch.
+            minibatch_size: joint steps per minibatch; ``None``: the whole batch.
         """
 
         def step(minibatch: TensorDictBase) -> Metrics:
@@ -132,7 +137,7 @@ class ActorCriticUpdate(Update):
         rows = units(batch, learning.actor.sequence_length)
         history: list[Metrics] = []
         for _ in range(epochs):
-            for minibatch in minibatches(rows, self.minibatch_size):
+            for minibatch in minibatches(rows, minibatch_size):
                 history.append(learning.run_step(name, step, minibatch))
         return mean_metrics(history)
 
@@ -193,7 +198,7 @@ class JointLossUpdate(ActorCriticUpdate):
             value, value_metrics = self.value_loss(rows, learning)
             return policy + self.value_coef * value, policy_metrics | value_metrics
 
-        return self.fit("policy and critic", batch, learning, loss, self.epochs)
+        return self.fit("policy and critic", batch, learning, loss, self.epochs, self.minibatch_size)
 
     def fit_policy(self, batch: TensorDictBase, learning: Learning, agents: Sequence[int]) -> Metrics:
         """The policies of ``agents`` alone, on a prepared batch ``[B, T]``."""
@@ -203,7 +208,7 @@ class JointLossUpdate(ActorCriticUpdate):
         def loss(rows: TensorDictBase) -> tuple[Tensor, Metrics]:
             return self._regularised(rows, learning, agents)
 
-        return self.fit(name, batch, learning, loss, self.epochs)
+        return self.fit(name, batch, learning, loss, self.epochs, self.minibatch_size)
 
     def _regularised(self, rows: TensorDictBase, learning: Learning, agents: Sequence[int] | None) -> tuple[Tensor, Metrics]:
         taken = taken_by(agents, rows)

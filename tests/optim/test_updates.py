@@ -199,8 +199,7 @@ def test_every_epoch_sees_every_step_once(size: int | None, counts: list[int], c
 
 
 @pytest.mark.parametrize("cls", [PpoClipUpdate, PolicyGradientUpdate, TrustRegionUpdate])
-def test_the_critic_can_take_steps_of_its_own(cls: type[ActorCriticUpdate]) -> None:
-    """Three passes over 24 joint steps in minibatches of 12, and none of them moves the policy."""
+def test_the_critic_can_take_a_step_for_each_time_step_before_the_policys(cls: type[ActorCriticUpdate]) -> None:
     torch.manual_seed(0)
     actor, critic = StochasticActor(DISCRETE, hidden=[4]), CentralisedCritic(DISCRETE, hidden=[4])
     descent = Descent(nn.ModuleList([actor, critic]), lr=0.01)
@@ -210,17 +209,17 @@ def test_the_critic_can_take_steps_of_its_own(cls: type[ActorCriticUpdate]) -> N
     of_policy = [any(gradient is not None for gradient in found[:count]) for found in descent.gradients]
     of_critic = [any(gradient is not None for gradient in found[count:]) for found in descent.gradients]
     policy_steps = 0 if cls is TrustRegionUpdate else 2 * 2
-    assert of_critic == [True] * 6 + [False] * policy_steps
-    assert of_policy == [False] * 6 + [True] * policy_steps
+    assert of_critic == [True] * 3 * T + [False] * policy_steps
+    assert of_policy == [False] * 3 * T + [True] * policy_steps
 
 
-def test_the_critics_own_steps_default_to_those_of_the_policy() -> None:
+@pytest.mark.parametrize(("critic_epochs", "steps"), [(3, 3 * T), (None, 2 * 2)])
+def test_a_critic_that_is_fitted_alone_takes_the_policys_passes_by_default(critic_epochs: int | None, steps: int) -> None:
     actor, critic = StochasticActor(DISCRETE, hidden=[4]), CentralisedCritic(DISCRETE, hidden=[4])
-    for critic_epochs, steps in ((3, 3 * 2), (None, 2 * 2)):
-        descent = Descent(nn.ModuleList([actor, critic]))
-        step = TrustRegionUpdate(DISCRETE, epochs=2, minibatch_size=12, critic_epochs=critic_epochs)
-        step.update(batch_of(actor), learning(actor, critic, descent))
-        assert len(descent.losses) == steps
+    descent = Descent(nn.ModuleList([actor, critic]))
+    step = TrustRegionUpdate(DISCRETE, epochs=2, minibatch_size=12, critic_epochs=critic_epochs)
+    step.update(batch_of(actor), learning(actor, critic, descent))
+    assert len(descent.losses) == steps
 
 
 def test_sequences_stay_whole_and_in_order() -> None:
