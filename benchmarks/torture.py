@@ -236,7 +236,7 @@ def _all_end(main: subprocess.Popen[bytes], ranks: Sequence[int], seconds: float
 def _codes(blow: Blow, ranks: int) -> set[int]:
     """Exit codes of the first process: that of the blow, or 0 if the training was already over."""
     if not blow.signals:
-        return {0, 2}
+        return {0, 1}
     signum = blow.signals[0]
     codes = {0, -signum if signum == signal.SIGKILL else 128 + signum}
     # Before a rank has joined the others, its end is an error for them.

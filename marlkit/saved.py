@@ -59,7 +59,7 @@ def described(value: Any) -> str:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is nothing but numbers in memory: not sparse, quantised, nested or of a class of its own."""
+    """Whether a tensor ``[*]`` is nothing but numbers in memory: not sparse, quantised, nested or of a class of its own."""
     return (
         type(tensor) in (Tensor, torch.nn.Parameter)
         and tensor.layout is torch.strided

@@ -113,7 +113,8 @@ def fisher(actor: StochasticActor, batch: TensorDictBase, alive: Tensor) -> Tens
 def test_product_with_the_hessian_of_the_divergence_is_fishers(spec: TeamSpec, options: dict[str, Any]) -> None:
     """In single precision, as in training, where activations write over their arguments."""
     torch.manual_seed(0)
-    completed: dict[str, Any] = {"hidden": [3], "output_gain": 1.0, "std": "predicted"} | options
+    # Small enough that no deviation is beyond its bounds.
+    completed: dict[str, Any] = {"hidden": [3], "output_gain": 0.3, "std": "predicted"} | options
     actor = StochasticActor(spec, **completed)
     exact = StochasticActor(spec, **completed).double()
     exact.load_state_dict(actor.state_dict())

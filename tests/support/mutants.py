@@ -1190,8 +1190,8 @@ def _counted(self: Any, batch: Any, learning: Any) -> Any:
 mutant("goes on from its state", "counts in an attribute", PolicyGradientUpdate, update=_counted)
 
 
-def _one_pass(self: Any, name: Any, batch: Any, learning: Any, loss: Any, epochs: int) -> Any:
-    return PpoClipUpdate.fit(self, name, batch, learning, loss, 1)
+def _one_pass(self: Any, name: Any, batch: Any, learning: Any, loss: Any, epochs: int, minibatch_size: int | None) -> Any:
+    return PpoClipUpdate.fit(self, name, batch, learning, loss, 1, minibatch_size)
 
 
 mutant("takes several epochs", "one pass", PpoClipUpdate, fit=_one_pass)

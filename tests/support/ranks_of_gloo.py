@@ -31,7 +31,7 @@ SMALL = [
     "env.num_envs=8", "env.max_steps=5", "actor.hidden=[8]", "actor.embedding=8", "critic.hidden=[8]", "critic.embedding=8",
     "opponents.hidden=[8]", "opponents.memory=4", "opponents.fit_rows=1000", "opponents.every=1",
     "data.steps=7", "data.batch_size=40", "data.updates=1", "data.capacity=80", "data.warm_up=0",
-    "update.epochs=2", "update.minibatch_size=null", "update.step.epochs=2", "update.step.minibatch_size=null",
+    "update.epochs=2", "update.minibatch_size=null", "update.critic_epochs=null", "update.step.epochs=2", "update.step.minibatch_size=null",
     "update.interval_mean=2", "update.interval_std=1", "update.extra_edges=0.5", "trainer.video=false",
 ]  # fmt: skip
 
@@ -60,7 +60,7 @@ def learner_of(recipe: Recipe, spec: TeamSpec, ranks: Ranks) -> Learner:
     """A learner in double precision, without environment and trainer."""
     rng.seed_all(SEED)
     parts = {section: build(recipe, section, spec) for section in LEARNING_SECTIONS}
-    learner = Learner(env=SimpleNamespace(spec=spec, device=torch.device("cpu")), iterations=4, **parts).double()  # type: ignore[arg-type]
+    learner = Learner(env=SimpleNamespace(spec=spec, device=torch.device("cpu"), writes=()), iterations=4, **parts).double()  # type: ignore[arg-type]
     optimizer = learner.configure_optimizers()
     for name, function in {"optimizers": lambda **_: optimizer, "manual_backward": Tensor.backward, "ranks": ranks}.items():
         object.__setattr__(learner, name, function)

@@ -140,11 +140,14 @@ class _Restoration:
 
 
 def _refuse_other_kind(found: Any, before: Any, where: str) -> None:
-    """Refuse a tensor of another shape or type, and a value of another kind, than a world has there that is newly built."""
+    """Refuse a tensor of another shape, and a value of another kind, than a world has there that is newly built.
+
+    Not one of another type: scenarios hold whole numbers or booleans at first and compute with them.
+    """
     if found is None or before is None:
         return
     if isinstance(before, Tensor):
-        refuse_other_tensor(found, where, before.shape, before.dtype)
+        refuse_other_tensor(found, where, before.shape, getattr(found, "dtype", before.dtype))
     elif isinstance(before, (int, float, str)) and not isinstance(before, enum.Enum):
         numbers = isinstance(before, (int, float)) and type(found) in (int, float)
         if not numbers or bool in (type(before), type(found)):
