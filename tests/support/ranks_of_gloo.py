@@ -31,7 +31,8 @@ SMALL = [
     "env.num_envs=8", "env.max_steps=5", "actor.hidden=[8]", "actor.embedding=8", "critic.hidden=[8]", "critic.embedding=8",
     "opponents.hidden=[8]", "opponents.memory=4", "opponents.fit_rows=1000", "opponents.every=1",
     "data.steps=7", "data.batch_size=40", "data.updates=1", "data.capacity=80", "data.warm_up=0",
-    "update.epochs=2", "update.minibatch_size=null", "update.critic_epochs=null", "update.step.epochs=2", "update.step.minibatch_size=null",
+    "update.epochs=2", "update.minibatch_size=null", "update.critic_epochs=null",
+    "update.step.epochs=2", "update.step.minibatch_size=null",
     "update.interval_mean=2", "update.interval_std=1", "update.extra_edges=0.5", "trainer.video=false",
 ]  # fmt: skip
 
