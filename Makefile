@@ -12,7 +12,7 @@ help:
 	@echo "make lint       style and types only"
 	@echo "make bench      where the time of an iteration goes, against bare loops too (minutes; larger: see benchmarks/README.md)"
 	@echo "make combinations  rewrite docs/combinations.md: which components fit together"
-	@echo "make learning   the learning curves of the README, every recipe, five seeds (hours)"
+	@echo "make learning   the results of the README: every recipe on every task, five seeds (hours; goes on where it was stopped)"
 	@echo "make clean      remove .venv and caches; runs/ stays"
 
 install: $(STAMP)
