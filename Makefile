@@ -14,8 +14,8 @@ help:
 	@echo "make combinations  rewrite docs/combinations.md: which components fit together"
 	@echo "make vocabulary  rewrite docs/traits_and_keys.md: traits, keys and the rules of the testing kit"
 	@echo "make fuzz       10,000 recipes, overrides and run folders that are wrong at random (a quarter of an hour)"
-	@echo "make learning   the learning curves of the README, every recipe, five seeds (hours)"
 	@echo "make torture    trainings killed, interrupted and out of disk at random, resumed and compared bit for bit (an hour)"
+	@echo "make learning   the results of the README: every recipe on every task, five seeds (hours; goes on where it was stopped)"
 	@echo "make clean      remove .venv and caches; runs/ stays"
 
 install: $(STAMP)

@@ -65,9 +65,16 @@ def draw_curve(metrics_csv: FilePath, png: FilePath, title: str) -> None:
 
 
 def draw_comparison(
-    csv_by_label: Mapping[str, Sequence[FilePath]], png: FilePath, *, title: str = "", column: str = EVALUATION_RETURN
+    csv_by_label: Mapping[str, Sequence[FilePath]],
+    png: FilePath,
+    *,
+    title: str = "",
+    column: str = EVALUATION_RETURN,
+    levels: Mapping[str, float] | None = None,
 ) -> None:
     """Draw one line per label: the interquartile mean over its files, one file per seed, and its 95 % bootstrap interval.
+
+    ``levels`` are drawn as horizontal lines, by label.
 
     Raises:
         RunError: a file is not a metrics file, or it lacks ``frames`` or ``column``.
@@ -81,6 +88,8 @@ def draw_comparison(
         low, high = bootstrap_interval(values)
         axes.plot(frames, interquartile_mean(values), color=colour, label=label, linestyle=("-", "--")[index // len(COLOURS) % 2])
         axes.fill_between(frames, low, high, color=colour, alpha=0.18, linewidth=0)
+    for label, level in (levels or {}).items():
+        axes.axhline(level, color=GREY, label=label, linestyle=":", linewidth=1.2)
     _finish(axes, title, column)
     _save(figure, png)
 

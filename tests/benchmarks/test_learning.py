@@ -1,0 +1,57 @@
+"""The learning evidence: equal budgets, and results that are made again once code or options have changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from benchmarks import learning
+from marlkit import load_recipe
+
+JOBS = [(task, recipe) for task in learning.TASKS for recipe in learning.recipes_of(task)]
+
+
+@pytest.mark.parametrize(("task", "recipe"), JOBS)
+def test_every_training_is_a_recipe_that_fits_and_has_the_common_budget(task: str, recipe: str) -> None:
+    config = load_recipe(recipe, learning.overrides_of(task, recipe)).config
+    assert config.trainer.iterations * config.env.num_envs * config.data.steps == learning.FRAMES_EACH
+    assert config.trainer.iterations == learning.EVALUATIONS * config.trainer.evaluation_interval
+
+
+def test_the_main_job_is_the_training_of_mappo_on_balance() -> None:
+    job, shipped = (
+        OmegaConf.to_container(load_recipe("mappo", overrides).config)
+        for overrides in (learning.overrides_of("balance", "mappo"), [])
+    )
+    assert isinstance(job, dict)
+    assert isinstance(shipped, dict)
+    job["trainer"]["evaluation_interval"] = shipped["trainer"]["evaluation_interval"]
+    assert job == shipped
+
+
+def test_a_result_of_other_code_or_options_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(learning, "RESULTS", tmp_path)
+    (tmp_path / "balance").mkdir()
+    head = learning._git("rev-parse", "HEAD").stdout.strip()
+    if not head:
+        pytest.skip("not in a checkout")
+    notes = learning._notes("balance", "mappo", 0)
+    assert not learning._is_present("balance", "mappo", 0)
+    made = {"commit": head, "overrides": learning.overrides_of("balance", "mappo")}
+    changed = bool(learning._git("status", "--porcelain", "--", *learning.CODE).stdout)
+    for replaced, present in (({}, not changed), ({"commit": "0" * 40}, False), ({"overrides": []}, False)):
+        notes.write_text(json.dumps(made | replaced))
+        assert learning._is_present("balance", "mappo", 0) == present
+
+
+def test_nothing_is_trained_with_changes_that_are_not_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dirty:
+        stdout = " M marlkit/keys.py"
+
+    monkeypatch.setattr(learning, "_git", lambda *words: Dirty())
+    learning._refuse_uncommitted([])
+    with pytest.raises(SystemExit, match="Commit them first"):
+        learning._refuse_uncommitted([("balance", "mappo", 0)])
