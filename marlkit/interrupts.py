@@ -246,9 +246,8 @@ class Interrupts:
         if self.run is None:
             return ""
         run = shlex.quote(str(self.run))
-        if self.saved is None:
-            return f" There is no checkpoint yet; begin again with: marlkit train {run}/recipe.yaml"
-        return f" Go on with: marlkit resume {run}"
+        begun = "Begin anew" if self.saved is None else "Go on"
+        return f" {begun} with: marlkit resume {run}"
 
     def _say(self, text: str) -> None:
         """Print without a lock, which the main thread may hold."""

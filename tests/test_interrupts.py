@@ -52,7 +52,7 @@ def test_while_a_run_trains_a_signal_is_noted_and_raises_nothing(signum: signal.
 def test_a_run_without_a_checkpoint_is_begun_again() -> None:
     found = Interrupts()
     found.begin(Path("runs/a b"), 0)
-    assert "There is no checkpoint yet; begin again with: marlkit train 'runs/a b'/recipe.yaml" in str(found.loss())
+    assert "Begin anew with: marlkit resume 'runs/a b'" in str(found.loss())
 
 
 def test_outside_of_a_training_a_signal_does_what_it_did() -> None:
@@ -170,7 +170,7 @@ with interrupts.listening(owner=True) as found:
     [
         ("pass", signal.SIGINT, "interrupted."),
         ("pass", signal.SIGTERM, "interrupted."),
-        ("found.begin(Path('runs/x'), 0); found.end()", signal.SIGINT, "interrupted. There is no checkpoint yet"),
+        ("found.begin(Path('runs/x'), 0); found.end()", signal.SIGINT, "interrupted. Begin anew with: marlkit resume"),
         (
             "found.begin(Path('runs/x'), 0); found.saved = 0",
             signal.SIGTERM,

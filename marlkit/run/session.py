@@ -107,13 +107,15 @@ def resume(
 ) -> Path:
     """Continue a run that was stopped, exactly as if it had not been; the options are those of :func:`train`.
 
+    A run that was stopped before its first checkpoint begins anew.
+
     ``trust`` as in :func:`marlkit.run.evaluate`; it also lets the run write through links that leave its folder.
 
     Checkpoints hold what the ``state_dict`` of each callback returns.
 
     Raises:
         TrustError: the recipe names code outside of marlkit that the user has not trusted.
-        RunError: the folder is not a run, or has no checkpoint yet.
+        RunError: the folder is not a run, or its last checkpoint was lost.
         CheckpointError: the checkpoint is damaged or belongs to another recipe.
     """
     folder = Path(folder)
@@ -125,9 +127,10 @@ def resume(
     with _run_of(trainer, folder) as interrupts:
         path = folder / CHECKPOINTS / LAST
         if not path.exists():
-            raise RunError(
-                f"{folder}: has no checkpoint yet ({CHECKPOINTS}/{LAST}); train it again with `marlkit train {folder / RECIPE}`."
-            )
+            _refuse_lost_checkpoint(folder)
+            if trainer.is_global_zero:
+                warnings.warn(f"{folder}: was stopped before its first checkpoint, and begins anew.", stacklevel=2)
+            return _fit(recipe, trainer, folder, interrupts, checkpoint=None)
         checkpoint = own_checkpoint(path, recipe)
         saved = checkpoint["marlkit"]
         refuse_other_ranks(recipe, saved, folder)
@@ -139,6 +142,20 @@ def resume(
         if trainer.is_global_zero:
             _finish(recipe, folder)
         return folder
+
+
+def _refuse_lost_checkpoint(folder: Path) -> None:
+    """Check that a run without ``last.ckpt`` never had a checkpoint.
+
+    Raises:
+        RunError: it has another one.
+    """
+    left = sorted((folder / CHECKPOINTS).glob("*.ckpt"))
+    if left:
+        raise RunError(
+            f"{folder}: has no {CHECKPOINTS}/{LAST}, but {left[0].name}. To go on from that one, copy it to {LAST}; what came "
+            f"after it is played again. To begin anew: `marlkit train {folder / RECIPE}`."
+        )
 
 
 @contextmanager

@@ -164,10 +164,21 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         run.resume(tmp_path)
 
 
-def test_a_run_without_checkpoint_is_refused(finished: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_anew(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text((finished / "recipe.yaml").read_text())
-    with pytest.raises(RunError, match="has no checkpoint yet"):
-        run.resume(tmp_path)
+    with pytest.warns(UserWarning, match="was stopped before its first checkpoint, and begins anew"):
+        run.resume(tmp_path, progress=False)
+    again, before = states(tmp_path), states(finished)
+    for part in ("state_dict", "optimizer_states"):
+        assert same(again[part], before[part]), part
+
+
+def test_a_run_whose_last_checkpoint_was_lost_is_refused(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    (copy / "checkpoints" / LAST).rename(copy / "checkpoints" / "best.ckpt")
+    with pytest.raises(RunError, match=r"but best\.ckpt\. To go on from that one, copy it"):
+        run.resume(copy)
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(finished: Path, tmp_path: Path) -> None:
