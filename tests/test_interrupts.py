@@ -184,7 +184,10 @@ def test_the_command_ends_by_itself_whatever_its_main_thread_does(stage: str, si
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signum)
-        out, err = process.communicate(timeout=30)
+        try:
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 128 + signum
     assert out == "children ended\n"
     assert message in err
