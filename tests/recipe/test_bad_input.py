@@ -191,7 +191,7 @@ def test_a_folder_that_is_no_run(command: list[str], exists: bool, tmp_path: Pat
     assert said.startswith(f"error: {folder}: is not a run; it holds no recipe.yaml.")
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command[0] != "resume"], ids=" ".join)
 def test_a_run_without_checkpoints(command: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(folder / "checkpoints")
     said = refused([command[0], str(folder), *command[1:]], capsys)
