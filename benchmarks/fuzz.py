@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import os
 import random
 import shutil
@@ -133,7 +134,8 @@ def change_tree(draw: random.Random, tree: dict[str, Any]) -> None:
 def _nearby(draw: random.Random, value: Any) -> Any:
     """Another value, of the same type as often as not."""
     if draw.random() < 0.5 and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return draw.choice((value + 1, value - 1, -value, value * 10, value / 2, int(value), float(value)))
+        whole = [int(value)] if math.isfinite(value) else []
+        return draw.choice((value + 1, value - 1, -value, value * 10, value / 2, *whole, float(value)))
     return copy.deepcopy(draw.choice(EXTREME))
 
 
