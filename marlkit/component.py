@@ -590,3 +590,10 @@ class Trainer(Component, ABC):
 
 BASES: dict[str, type[Component]] = {section: globals()[kind.base.rpartition(".")[2]] for section, kind in KINDS.items()}
 """The base class of the components of each section."""
+
+
+def who_is(component: Component) -> str:
+    """A component in messages: its section and its class, ``critic (LocalCritic)``."""
+    sections = (section for section, base in BASES.items() if isinstance(component, base))
+    # What stands in the place of an environment has its class.
+    return f"{next(sections, 'component')} ({component.__class__.__name__})"

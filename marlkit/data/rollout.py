@@ -10,7 +10,7 @@ from torch import Tensor
 
 from marlkit import keys
 from marlkit.batches import refuse_unfit_length
-from marlkit.component import Actor, Data, Environment
+from marlkit.component import Actor, Data, Environment, who_is
 from marlkit.contract import Contract
 from marlkit.data._recent_past import PAST, write_recent
 from marlkit.errors import MarlkitError
@@ -119,7 +119,7 @@ class RolloutData(Data):
         for key, tensor, (shape, dtype) in zip(self._slots[0], found, self._forms, strict=True):
             now = "nothing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
             if tensor is None or (tensor.shape, tensor.dtype) != (shape, dtype):
-                who = f"actor ({type(actor).__name__})" if key in actor.writes else f"env ({env.__class__.__name__})"
+                who = who_is(actor if key in actor.writes else env)
                 raise MarlkitError(f"{who} gave `{keys.name(key)}` as {dtype} {list(shape)} in the steps before, and now {now}")
 
 
@@ -132,7 +132,7 @@ def bytes_of_step(played: TensorDictBase) -> int:
 def _written(chosen: TensorDictBase, key: Key, actor: Actor) -> Tensor:
     found: Tensor | None = chosen.get(key, None)
     if found is None:
-        raise MarlkitError(f"actor ({type(actor).__name__}) declares that it writes `{keys.name(key)}`, but did not")
+        raise MarlkitError(f"{who_is(actor)} declares that it writes `{keys.name(key)}`, but did not")
     return found
 
 

@@ -24,7 +24,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from marlkit import keys, rng
-from marlkit.component import Environment, Runtime
+from marlkit.component import Environment, Runtime, who_is
 from marlkit.errors import MarlkitError, RuleError
 from marlkit.keys import Key
 from marlkit.spec import Continuous, TeamSpec
@@ -118,11 +118,6 @@ def _problems_of(spec: TeamSpec) -> Iterator[str]:
 
 
 # --- what a step gives -------------------------------------------------------------------------------------------------------
-
-
-def who_is(env: Environment) -> str:
-    """An environment in messages: ``env (ItsClass)``."""
-    return f"env ({type(env).__name__})"
 
 
 def refuse_unfit_step(env: Environment, step: Any, what: str) -> None:

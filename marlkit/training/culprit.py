@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from marlkit.component import BASES, Component
+from marlkit.component import Component, who_is
 from marlkit.errors import MarlkitError
 from marlkit.ranks import Ranks
 
@@ -19,13 +19,6 @@ LESS_MEMORY = (
     "or trainer.evaluation_episodes."
 )
 """The remedy where memory does not suffice."""
-
-
-def who_is(component: Component) -> str:
-    """A component in messages: its section and its class, ``critic (LocalCritic)``."""
-    sections = (section for section, kind in BASES.items() if isinstance(component, kind))
-    # What stands in the place of an environment has its class.
-    return f"{next(sections, 'component')} ({component.__class__.__name__})"
 
 
 @contextmanager

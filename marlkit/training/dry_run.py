@@ -12,14 +12,14 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from marlkit import keys, rng
-from marlkit.component import Data, Environment
+from marlkit.component import Data, Environment, who_is
 from marlkit.errors import MarlkitError, OptionError
 from marlkit.learning import Adjust, Learning, Metrics, run_directly
 from marlkit.recipe import Recipe
 from marlkit.recipe.trust import require_trust
 from marlkit.testing.environments import WatchedEnvironment, random_action
 from marlkit.training.assembly import build, build_environment, build_learner, choose_monitor, refusal
-from marlkit.training.culprit import culprit, failure, who_is
+from marlkit.training.culprit import culprit, failure
 from marlkit.training.inspection import inspect_played
 from marlkit.training.learner import Learner
 from marlkit.training.memory import refuse_unfit_memory

@@ -10,11 +10,11 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from marlkit import keys, rng
-from marlkit.component import Actor, Environment
+from marlkit.component import Actor, Environment, who_is
 from marlkit.errors import NonFiniteError
 from marlkit.keys import Key
 from marlkit.spec import TeamSpec
-from marlkit.training.culprit import naming_the_culprit, who_is
+from marlkit.training.culprit import naming_the_culprit
 from marlkit.training.inspection import CAUSES
 from marlkit.training.returns import by_group, return_metrics
 

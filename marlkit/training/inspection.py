@@ -10,11 +10,10 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from marlkit import keys
-from marlkit.component import Actor, Environment
+from marlkit.component import Actor, Environment, who_is
 from marlkit.errors import NonFiniteError, RuleError
 from marlkit.keys import Key
 from marlkit.testing.environments import allowed, refuse_unfit_step, unfit_form
-from marlkit.training.culprit import who_is
 
 CAUSES = {
     "env": "Usual causes: a division by zero or a square root of a negative number in the simulation, or a simulation that "

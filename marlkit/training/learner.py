@@ -18,7 +18,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from marlkit import keys, rng
-from marlkit.component import Actor, Critic, Data, Environment, Estimator, Opponents, Optimizer, Targets, Update
+from marlkit.component import Actor, Critic, Data, Environment, Estimator, Opponents, Optimizer, Targets, Update, who_is
 from marlkit.errors import MarlkitError, NonFiniteError, OptionError, writing
 from marlkit.learning import Adjust, Learning, Metrics, mean_metrics
 from marlkit.options import CompileMode
@@ -26,7 +26,7 @@ from marlkit.ranks import ALONE, Ranks, rank_seed
 from marlkit.recorder.steps import StepRecorder
 from marlkit.saved import named
 from marlkit.training.annotation import Annotator
-from marlkit.training.culprit import naming_the_culprit, who_is
+from marlkit.training.culprit import naming_the_culprit
 from marlkit.training.episode_returns import EpisodeReturns
 from marlkit.training.inspection import Witness, all_finite, inspect_played
 from marlkit.training.precision import Precision, Products

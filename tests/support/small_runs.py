@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.torture import same as same
 from marlkit.recipe import load_recipe
 from marlkit.run.checkpoint_io import load_checkpoint
 from marlkit.run.checkpoints import LAST
@@ -57,17 +58,6 @@ def killed_at(iteration: int, monkeypatch: pytest.MonkeyPatch, death: type[BaseE
 def states(folder: Path) -> dict[str, Any]:
     """The last checkpoint of a run."""
     return load_checkpoint(folder / "checkpoints" / LAST)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Deep equality of checkpoints, tensors bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return isinstance(b, type(a)) and len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def without_times(folder: Path) -> dict[str, list[str]]:
