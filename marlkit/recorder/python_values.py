@@ -123,6 +123,11 @@ def is_internal(cls: type, name: str) -> bool:
     return name.startswith("_") and name not in TABLES and is_of_library(cls.__module__)
 
 
+def is_own(module: str) -> bool:
+    """Whether a module is marlkit's, or of a library that marlkit is built on."""
+    return module.partition(".")[0] in {"marlkit", *LIBRARIES}
+
+
 @cache
 def is_of_library(module: str) -> bool:
     """Whether a module is one of Python's, or installed: variables of these are taken to stay what they are."""

@@ -103,6 +103,7 @@ class Reads:
         attributes: which attributes of these it has read: the owner's identity and the name.
         variables: which variables of modules and classes it may have read.
         tensors: those that it has come to, by identity.
+        of_user: whether it has come to code that is neither marlkit's nor a library's, or may do so.
     """
 
     def __init__(self, step: Callable[..., Any], parts: Iterable[nn.Module], optimizers: Iterable[torch.optim.Optimizer]) -> None:
@@ -113,6 +114,7 @@ class Reads:
         self._step, self._optimizers = step, list(optimizers)
         self._parts = {id(part): part for part in parts}
         self._packages = {type(part).__module__.partition(".")[0] for part in self._parts.values()} - LIBRARIES - {"marlkit"}
+        self.of_user = any(self.is_of_user(type(part).__module__) for part in self._parts.values())
         self._names: set[str] = set()
         self._spaces: list[tuple[Any, Mapping[str, Any], str]] = []
         self._met: dict[int, Any] = {}  # kept alive, so that an identity means one object
@@ -259,6 +261,7 @@ class Reads:
 
     def _meet_object(self, thing: Any, label: str, decides: bool) -> None:
         cls = type(thing)
+        self.of_user |= self.is_of_user(cls.__module__)
         if isinstance(thing, Iterator) and (cls.__module__ in ("builtins", "itertools", "_io") or not hasattr(thing, "__dict__")):
             self._refuse(f"it reads `{label}`, an iterator ({cls.__name__}), which a replay would not advance")
         for function in functions_of(thing):
@@ -302,6 +305,7 @@ class Reads:
             return
         code, module = function.__code__, function.__globals__.get("__name__", "")
         known = is_of_library(module) and not self.is_of_user(module)
+        self.of_user |= self.is_of_user(module)
         self.held[id(function)] = Held(function, function.__name__, contents(function), decides and bool(vars(function)))
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             if id(cell) not in self.held and not (known and not any(map(_is_function, contents(cell)))):
@@ -342,6 +346,7 @@ class Reads:
         for base in cls.__mro__:
             if not self.is_of_user(base.__module__):
                 continue
+            self.of_user = True
             self._meet_space(base)
             for value in vars(base).values() if made else ():
                 for function in functions_of(value):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from marlkit.keys import Key
 from marlkit.options import CompileMode
 from marlkit.recorder.guards import Guards, fits, misfits, pattern
-from marlkit.recorder.python_values import same
+from marlkit.recorder.python_values import is_own, same
 from marlkit.recorder.reads import Reads
 from marlkit.recorder.recording import Graph, NotRecordable, Recording, preserved, record
 from marlkit.recorder.tape import whole_memory
@@ -47,7 +47,9 @@ class _Recorded:
         looks: the function that it was recorded from, see :func:`marlkit.recorder.guards.pattern`.
         numbers: what the optimisers' parameter groups held, if it changes parameters; else nothing.
         afterwards: what Python does after the step's tensors.
+        own: whether all code around is marlkit's own or a library's.
         replays: how often it was run.
+        looked: the stretch of :meth:`StepRecorder.undisturbed` in which its guards have held already.
     """
 
     recording: Recording
@@ -56,11 +58,19 @@ class _Recorded:
     looks: Any
     numbers: list[Any]
     afterwards: list[Callable[[], None]]
+    own: bool
     replays: int = 0
+    looked: object = None
 
-    def fits(self, step: Callable[..., Any]) -> bool:
+    def fits(self, step: Callable[..., Any], stretch: object) -> bool:
         """Whether the step still is what was recorded."""
-        return fits(step, self.looks) and self.guards.hold()
+        if not fits(step, self.looks):
+            return False
+        if stretch is not None and self.looked is stretch:
+            return True
+        holds = self.guards.hold()
+        self.looked = stretch if holds and self.own else None
+        return holds
 
     def changed(self, step: Callable[..., Any]) -> list[str]:
         """Why not, by name."""
@@ -91,18 +101,26 @@ class StepRecorder:
     that cannot be seen to change, such as a file, steps in the place of replays number 1, 10, 100, … are run as they are, and
     compared with what a replay would have done. A warning tells of every step that is no longer recorded.
 
+    Where no code of a user's runs between two replays, nothing can have changed: see :meth:`undisturbed`.
+
     Args:
         mode: how.
         module: holds all parameters and buffers.
         optimizers: those whose steps are taken. Where a number in their parameter groups changes, such as a learning rate,
             steps that change parameters are recorded anew.
+        others: what else runs between the steps, beside these.
     """
 
     def __init__(
-        self, mode: CompileMode, module: nn.Module, optimizers: Callable[[], Sequence[torch.optim.Optimizer]] = tuple
+        self,
+        mode: CompileMode,
+        module: nn.Module,
+        optimizers: Callable[[], Sequence[torch.optim.Optimizer]] = tuple,
+        others: Sequence[object] = (),
     ) -> None:
         self.mode = mode
-        self._module, self._optimizers = module, optimizers
+        self._module, self._optimizers, self._others = module, optimizers, others
+        self._stretch: object = None
         self._known: dict[Hashable, _Known] = {}
         self._refused: set[Hashable] = set()
         self._deferred: list[Callable[[], None]] | None = None
@@ -140,6 +158,18 @@ class StepRecorder:
             after()
         return results
 
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """A stretch in which only the components run, not what called for them.
+
+        If all components are marlkit's own or a library's, what a step reads of Python's state is compared once per stretch.
+        """
+        self._stretch = object()
+        try:
+            yield
+        finally:
+            self._stretch = None
+
     def afterwards(self, action: Callable[[], None]) -> None:
         """Do what is Python after a step's tensors: after this step, and after each replay where it is being recorded."""
         if self._deferred is None:
@@ -165,7 +195,7 @@ class StepRecorder:
         """
         numbers = self._numbers() if any(recorded.numbers for recorded in known.recorded) else []
         known.recorded = [recorded for recorded in known.recorded if not recorded.numbers or _equal(recorded.numbers, numbers)]
-        found = next((recorded for recorded in reversed(known.recorded) if recorded.fits(step)), None)
+        found = next((recorded for recorded in reversed(known.recorded) if recorded.fits(step, self._stretch)), None)
         if found is None:
             known.made += bool(known.recorded)
             if known.made > SPARE + known.replays // WORTH:
@@ -208,6 +238,7 @@ class StepRecorder:
             pattern(step, memory),
             self._numbers() if learns else [],
             afterwards,
+            not reads.of_user and all(is_own(type(other).__module__) for other in (*self._optimizers(), *self._others)),
         )
 
     def _compared(

@@ -88,9 +88,10 @@ class Learner(lightning.LightningModule):
         self.frames = 0
         self.returns = EpisodeReturns(env.spec)
         self.ranks = Ranks(seed)
-        self.step_recorder = StepRecorder(compile, self, lambda: [self._torch_optimizer()])
+        self.step_recorder = StepRecorder(compile, self, lambda: [self._torch_optimizer()], [data, optimizer])
         self.register_buffer("share_done", torch.zeros(()), persistent=False)
         self._generators: dict[str, Any] | None = None
+        self._learning: Learning | None = None  # one object, so that recorded steps find it unchanged by identity
         self._metrics: dict[str, float] = {}
         self._wire()
         self.products = Products([actor, critic, opponents, targets], precision, env.device.type)
@@ -120,7 +121,7 @@ class Learner(lightning.LightningModule):
 
     def training_step(self, *_: Any) -> None:
         """One iteration."""
-        with naming_the_culprit(f"iteration {self.iteration}"):
+        with naming_the_culprit(f"iteration {self.iteration}"), self.step_recorder.undisturbed():
             self._iterate()
 
     def _iterate(self) -> None:
@@ -193,17 +194,20 @@ class Learner(lightning.LightningModule):
     def learning(self) -> Learning:
         """What the update works on."""
         self.optimizer.schedule(self._torch_optimizer(), self.progress())
-        return Learning(
-            self.actor,
-            self.critic,
-            self.opponents,
-            self.minimise,
-            self.share_done.fill_(self.progress()),
-            self.targets.follow,
-            self.ranks,
-            self.step_recorder,
-            self.step_recorder.afterwards,
-        )
+        self.share_done.fill_(self.progress())
+        if self._learning is None or self._learning.progress is not self.share_done:
+            self._learning = Learning(
+                self.actor,
+                self.critic,
+                self.opponents,
+                self.minimise,
+                self.share_done,
+                self.targets.follow,
+                self.ranks,
+                self.step_recorder,
+                self.step_recorder.afterwards,
+            )
+        return self._learning
 
     def minimise(self, loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
         """One optimiser step on what the scalar ``loss`` ``[]`` reaches; see :class:`marlkit.learning.Minimise`."""

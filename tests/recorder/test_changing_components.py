@@ -14,12 +14,14 @@ from torch import Tensor
 
 from marlkit import run
 from marlkit.actors.stochastic import StochasticActor
+from marlkit.data.replay import ReplayData
 from marlkit.estimators.one_step import OneStepEstimator
 from marlkit.learning import Afterwards, Learning, Metrics
 from marlkit.optim._actor_critic import Taken
 from marlkit.optim.adam import AdamOptimizer
 from marlkit.optim.ppo_clip import PpoClipUpdate
 from marlkit.recipe import load_recipe
+from marlkit.recorder.guards import Guards
 from marlkit.targets.soft import SoftTargets
 
 
@@ -75,6 +77,10 @@ class FartherEstimator(OneStepEstimator):
         return found
 
 
+class OwnReplay(ReplayData):
+    """One of a user's, that runs between the steps of an iteration."""
+
+
 HERE = "test_changing_components"
 CASES = [
     ("mappo", (f"update.type={HERE}.OnceUpdate", f"actor.type={HERE}.FadingActor", f"optimizer.type={HERE}.DecayingAdam"), 0),
@@ -93,3 +99,39 @@ def test_what_changes_in_python_is_taken_in(recipe: str, own: tuple[str, ...], r
         found.append((states(folder)["state_dict"], without_times(folder)))
     assert same(found[0], found[1])
     assert len([warning for warning in told if "is not recorded" in str(warning.message)]) == refused
+
+
+@pytest.mark.parametrize(
+    ("own", "each_time"),
+    [
+        ((), False),
+        ((f"data.type={HERE}.OwnReplay",), True),
+        ((f"optimizer.type={HERE}.DecayingAdam",), True),
+        ((f"estimator.type={HERE}.FartherEstimator",), True),
+    ],
+    ids=["none", "data", "optimizer", "estimator"],
+)
+def test_only_code_of_a_user_is_distrusted_within_an_iteration(
+    own: tuple[str, ...], each_time: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all components are marlkit's own, what Python holds is compared once per iteration and recorded step."""
+    iterations, steps, looks = 6, 4, 0
+    hold = Guards.hold
+
+    def counting(guards: Guards) -> bool:
+        nonlocal looks
+        looks += 1
+        return hold(guards)
+
+    monkeypatch.setattr(Guards, "hold", counting)
+    options = [
+        *small("maddpg"),
+        *own,
+        f"trainer.iterations={iterations}",
+        "trainer.evaluation_interval=0",
+        "trainer.compile=record",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run.train(load_recipe("maddpg", options), tmp_path, progress=False)
+    assert looks > iterations * steps if each_time else 0 < looks <= iterations * steps

@@ -8,6 +8,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType, SimpleNamespace
@@ -514,13 +515,13 @@ def _as_it_was() -> Iterator[None]:
     OfClass.value = Constants.weight = 1.0
 
 
-def outcome(cls: type[Update], mode: CompileMode, values: list[float]) -> tuple[list[Tensor], list[str]]:
-    """Results and parameters after steps with these weights, and the warnings."""
+def outcome(cls: type[Update], mode: CompileMode, values: list[float], stretch: bool = False) -> tuple[list[Tensor], list[str]]:
+    """Results and parameters after steps with these weights, and the warnings; all in one stretch, or not."""
     rng.seed_all(0)
     update = cls()
     run_step = StepRecorder(mode, update, lambda: [update.optimizer])
     found = []
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as told, run_step.undisturbed() if stretch else nullcontext():
         warnings.simplefilter("always")
         for value in values:
             rows = TensorDict({"x": torch.randn(3, 2)}, batch_size=[3])
@@ -530,10 +531,11 @@ def outcome(cls: type[Update], mode: CompileMode, values: list[float]) -> tuple[
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_what_has_changed_once_is_taken_in(way: type[Update]) -> None:
+@pytest.mark.parametrize("stretch", [False, True], ids=["apart", "in a stretch"])
+def test_what_has_changed_once_is_taken_in(way: type[Update], stretch: bool) -> None:
     """Between comparisons of replays with steps, which are number 1 and 10; the step is recorded in the second call."""
     values = [1.0] * 4 + [3.0] * 2 + [1.0] * 2
-    (expected, _), (found, told) = (outcome(way, mode, values) for mode in ("none", "record"))
+    (expected, _), (found, told) = (outcome(way, mode, values, stretch) for mode in ("none", "record"))
     assert all(map(torch.equal, found, expected))
     assert len(told) == (way is StateCleared)  # the step makes the state
 
