@@ -193,13 +193,14 @@ class ReplayData(Data):
 
 def _taken(stored: TensorDict, index: Tensor, *, transposed: bool = False) -> TensorDict:
     """The steps ``slot * B + environment`` of ``index`` ``[L, R]`` from ``[C, B]``: ``[L, R]``, or ``[R, L]`` if transposed."""
-    flat = index.flatten()
+    flat, size = index.flatten(), index.T.shape if transposed else index.shape
 
     def take(kept: Tensor) -> Tensor:
         taken = kept.flatten(0, 1).index_select(0, flat).view(*index.shape, *kept.shape[2:])
         return taken.transpose(0, 1) if transposed else taken
 
-    # Indexing and transposing the TensorDict is several times slower.
-    found = stored.apply(take, batch_size=index.T.shape if transposed else index.shape)
-    assert isinstance(found, TensorDict)
+    # Indexing and transposing the TensorDict is several times slower, and `apply` a third.
+    found = TensorDict(batch_size=size)
+    for key, kept in stored.items(include_nested=True, leaves_only=True):
+        found.set(key, take(kept))
     return found

@@ -64,13 +64,9 @@ class _Recorded:
 
     def fits(self, step: Callable[..., Any], stretch: object) -> bool:
         """Whether the step still is what was recorded."""
-        if not fits(step, self.looks):
-            return False
-        if stretch is not None and self.looked is stretch:
-            return True
-        holds = self.guards.hold()
-        self.looked = stretch if holds and self.own else None
-        return holds
+        found = fits(step, self.looks) and self.guards.hold()
+        self.looked = stretch if found and self.own else None
+        return found
 
     def changed(self, step: Callable[..., Any]) -> list[str]:
         """Why not, by name."""
@@ -193,6 +189,10 @@ class StepRecorder:
         Raises:
             NotRecordable: a step like this cannot be recorded, or not often enough to pay.
         """
+        last = known.recorded[-1] if known.recorded else None
+        if last is not None and self._has_been_looked_at(last) and fits(step, last.looks):
+            known.replays += 1
+            return last
         numbers = self._numbers() if any(recorded.numbers for recorded in known.recorded) else []
         known.recorded = [recorded for recorded in known.recorded if not recorded.numbers or _equal(recorded.numbers, numbers)]
         found = next((recorded for recorded in reversed(known.recorded) if recorded.fits(step, self._stretch)), None)
@@ -208,6 +208,11 @@ class StepRecorder:
             known.recorded.append(found)
         known.replays += 1
         return found
+
+    def _has_been_looked_at(self, recorded: _Recorded) -> bool:
+        if recorded.looked is None or recorded.looked is not self._stretch:
+            return False
+        return not recorded.numbers or _equal(recorded.numbers, self._numbers())
 
     def _record(self, step: Step[Any], rows: dict[Key, Tensor], batch_size: torch.Size) -> _Recorded:
         def function(*given: Tensor) -> dict[Any, Tensor]:

@@ -128,7 +128,8 @@ class Learner(lightning.LightningModule):
         seconds: dict[str, float] = defaultdict(float)
         history: list[Metrics] = []
         self.actor.schedule(self.progress())
-        self.actor.eval()
+        learns = _switch(self.actor)
+        learns(False)
         with self._timed("collect", seconds):
             played = self.collect()
             if self.annotator.opponents_are_read:
@@ -139,10 +140,10 @@ class Learner(lightning.LightningModule):
                 self.annotate(batch)
             with self._timed("estimate", seconds):
                 self.estimate(batch)
-            self.actor.train()
+            learns(True)
             with self._timed("update", seconds):
                 history.append(self.learn(batch))
-            self.actor.eval()
+            learns(False)
         self._finish(played, batch, mean_metrics(history), seconds)
 
     def collect(self) -> TensorDict:
@@ -384,6 +385,19 @@ class Learner(lightning.LightningModule):
         if self._generators is not None:
             rng.restore(self._generators)
             self._generators = None
+
+
+def _switch(module: nn.Module) -> Callable[[bool], object]:
+    """Its method `train`, for many calls: without torch's checks of each attribute where no part has a `train` of its own."""
+    parts = list(module.modules())
+    if any(type(part).train is not nn.Module.train for part in parts):
+        return module.train
+
+    def train(mode: bool) -> None:
+        for part in parts:
+            vars(part)["training"] = mode
+
+    return train
 
 
 def _differing(buffers: dict[str, Tensor], first: dict[str, Any]) -> dict[str, Tensor]:

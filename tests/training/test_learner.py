@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
 from scripted import Script, ScriptedEnvironment, learner_of, random_script
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from marlkit import keys, run
 from marlkit.actors.stochastic import StochasticActor
@@ -35,7 +35,7 @@ from marlkit.run.checkpoint_io import load_checkpoint
 from marlkit.run.checkpoints import LAST
 from marlkit.spec import Continuous, Discrete, TeamSpec
 from marlkit.training.episode_returns import EpisodeReturns
-from marlkit.training.learner import Learner, refuse_non_finite
+from marlkit.training.learner import Learner, _switch, refuse_non_finite
 
 B, T, N = 3, 12, 2
 DISCRETE = TeamSpec(N, 4, Discrete(3))
@@ -380,3 +380,21 @@ def test_a_training_that_goes_astray_stops_and_keeps_its_last_good_checkpoint(
     assert all(torch.isfinite(value).all() for value in saved["state_dict"].values())
     run.resume(folder, progress=False)
     assert load_checkpoint(folder / "checkpoints" / LAST)["marlkit"]["iteration"] == 4
+
+
+class Frozen(nn.Sequential):
+    """Whose second part never trains."""
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+@pytest.mark.parametrize(("kind", "second"), [(nn.Sequential, True), (Frozen, False)])
+def test_the_switch_does_what_the_method_does(kind: type[nn.Sequential], second: bool) -> None:
+    module = nn.Sequential(nn.Linear(1, 1), kind(nn.Dropout(), nn.BatchNorm1d(1)))
+    switch = _switch(module)
+    for mode, expected in ((False, [False] * 5), (True, [True, True, True, True, second])):
+        switch(mode)
+        assert [part.training for part in module.modules()] == expected
