@@ -91,6 +91,18 @@ def test_the_example_environment_passes_its_own_test_and_trains(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
 
 
+def test_the_example_components_pass_their_own_test_and_train(tmp_path: Path) -> None:
+    for block in blocks("docs/components.md", "python"):
+        (tmp_path / block.split()[1]).write_text(block, encoding="utf-8")
+    done = execute(["pytest", "-q", "-p", "no:cacheprovider", "test_my_components.py"], tmp_path)
+    assert done.returncode == 0, done.stdout
+    parts = {word for words in commands("docs/components.md", "marlkit") for word in words if "=my_" in word}
+    assert {part.partition("=")[0] for part in parts} == {"actor", "estimator", "update"}
+    tiny = [word for word in TINY if not word.startswith(("actor.", "update."))]
+    done = execute(["marlkit", "train", "mappo", *sorted(parts), *tiny, "trainer.video=false", "--no-progress"], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 EXAMPLE = {"my_critic.py": "marlkit/critics/my_critic.py", "test_my_critic.py": "tests/critics/test_my_critic.py"}
 """Where the files of CONTRIBUTING would lie in the project."""
 

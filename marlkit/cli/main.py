@@ -69,6 +69,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     # argparse takes no positional arguments after an option, but `marlkit check mappo --run seed=3` should work.
     parsed, rest = parser.parse_known_args(arguments)
+    changes = [text for text in rest if "=" in text and not text.startswith("-")]
+    if changes and "overrides" not in parsed:
+        parser.error(f"`{parsed.command}` takes no overrides: set {changes[0]} in the run's recipe.yaml")
     if any(text.startswith("-") or "overrides" not in parsed for text in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:

@@ -52,7 +52,9 @@ class RolloutData(Data):
             self._current = _with(env.reset(), actor.initial_state(env.num_envs))
 
         def act(seen: TensorDictBase) -> dict[Key, Tensor]:
-            chosen = actor(seen.copy())
+            chosen: TensorDictBase | None = actor(seen.copy())
+            if chosen is None:
+                raise MarlkitError(f"{who_is(actor)} returns nothing from `forward`: return the batch")
             return {key: _written(chosen, key, actor) for key in actor.writes}
 
         for step in range(self.steps):

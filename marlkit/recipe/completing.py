@@ -70,8 +70,6 @@ class Completion:
         """Complete and check everything; problems are added to :attr:`problems`."""
         given = self.root.mapping or {}
         misspelt = {key: value for key, value in given.items() if key not in KINDS and key not in TOP_LEVEL}
-        for key, value in misspelt.items():
-            self.report(key, "is no section.", _sections(key), value.place)
         for key, default in (("name", name), ("seed", 0)):
             self.config[key] = given[key].value if key in given else default
             if key in given:
@@ -82,6 +80,11 @@ class Completion:
             elif not any(f"`{section}`" in did_you_mean(key, KINDS) for key in misspelt):
                 remedy = f"Add `{section}: {{type: …}}`; `marlkit list {section}` shows the types."
                 self.report(section, "is missing.", remedy)
+        no_sections = [
+            value.place.problem(key, "is no section.", self._with_option(key) or _sections(key))
+            for key, value in misspelt.items()
+        ]
+        self.problems[:0] = no_sections
         config = self._resolved()
         self._check_top_level(config)
         self._check_values(config)
@@ -111,6 +114,11 @@ class Completion:
         for option_name, definition in entry.options.items():
             self._option(definition, given.get(option_name), f"{path}.{option_name}", entry, completed)
         return completed
+
+    def _with_option(self, name: str) -> str:
+        """The remedy for an option that stands where a section should."""
+        owner = next((path for path, entry in self.entries.items() if name in entry.options), None)
+        return "" if owner is None else f"Did you mean `{owner}.{name}`?"
 
     def _inside(self, name: str, entry: Entry, given: Mapping[str, Located], path: str) -> str:
         """The remedy for an option that belongs into a mapping of options, such as `scenario_options`."""

@@ -159,7 +159,13 @@ def _whole(text: str) -> yaml.Node:
 
 def _quote(where: str, text: str) -> str:
     """How to write an override whose value is `text` and nothing else."""
-    return f"Quote the texts in it; for all of it as one text: {shlex.quote(f'{where}={json.dumps(text, ensure_ascii=False)}')}."
+    bare = text.strip()
+    closing = {"{": "}", "[": "]"}.get(bare[:1])
+    split = (
+        "Where the shell has split it at a blank, quote the whole override. " if closing and not bare.endswith(closing) else ""
+    )
+    whole = shlex.quote(f"{where}={json.dumps(text, ensure_ascii=False)}")
+    return f"{split}Quote the texts in it; for all of it as one text: {whole}."
 
 
 class _Bounded(Loader):

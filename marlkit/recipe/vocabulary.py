@@ -44,9 +44,11 @@ def keys() -> str:
     rows = []
     for key, info in TABLE.items():
         shape = info.shape if info.continuous is None else f"{info.shape}; {info.continuous}"
+        # The only whole numbers whose shape depends on the kind of actions are actions.
+        dtype = info.dtype if info.continuous is None or info.dtype != "int64" else "int64; float32"
         gradient = "; with gradient where an actor owns it" if key in WITH_GRADIENT and "gradient" not in info.meaning else ""
         meaning = info.meaning + gradient
-        rows.append((f"`{name(key)}`", shape, info.dtype, meaning, _having("writes", key), _having("reads", key)))
+        rows.append((f"`{name(key)}`", shape, dtype, meaning, _having("writes", key), _having("reads", key)))
     return KEYS_ABOVE + _table(("key", "shape", "type", "meaning", "written by", "read by"), rows)
 
 

@@ -79,6 +79,10 @@ def refuse_unfit_spec(env: Environment) -> None:
     spec, who = getattr(env, "spec", None), who_is(env)
     if not isinstance(spec, TeamSpec):
         raise RuleError(who, "spec", f"has no team spec but {spec!r}", "set `self.spec` to a TeamSpec in the constructor.")
+    for name, kind in {"num_envs": int, "device": torch.device}.items():
+        found = getattr(env, name, None)
+        if not isinstance(found, kind):
+            raise RuleError(who, "spec", f"has no `{name}` but {found!r}", f"set `self.{name}` in the constructor.")
     for problem in _problems_of(spec):
         raise RuleError(who, "spec", f"has a team spec with {problem}", "correct the TeamSpec that its constructor makes.")
     kinds = {"discrete", "continuous"}

@@ -176,20 +176,42 @@ def _read(section: str, dotted: str, folder: Path) -> Contract:
 @rule("actor", "opponents", "critic", "targets", "estimator", "update", runs=False)
 def holds_tensors_as_parameters_and_buffers(component: nn.Module) -> None:
     """Tensors are parameters, buffers or saved by `get_extra_state`; others stay behind when the component moves."""
+    for name, _, remedy in loose_tensors(component):
+        problem = f"keeps the tensor `{name}` as an attribute, so that `to(device)` leaves it behind"
+        require(False, problem, f"{remedy[0].upper()}{remedy[1:]}.")
+
+
+def loose_tensors(component: nn.Module) -> Iterator[tuple[str, torch.Tensor, str]]:
+    """The tensors that a module holds in attributes, neither parameters nor buffers nor saved otherwise.
+
+    Yields:
+        Name, tensor and remedy.
+    """
     own = {id(tensor) for tensor in (*component.parameters(), *component.buffers())}
     for path, module in component.named_modules():
         saves = type(module).get_extra_state is not nn.Module.get_extra_state
         for name, value in vars(module).items():
             if saves or name in ("_parameters", "_buffers", "_modules"):
                 continue
-            loose = [tensor for tensor in _held(value) if id(tensor) not in own and not tensor.is_meta]
-            problem = f"keeps the tensor `{f'{path}.{name}'.lstrip('.')}` as an attribute, so that `to(device)` leaves it behind"
-            require(not loose, problem, f'Use `self.register_buffer("{name}", …)`.')
+            for tensor in _held(value):
+                if id(tensor) not in own and not tensor.is_meta:
+                    yield f"{path}.{name}".lstrip("."), tensor, _registered(name, value, tensor)
+
+
+def _registered(name: str, value: Any, tensor: torch.Tensor) -> str:
+    """How the attribute ``name`` is to hold a tensor."""
+    if isinstance(value, (list, tuple, dict)) and tensor.requires_grad:
+        return f"use `nn.ModuleList`, `nn.ModuleDict` or `nn.ParameterList` for `{name}`"
+    if tensor.requires_grad and tensor.is_leaf:
+        return f"use `self.{name} = nn.Parameter(…)`"
+    return f'use `self.register_buffer("{name}", …)`'
 
 
 def _held(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
+    elif isinstance(value, nn.Module):
+        yield from value.parameters()
     elif isinstance(value, dict):
         for inner in value.values():
             yield from _held(inner)

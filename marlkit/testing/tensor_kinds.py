@@ -48,7 +48,8 @@ def writes_what_it_declares(component: ModuleComponent) -> None:
     for call in _ways(component):
         batch = usual_batch(component)
         before = batch.clone()
-        call(batch)
+        gave = call(batch)
+        require(gave is not None, "returns nothing from `forward`", "Return the batch.")
         written, declared = leaves(batch) - leaves(before), set(component.writes)
         problem = f"declares writes {sorted(map(keys.name, declared))}, wrote {sorted(map(keys.name, written))}"
         require(written == declared, problem, "Let contract and code agree.")

@@ -52,7 +52,7 @@ def _component(recipe: Recipe, entry: Entry, path: str, context: Any, options: M
         nested = part in recipe.entries
         arguments[name] = _component(recipe, recipe.entries[part], part, context, recipe.arguments(part)) if nested else value
     try:
-        return load_class(entry, recipe.folders)(context, **arguments)
+        built = load_class(entry, recipe.folders)(context, **arguments)
     except OptionError as error:
         raise refusal(recipe, f"{path}.{error.option}", error.message) from error
     except MarlkitError:
@@ -60,12 +60,20 @@ def _component(recipe: Recipe, entry: Entry, path: str, context: Any, options: M
     except Exception as error:  # whatever a constructor does
         message = f"`{entry.class_name}` cannot be built: {type(error).__name__}: {error}"
         raise refusal(recipe, f"{path}.type", message, LESS_MEMORY if is_out_of_memory(error) else "") from error
+    if isinstance(context, TeamSpec) and not isinstance(getattr(built, "spec", None), TeamSpec):
+        message = f"`{entry.class_name}` does not keep the team spec that it is built for."
+        raise refusal(recipe, f"{path}.type", message, "Set `self.spec = spec` in its constructor.")
+    return built
 
 
 def build_environment(
     recipe: Recipe, device: torch.device, seed: int, compile: CompileMode = "none", **changes: Any
 ) -> Environment:
     """The recipe's environment on ``device``, its random choices decided by ``seed``, its steps run as ``compile`` says."""
+    entry = recipe.entries["env"]
+    if "num_envs" not in entry.options:
+        remedy = "Give its constructor this option: the number of environments, which an evaluation sets anew."
+        raise refusal(recipe, "env.type", f"`{entry.class_name}` takes no `num_envs`.", remedy)
     env = build(recipe, "env", Runtime(device, seed, compile), **changes)
     try:
         refuse_unfit_spec(env)

@@ -9,15 +9,16 @@ from typing import cast
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from marlkit import keys, rng
-from marlkit.component import Data, Environment, who_is
+from marlkit.component import Component, Data, Environment, who_is
 from marlkit.errors import MarlkitError, OptionError
 from marlkit.learning import Adjust, Learning, Metrics, run_directly
 from marlkit.recipe import Recipe
 from marlkit.recipe.trust import require_trust
 from marlkit.testing.environments import WatchedEnvironment, random_action
+from marlkit.testing.every_kind import loose_tensors
 from marlkit.training.assembly import build, build_environment, build_learner, choose_monitor, refusal
 from marlkit.training.culprit import culprit, failure
 from marlkit.training.inspection import inspect_played
@@ -64,18 +65,21 @@ def dry_run(recipe: Recipe) -> None:
 
 def _learn(batch: TensorDictBase, played: TensorDictBase, learner: Learner, recipe: Recipe) -> None:
     for section, step in (("critic", learner.annotate), ("estimator", learner.estimator)):
+        before = _read_by(section, batch, learner)
         with _named(section, learner, recipe):
             step(batch)
         _check_shapes(batch, section, learner)
-    learning = Learning(learner.actor, learner.critic, learner.opponents, _FewSteps(), progress=0.0)
-    before = _trained(learner)
+        _check_unchanged(before, batch, section, learner)
+    steps = _FewSteps()
+    learning = Learning(learner.actor, learner.critic, learner.opponents, steps, progress=0.0)
+    trained = _trained(learner)
     with _named("update", learner, recipe), suppress(_EnoughError):
-        learner.update.update(batch, learning)
+        _check_metrics(learner.update.update(batch, learning), _who("update", learner))
     if learner.annotator.opponents_are_read:
         with _named("opponents", learner, recipe), suppress(_EnoughError):
             learner.opponents.observe(played)
             learner.opponents.fit(batch, replace(learning, minimise=_FewSteps()))
-    _check_training(learner, before)
+    _check_training(learner, trained, stepped=steps.left < MOST_GRADIENTS)
 
 
 def _play_to_an_end(env: Environment) -> None:
@@ -154,7 +158,7 @@ def _trained(learner: Learner) -> dict[str, list[Tensor]]:
     return {name: [x.detach().clone() for x in getattr(learner, name).parameters()] for name in ("actor", "critic")}
 
 
-def _check_training(learner: Learner, before: dict[str, list[Tensor]]) -> None:
+def _check_training(learner: Learner, before: dict[str, list[Tensor]], *, stepped: bool) -> None:
     """Make sure that the update reaches actor and critic: with a gradient, or by changing them itself.
 
     Raises:
@@ -163,10 +167,67 @@ def _check_training(learner: Learner, before: dict[str, list[Tensor]]) -> None:
     for section, copies in before.items():
         parameters = list(getattr(learner, section).parameters())
         changed = any(not torch.equal(now, then) for now, then in zip(parameters, copies, strict=True))
-        if parameters and not changed and all(parameter.grad is None for parameter in parameters):
+        _refuse_loose(getattr(learner, section))
+        if not parameters or changed:
+            continue
+        if all(parameter.grad is None for parameter in parameters):
             raise MarlkitError(
                 f"dry run: no gradient reaches {_who(section, learner)}, so it would never be trained: is its output detached, "
                 "or computed without its parameters?"
+            )
+        if not stepped:
+            raise MarlkitError(
+                f"dry run: {_who('update', learner)} computes gradients of {_who(section, learner)} and takes no step: hand the "
+                "loss to `learning.minimise`, which does both"
+            )
+
+
+def _refuse_loose(component: nn.Module) -> None:
+    """Make sure that what a component would learn is among its parameters.
+
+    Raises:
+        MarlkitError: it holds tensors with gradient that no optimiser sees and no checkpoint holds.
+    """
+    for name, tensor, remedy in loose_tensors(component):
+        if tensor.requires_grad and tensor.is_leaf:
+            raise MarlkitError(
+                f"dry run: {who_is(cast(Component, component))} keeps the tensor `{name}`, which has a gradient, as an attribute "
+                f"so that it would be neither trained nor saved: {remedy}"
+            )
+
+
+def _check_metrics(metrics: object, who: str) -> None:
+    """Hold what an update returns to what the learner logs.
+
+    Raises:
+        MarlkitError: it is no dictionary of tensors without dimensions.
+    """
+    if not isinstance(metrics, dict):
+        raise MarlkitError(f"dry run: {who} returns {type(metrics).__name__} from `update`: return a dictionary of metrics")
+    for name, value in metrics.items():
+        if not isinstance(value, Tensor) or value.ndim:
+            is_a = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise MarlkitError(f"dry run: {who} returns {is_a} as metric `{name}`: return a detached tensor without dimensions")
+
+
+def _read_by(section: str, batch: TensorDictBase, learner: Learner) -> dict[keys.Key, Tensor]:
+    """Copies of what a component reads and does not write."""
+    component = getattr(learner, section)
+    read = [key for key in component.reads if key in batch.keys(True, True) and key not in component.writes]
+    return {key: batch[key].clone() for key in read}
+
+
+def _check_unchanged(before: dict[keys.Key, Tensor], batch: TensorDictBase, section: str, learner: Learner) -> None:
+    """Make sure that a component leaves what it only reads as it was.
+
+    Raises:
+        MarlkitError: it wrote to a tensor in place.
+    """
+    for key, tensor in before.items():
+        if ((tensor != batch[key]) & (tensor == tensor)).any():  # NaN is equal to nothing
+            raise MarlkitError(
+                f"dry run: {_who(section, learner)} changed `{keys.name(key)}`, which it only reads: work on a copy; operations "
+                "that end in `_` write in place"
             )
 
 

@@ -267,3 +267,24 @@ def test_what_the_tests_above_damage_works_while_it_is_whole(folder: Path) -> No
 
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["gamma=0.9"], "gamma: is no section. Did you mean `estimator.gamma`?"),
+        (["lr=1e-3"], "lr: is no section. Did you mean `optimizer.lr`?"),
+        (["critic.hidden=[32,", "32]"], "split it at a blank, quote the whole override."),
+        (["env.scenario_options={n_agents:", "4}"], "split it at a blank, quote the whole override."),
+    ],
+)
+def test_usual_slips_of_the_command_line_are_told_with_the_remedy(overrides: list[str], says: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("mappo", overrides)
+    assert says in str(caught.value)
+
+
+def test_a_run_takes_no_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["resume", "runs/mappo/x", "trainer.iterations=5"])
+    assert "`resume` takes no overrides: set trainer.iterations=5 in the run's recipe.yaml" in capsys.readouterr().err

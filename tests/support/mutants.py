@@ -160,12 +160,18 @@ class ComputedContractCritic(LocalCritic):
 MUTANTS.append(("is read without running it", "a computed contract", lambda: ComputedContractCritic(DISCRETE)))
 
 
+def _keeps_layer(self: Any, spec: TeamSpec) -> None:
+    LocalCritic.__init__(self, spec)
+    self.layers = [torch.nn.Linear(2, 1)]
+
+
 def _keeps_tensor(self: Any, spec: TeamSpec, **options: Any) -> None:
     LocalCritic.__init__(self, spec, hidden=[4], **options)
     self.kept = [torch.ones(3)]
 
 
 mutant("holds tensors as parameters and buffers", "a tensor in a list", LocalCritic, __init__=_keeps_tensor)
+mutant("holds tensors as parameters and buffers", "a layer in a list", LocalCritic, __init__=_keeps_layer)
 
 
 # --- what reads and writes keys -------------------------------------------------------------------------------------------
@@ -185,7 +191,14 @@ mutant(
     options=SMALL,
     predict=_predict(lambda self, batch: batch[keys.STATE].sum(-1)[..., None, None]),
 )
+
+
+def _returns_nothing(self: Any, batch: Any) -> None:
+    LocalCritic.forward(self, batch)
+
+
 mutant("writes what it declares", "nothing", LocalCritic, options=SMALL, forward=lambda self, batch: batch)
+mutant("writes what it declares", "no batch", LocalCritic, options=SMALL, forward=_returns_nothing)
 mutant(
     "writes what it declares",
     "more than that",
