@@ -17,7 +17,18 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from marlkit.recorder.python_values import MISSING, TABLES, contents, differences, found_in, is_code, is_container, is_open, same
+from marlkit.recorder.python_values import (
+    HOOKS,
+    MISSING,
+    TABLES,
+    contents,
+    differences,
+    found_in,
+    is_code,
+    is_container,
+    is_open,
+    same,
+)
 from marlkit.recorder.reads import Held, Reads
 
 _SOURCE = """
@@ -67,7 +78,7 @@ class Guards:
         for variable in reads.variables.values():
             self._watch_entry(variable.space, variable.name, variable.label)
         modules = [held.thing for held in reads.held.values() if isinstance(held.thing, nn.Module)]
-        tables = {id(vars(module)[table]) for module in modules for table in (*TABLES, "_forward_hooks", "_forward_pre_hooks")}
+        tables = {id(vars(module)[table]) for module in modules for table in (*TABLES, *HOOKS)}
         for held in reads.held.values():
             if held.decides:
                 self._watch_contents(held, id(held.thing) in tables)

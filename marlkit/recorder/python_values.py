@@ -33,6 +33,8 @@ LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {"lightning", "n
 _STANDARD = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 TABLES = ("_parameters", "_buffers", "_modules")
 """Where a module of torch holds what it does not hold in its own dict."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS_OF_OPTIMIZERS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
 def contents(thing: Any) -> Any:

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from marlkit.recorder.python_values import (
     ATOMS,
     BAGS,
+    HOOKS,
+    HOOKS_OF_OPTIMIZERS,
     LIBRARIES,
     MISSING,
     SEQUENCES,
@@ -141,6 +143,8 @@ class Reads:
             # What is in the groups are numbers, which those who record look at, and parameters.
             self.meet(optimizer.param_groups, "param_groups", decides=False)
             self.meet(optimizer.state, "state", decides=False)
+            for hooks in HOOKS_OF_OPTIMIZERS:
+                self.meet(vars(optimizer)[hooks], f"{type(optimizer).__name__}'s hooks")
         self._looking = False
 
     def _unhook(self) -> None:
@@ -275,14 +279,15 @@ class Reads:
             for table in TABLES:
                 held = vars(thing)[table]
                 self.held.setdefault(id(held), Held(held, label, dict(held), decides=False))
-            for hooks in (thing._forward_hooks, thing._forward_pre_hooks):
-                self.meet(hooks, f"{label}'s hooks")
+            for hooks in HOOKS:
+                self.meet(vars(thing)[hooks], f"{label}'s hooks")
         try:
             self._hook(cls)
         except (TypeError, AttributeError):  # a class that cannot be changed
             for name in contents(thing):
                 self._note(thing, name, "")
         if self.is_of_user(cls.__module__):
+            self._meet_class(cls, made=False)  # `type(self).name`, or `cls.name` in a class method, tells nothing
             for base in cls.__mro__:
                 for name in vars(base).keys() - _NOT_WHILE_STEPPING if self.is_of_user(base.__module__) else ():
                     if name.startswith("__"):

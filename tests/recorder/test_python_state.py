@@ -98,6 +98,8 @@ class NestedObject(Update):
 
 
 class SimpleHolder:
+    weight = 1.0
+
     def __init__(self) -> None:
         self.inner = Holder()
 
@@ -198,6 +200,29 @@ class OfClass(Update):
 
     def weight(self) -> Any:
         return self.value
+
+
+class OfClassByType(OfClass):
+    def weight(self) -> Any:
+        return type(self).value
+
+
+class OfClassByMethod(OfClass):
+    @classmethod
+    def of_class(cls) -> float:
+        return cls.value
+
+    def weight(self) -> Any:
+        return self.of_class()
+
+
+class OfClassOfObject(Update):
+    def set(self, value: float) -> None:
+        self.holder = getattr(self, "holder", None) or SimpleHolder()
+        SimpleHolder.weight = value
+
+    def weight(self) -> Any:
+        return type(self.holder).weight
 
 
 class OfOtherClass(Update):
@@ -430,6 +455,45 @@ class Hook(Update):
         return self.part(self.w).sum().abs()
 
 
+class BackwardHook(Update):
+    handle: Any = None
+
+    def set(self, value: float) -> None:
+        if not hasattr(self, "part"):
+            self.part = nn.Sequential(nn.Identity())
+        if value != 1:
+            self.handle = self.handle or self.part[0].register_full_backward_hook(lambda *given: (given[1][0] * 3.0,))
+
+    def weight(self) -> Any:
+        return self.part(self.w).square().sum()
+
+
+class HookOfOptimizer(Update):
+    handle: Any = None
+
+    def set(self, value: float) -> None:
+        if value != 1:
+            self.handle = self.handle or self.optimizer.register_step_post_hook(lambda *given: self.w.data.mul_(0.5))
+
+    def weight(self) -> Any:
+        return 1.0
+
+
+class HookBeforeOptimizer(Update):
+    handle: Any = None
+
+    def set(self, value: float) -> None:
+        if value != 1:
+            self.handle = self.handle or self.optimizer.register_step_pre_hook(self.turned)
+
+    def turned(self, *given: Any) -> None:
+        assert self.w.grad is not None
+        self.w.grad.neg_()
+
+    def weight(self) -> Any:
+        return 1.0
+
+
 class Training(Update):
     def set(self, value: float) -> None:
         self.train(value == 1)
@@ -499,10 +563,12 @@ class GradMode(Update):
 
 WAYS = [
     Attribute, NestedObject, ObjectReplaced, InSlots, Namespace, NamedTuples, ListElement, NestedDict, ByVars, ByComputedName,
-    Property, OfClass, OfOtherClass, Global, GlobalOfHelper, GlobalDict, GlobalOfModule, Imported,
+    Property, OfClass, OfClassByType, OfClassByMethod, OfClassOfObject, OfOtherClass,
+    Global, GlobalOfHelper, GlobalDict, GlobalOfModule, Imported,
     Cell, CellList, OwnVariable, OwnObject, Default, Partial,
     FunctionReplaced, MethodShadowed, TensorReplaced, TensorFilled, BufferReplaced, BufferFilled, Array,
-    OptionOfModule, ModuleReplaced, Hook, Training, Frozen, DataReplaced, Decay, RateReplaced, StateCleared, GradMode,
+    OptionOfModule, ModuleReplaced, Hook, BackwardHook, HookOfOptimizer, HookBeforeOptimizer, Training, Frozen,
+    DataReplaced, Decay, RateReplaced, StateCleared, GradMode,
 ]  # fmt: skip
 
 
@@ -512,7 +578,7 @@ def _as_it_was() -> Iterator[None]:
     WEIGHT, COUNT = 1.0, 0
     yield
     torch.set_grad_enabled(True)
-    OfClass.value = Constants.weight = 1.0
+    OfClass.value = OfClassByType.value = OfClassByMethod.value = SimpleHolder.weight = Constants.weight = 1.0
 
 
 def outcome(cls: type[Update], mode: CompileMode, values: list[float], stretch: bool = False) -> tuple[list[Tensor], list[str]]:
