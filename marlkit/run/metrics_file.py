@@ -238,6 +238,8 @@ class _Line(NamedTuple):
 def _lines(path: Path) -> Iterator[_Line]:
     """The header and the rows, one at a time; a last line without a line break, left by a killed process, is skipped."""
     header: list[str] = []
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise RunError(f"{path}: no metrics can be read from it (it is no file).")
     try:
         with path.open("rb") as file:
             for number, raw in enumerate(file, start=1):

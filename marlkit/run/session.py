@@ -148,8 +148,13 @@ def _refuse_lost_checkpoint(folder: Path) -> None:
     """Check that a run without ``last.ckpt`` never had a checkpoint.
 
     Raises:
-        RunError: it has another one.
+        RunError: it has another one, or has been trained to its end.
     """
+    if not any((folder / CHECKPOINTS).glob("*.ckpt")) and (folder / CURVE).exists():
+        raise RunError(
+            f"{folder}: has {CURVE}, as a run that was trained to its end, but no checkpoints any more. To train it again in a "
+            f"folder of its own: `marlkit train {folder / RECIPE}`."
+        )
     left = sorted((folder / CHECKPOINTS).glob("*.ckpt"))
     if left:
         raise RunError(

@@ -50,10 +50,12 @@ DECISIVE = {
 
 def read_versions(path: Path) -> dict[str, Any]:
     """What ``versions.json`` of a run notes; empty, after a warning, if it cannot be read."""
-    try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
+    try:
+        if not path.is_file():  # reading a pipe would wait for ever
+            raise OSError("it is no file")
+        noted = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         noted = error
     if isinstance(noted, dict):

@@ -98,6 +98,24 @@ def estimates_each_environment_by_itself(estimator: Estimator) -> None:
 
 
 @rule("estimator")
+def pays_for_reward(estimator: Estimator) -> None:
+    """A larger reward of all agents raises the value target of its step, and lowers no value target and no advantage."""
+    if keys.REWARD not in estimator.reads:
+        return
+    batch = _rollout(estimator, None)
+    richer = batch.clone()
+    richer[keys.REWARD][:, END] += 1.0
+    wanted, found = _outputs(estimator, batch), _outputs(estimator, richer)
+    for key in {keys.ADVANTAGE, keys.VALUE_TARGET} & wanted.keys():
+        lowered = bool((found[key] < wanted[key] - 1e-5).any())
+        require(not lowered, f"lowers `{keys.name(key)}` where rewards are larger", "Add rewards; subtract baselines.")
+    if keys.VALUE_TARGET in wanted:
+        raised = bool((found[keys.VALUE_TARGET][:, END] > wanted[keys.VALUE_TARGET][:, END] + 1e-5).all())
+        remedy = "A return begins with the reward of its own step, in full."
+        require(raised, "gives the same `agents.value_target` whatever the reward of its step is", remedy)
+
+
+@rule("estimator")
 def takes_steps_in_any_order_unless_it_needs_a_rollout(estimator: Estimator) -> None:
     """An estimator that does not need `on_policy` data takes each step by itself: those of a replay need not follow."""
     if "on_policy" in needs_of(estimator).get("data", ()):

@@ -133,6 +133,40 @@ def fits_the_critic_to_the_value_target(update: Update) -> None:
 
 
 @rule("update")
+def makes_likelier_what_has_an_advantage(update: Update) -> None:
+    """Each agent's actions become likelier where its own advantage is positive, and less likely where it is negative."""
+    if keys.ADVANTAGE not in {key for member in with_parts(update) for key in member.reads}:
+        return
+    team = Team(update).prepare()
+    batch = _only_read(team, update)
+    # The first agent's advantages are the others' with the opposite sign.
+    signs = torch.ones(update.spec.n_agents, 1)
+    signs[0] = -1.0
+    batch[keys.ADVANTAGE] = batch[keys.ADVANTAGE].roll(1, 0)[..., :1, :] * signs
+
+    def log_prob() -> Tensor:
+        rows = batch.reshape(-1).clone()
+        with torch.no_grad():
+            return team.actor.distribution(rows).log_prob(rows[keys.ACTION])
+
+    def weighed(log_probs: Tensor) -> Tensor:
+        advantages = batch[keys.ADVANTAGE].reshape(log_probs.shape)
+        return ((advantages - advantages.mean(0)) * log_probs).mean(0)
+
+    if keys.LOG_PROB in leaves(batch):
+        batch[keys.LOG_PROB] = log_prob().reshape(batch[keys.LOG_PROB].shape)
+    first = gained = weighed(log_prob())
+    for _ in range(25):
+        update.update(batch.clone(), team.learning())
+        gained = weighed(log_prob()) - first
+        if bool((gained > 0).all()):
+            return
+    agents = ", ".join(str(agent) for agent in range(update.spec.n_agents) if gained[agent] <= 0)
+    remedy = "Ascend each agent's own advantage times the gradient of its own log-probability."
+    raise BrokenRule(f"makes actions of agent {agents} less likely where their advantage is positive", remedy)
+
+
+@rule("update")
 def gives_dead_agents_no_say_in_the_policy(update: Update) -> None:
     """What advantage and log-probability of an agent that is not `alive` are does not change the policy; none need be alive."""
     if keys.ALIVE not in update.reads:

@@ -473,7 +473,10 @@ class HookOfOptimizer(Update):
 
     def set(self, value: float) -> None:
         if value != 1:
-            self.handle = self.handle or self.optimizer.register_step_post_hook(lambda *given: self.w.data.mul_(0.5))
+            self.handle = self.handle or self.optimizer.register_step_post_hook(self.halved)
+
+    def halved(self, *given: Any) -> None:
+        self.w.data.mul_(0.5)
 
     def weight(self) -> Any:
         return 1.0

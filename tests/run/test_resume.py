@@ -24,7 +24,7 @@ from marlkit.recipe import load_recipe, shipped
 from marlkit.run.checkpoint_io import load_checkpoint, save_checkpoint
 from marlkit.run.checkpoints import LAST
 from marlkit.run.metrics_file import read_metrics
-from marlkit.run.versions import warn_of_other_process
+from marlkit.run.versions import read_versions, warn_of_other_process
 from marlkit.training.learner import Learner
 
 CASES = [pytest.param(name, extra, id=f"{name}-{'gru' if extra else 'mlp'}") for name in sorted(shipped())
@@ -179,6 +179,25 @@ def test_a_run_whose_last_checkpoint_was_lost_is_refused(finished: Path, tmp_pat
     (copy / "checkpoints" / LAST).rename(copy / "checkpoints" / "best.ckpt")
     with pytest.raises(RunError, match=r"but best\.ckpt\. To go on from that one, copy it"):
         run.resume(copy)
+
+
+def test_a_finished_run_whose_checkpoints_were_removed_keeps_its_metrics(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    shutil.rmtree(copy / "checkpoints")
+    before = (copy / "metrics.csv").read_bytes()
+    with pytest.raises(RunError, match="but no checkpoints any more"):
+        run.resume(copy)
+    assert (copy / "metrics.csv").read_bytes() == before
+
+
+def test_pipes_in_a_run_do_not_hang_it(tmp_path: Path) -> None:
+    for name in ("metrics.csv", "versions.json"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(RunError, match="it is no file"):
+        read_metrics(tmp_path / "metrics.csv")
+    with pytest.warns(UserWarning, match="it is no file"):
+        assert read_versions(tmp_path / "versions.json") == {}
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(finished: Path, tmp_path: Path) -> None:

@@ -857,6 +857,14 @@ def _with_gradient(self: Any, batch: Any) -> Any:
     return batch.set(keys.VALUE_TARGET, target).set(keys.ADVANTAGE, target - batch[keys.STATE_VALUE])
 
 
+def _changed_outputs(key: Any, change: Callable[[Tensor], Tensor]) -> Callable[[Any, Any], Any]:
+    def forward(self: Any, batch: Any) -> Any:
+        GaeEstimator.forward(self, batch)
+        return batch.set(key, change(batch[key]))
+
+    return forward
+
+
 def _centres(self: Any, batch: Any) -> Any:
     GaeEstimator.forward(self, batch)
     return batch.set(keys.ADVANTAGE, batch[keys.ADVANTAGE] - batch[keys.ADVANTAGE].mean(0, keepdim=True))
@@ -873,6 +881,8 @@ mutant(
 mutant("bootstraps a cut and no true end", "bootstraps both", GaeEstimator, forward=_ignoring(keys.TERMINATED))
 mutant("bootstraps a cut and no true end", "bootstraps neither", GaeEstimator, forward=_takes_cuts_for_ends)
 mutant("estimates each environment by itself", "centres over environments", GaeEstimator, forward=_centres)
+mutant("pays for reward", "takes rewards for costs", GaeEstimator, forward=_changed_outputs(keys.ADVANTAGE, torch.neg))
+mutant("pays for reward", "a target of zeros", GaeEstimator, forward=_changed_outputs(keys.VALUE_TARGET, torch.zeros_like))
 mutant("takes steps in any order unless it needs a rollout", "sums over time", GaeEstimator, contract=of(GaeEstimator, needs={}))
 
 
@@ -1173,6 +1183,33 @@ mutant(
     PpoClipUpdate,
     options=PPO,
     value_loss=lambda self, rows, learning: (-PpoClipUpdate.value_loss(self, rows, learning)[0], {}),
+)
+
+
+def _with_advantages(change: Callable[[Tensor], Tensor]) -> Any:
+    """PPO with other advantages."""
+
+    def update(self: Any, batch: Any, learning: Any) -> Any:
+        return PpoClipUpdate.update(self, batch.copy().set(keys.ADVANTAGE, change(batch[keys.ADVANTAGE])), learning)
+
+    return update
+
+
+RULE = "makes likelier what has an advantage"
+mutant(RULE, "descends", PpoClipUpdate, options=PPO, update=_with_advantages(torch.neg))
+mutant(
+    RULE,
+    "the first agent's for all",
+    PpoClipUpdate,
+    options=PPO,
+    update=_with_advantages(lambda found: found[..., :1, :].expand_as(found).clone()),
+)
+mutant(
+    RULE,
+    "trains the first agent alone",
+    PpoClipUpdate,
+    options=PPO,
+    update=_with_advantages(lambda found: found * torch.tensor([[1.0], [0.0], [0.0]])),
 )
 mutant(
     "gives dead agents no say in the policy",
