@@ -137,8 +137,11 @@ def makes_likelier_what_has_an_advantage(update: Update) -> None:
     """Each agent's actions become likelier where its own advantage is positive, and less likely where it is negative."""
     if keys.ADVANTAGE not in {key for member in with_parts(update) for key in member.reads}:
         return
-    team = Team(update).prepare()
-    batch = _only_read(team, update)
+    team = Team(update)
+    # Where agents share parameters, one may lose by what another gains.
+    needs = needs_of(update).get("actor", set()) | needs_of(team.critic).get("actor", set())
+    team.actor = partner("actor", update.spec, {*needs, "separate_parameters"})
+    batch = _only_read(team.prepare(), update)
     # The first agent's advantages are the others' with the opposite sign.
     signs = torch.ones(update.spec.n_agents, 1)
     signs[0] = -1.0
