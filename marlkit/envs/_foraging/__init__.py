@@ -1,0 +1,1 @@
+"""What the foraging environment is made of, besides its rules."""
