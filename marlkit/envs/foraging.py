@@ -31,20 +31,19 @@ TRIALS = 200
 
 
 class Grids(NamedTuple):
-    """What G grids hold. Cells are numbered row by row on a board with a wall around the grid; cell 0 is a corner of the wall.
+    """What G grids hold: the F pieces of food, then the N agents. The grids come last, so that one operation serves them all.
+
+    Cells are numbered row by row on a board with a wall around the grid. Food that is gone lies in the last cell, a corner of the
+    wall, and so behind all other food.
 
     Attributes:
-        agents: the agents' cells, ``[G, N]`` int64.
-        levels: their levels, ``[G, N]`` float32.
-        food: the cells of the food, ascending, ``[G, F]`` int64; 0 for what found no place.
-        food_levels: its levels, ``[G, F]`` float32; 0 for what is gone.
-        total: the level of all food at the start, ``[G, 1]`` float32.
+        cells: where they are, food in ascending order, ``[F + N, G]`` int64.
+        levels: their levels, 0 for food that is gone, ``[F + N, G]`` float32.
+        total: the level of all food at the start, ``[G]`` float32.
     """
 
-    agents: Tensor
+    cells: Tensor
     levels: Tensor
-    food: Tensor
-    food_levels: Tensor
     total: Tensor
 
 
@@ -53,8 +52,8 @@ class View(NamedTuple):
 
     Attributes:
         observation: ``[G, N, O]``.
-        available: the actions that have an effect, and `NONE`, ``[G, N, 6]`` bool.
-        beside: whether an agent stands beside a piece of food, ``[G, N, F]`` bool; it never does beside two.
+        available: `NONE`, and the actions that have an effect, ``[G, N, 6]`` bool.
+        beside: whether an agent stands beside a piece of food, ``[N, F, G]`` bool; it never does beside two.
     """
 
     observation: Tensor
@@ -156,25 +155,30 @@ class ForagingEnvironment(AdapterEnvironment[View]):
         self._view = self._seen(self._grids)
 
     def _lay_out(self) -> None:
-        """What stays the same on all grids: the board's cells, its inside, and the agents in the order in which each sees them."""
-        rows, columns, agents = self.map.rows, self.map.columns, self.map.agents
+        """What stays the same on all grids: the cells of the board, and in which order each agent sees food and agents."""
+        rows, columns, n_agents, food = self.map.rows, self.map.columns, self.map.agents, self.map.food
         width = columns + 2
         cells = torch.arange((rows + 2) * width, device=self.device)
         row, column = cells // width - 1, cells % width - 1
-        self._place = torch.stack([row, column], -1).float()
         inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
         self._inside = cells[inside]
         self._fertile = (row > 0) & (row < rows - 1) & (column > 0) & (column < columns - 1)
+        self._far = (row - row.unsqueeze(-1)).abs() + (column - column.unsqueeze(-1)).abs() > 2
+        self._gone = len(cells) - 1
+        self._place = torch.stack([row, column]).float()
+        self._place[:, self._gone] = -1
         self._moves = torch.tensor([0, -width, width, -1, 1, 0], device=self.device)
-        self._directions = self._moves[NORTH:LOAD]
-        self._open = inside[(cells.unsqueeze(-1) + self._directions).clamp(0, len(cells) - 1)]
-        everyone = range(agents)
-        order = [[one, *(other for other in everyone if other != one)] for one in everyone]
-        self._order = torch.tensor(order, device=self.device)
-        self._another = ~torch.eye(agents, dtype=torch.bool, device=self.device)
+        self._directions = self._moves[NORTH:LOAD].unsqueeze(-1)
+        self._open = inside[(cells + self._directions).clamp(0, self._gone)]
+        self._another = ~torch.eye(n_agents, dtype=torch.bool, device=self.device).unsqueeze(-1)
+        orders = [[*range(food), food + one, *(food + i for i in range(n_agents) if i != one)] for one in range(n_agents)]
+        self._order = torch.tensor(orders, device=self.device).flatten()
+        told = torch.ones(food + n_agents, 3, dtype=torch.bool, device=self.device)
+        told[food:, self._agent_features :] = False
+        self._told = None if told.all() else told.flatten().nonzero().squeeze(-1)
 
     def _refuse_overcrowded(self, name: str) -> None:
-        found = int((self._spawned(TRIALS).food_levels > 0).sum(-1).max())
+        found = int((self._spawned(TRIALS).levels[: self.map.food] > 0).sum(0).max())
         if found < self.map.food:
             most = f"at most {found} had a place in {TRIALS} starts (not at the edge, 3 steps from other food, not under an agent)"
             raise OptionError("map", f"`{name}` has no room for {self.map.food} pieces of food: {most}; take fewer or a larger grid")
@@ -185,11 +189,11 @@ class ForagingEnvironment(AdapterEnvironment[View]):
         """The start of ``count`` grids."""
         lowest, highest = self._player_levels
         n_agents, device = self.map.agents, self.device
-        chosen = torch.rand(count, len(self._inside), device=device).topk(n_agents).indices
-        agents = self._inside[chosen]
+        agents = self._inside[torch.rand(count, len(self._inside), device=device).topk(n_agents).indices]
         levels = torch.randint(lowest, highest + 1, (count, n_agents), device=device).float()
         food, food_levels = self._grown(agents, self._highest_food(levels))
-        return Grids(agents, levels, food, food_levels, food_levels.sum(-1, keepdim=True))
+        cells, levels = torch.cat([food, agents], 1), torch.cat([food_levels, levels], 1)
+        return Grids(cells.t().contiguous(), levels.t().contiguous(), food_levels.sum(1))
 
     def _highest_food(self, levels: Tensor) -> Tensor:
         """The highest level of food among agents of ``levels`` ``[G, N]``: ``[G]``."""
@@ -198,19 +202,25 @@ class ForagingEnvironment(AdapterEnvironment[View]):
         return levels.topk(min(3, self.map.agents), largest=False).values.sum(-1)
 
     def _grown(self, agents: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
-        """Cells and levels ``[G, F]`` of new food, piece after piece among the cells that are left."""
-        left = self._fertile.repeat(len(agents), 1).scatter_(1, agents, False)
+        """Cells and levels ``[G, F]`` of new food, piece after piece on the cells that are left."""
         if not (self.map.coop or self.map.inclusive):
             highest = (highest - 1).clamp(min=1)
-        pieces = []
+        left = self._fertile.repeat(len(agents), 1).scatter_(1, agents, False)
+        cells, levels = [], []
         for _ in range(self.map.food):
-            drawn, cell = torch.where(left, torch.rand(left.shape, device=self.device), -1.0).max(-1)
-            level = highest if self.map.coop else (torch.rand_like(highest) * highest).floor().clamp(max=highest - 1) + 1
-            pieces.append(torch.stack([cell, level.long()]).masked_fill(drawn < 0, 0))
-            left = left & ((self._place - self._place[cell].unsqueeze(1)).abs().sum(-1) > 2)
-        food, food_levels = torch.stack(pieces, -1)
-        food, order = food.sort(-1)
-        return food, food_levels.gather(-1, order).float()
+            drawn, cell = torch.rand(left.shape, device=self.device).masked_fill_(~left, -1.0).max(-1)
+            level = highest if self.map.coop else (torch.rand_like(highest) * highest).floor().minimum(highest - 1) + 1
+            cells.append(cell.masked_fill(drawn < 0, self._gone))
+            levels.append(level.masked_fill(drawn < 0, 0.0))
+            left = left & self._far[cell]
+        return self._ordered(torch.stack(cells, 1), torch.stack(levels, 1), 1)
+
+    def _ordered(self, food: Tensor, levels: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """Food and its levels by ascending cells; what is gone comes last."""
+        if self.map.food == 1:
+            return food, levels
+        food, order = food.sort(dim)
+        return food, levels.gather(dim, order)
 
     # --- the episode ---------------------------------------------------------------------------------------------------------
 
@@ -221,44 +231,49 @@ class ForagingEnvironment(AdapterEnvironment[View]):
         return self._view
 
     def simulate(self, action: Tensor) -> Outcome[View]:
-        """Move, then load, with actions ``[B, N]``; what is not available is `NONE`."""
-        grids = self._grids
+        """Load and move with actions ``[B, N]``; what is not available is `NONE`."""
         able = self._view.available.gather(-1, action.unsqueeze(-1)).squeeze(-1)
-        action = action.masked_fill(~able, NONE)
-        reward, food_levels = self._loaded(grids, action == LOAD)
-        self._grids = grids._replace(agents=self._moved(grids.agents, action), food_levels=food_levels)
+        action = action.masked_fill(~able, NONE).t()
+        reward, food, food_levels = self._loaded(action == LOAD)
+        agents = self._moved(self._grids.cells[self.map.food :], action)
+        levels = torch.cat([food_levels, self._grids.levels[self.map.food :]])
+        self._grids = Grids(torch.cat([food, agents]), levels, self._grids.total)
         self._view = self._seen(self._grids)
-        eaten = (food_levels == 0).all(-1, keepdim=True)
-        return Outcome(self._view, reward.unsqueeze(-1), eaten, self._none)
+        eaten = (food_levels == 0).all(0).unsqueeze(-1)
+        return Outcome(self._view, reward.t().unsqueeze(-1), eaten, self._none)
 
     def _moved(self, agents: Tensor, action: Tensor) -> Tensor:
-        """The agents' cells ``[B, N]`` after their moves; who would share a cell with another stays."""
-        target = agents + self._moves[action]
-        meets = (target.unsqueeze(-1) == target.unsqueeze(-2)) & self._another
-        return torch.where(meets.any(-1), agents, target)
+        """The agents' cells ``[N, B]`` after their moves; of those who would share a cell each stays where it is."""
+        target = agents + self._moves.take(action)
+        meets = (target.unsqueeze(0) == target.unsqueeze(1)) & self._another
+        return torch.where(meets.any(0), agents, target)
 
-    def _loaded(self, grids: Grids, loads: Tensor) -> tuple[Tensor, Tensor]:
-        """The reward ``[B, N]`` of those who load (``[B, N]`` bool), and the levels ``[B, F]`` of the food that is left."""
-        carried = (self._view.beside & loads.unsqueeze(-1)).float()
-        strength = (carried * grids.levels.unsqueeze(-1)).sum(1)
-        lifted = (strength >= grids.food_levels) & (strength > 0)
-        worth = torch.where(lifted, grids.food_levels, 0.0)
-        shares = strength * grids.total if self._normalises else torch.ones_like(strength)
-        worth_of_own, shares_of_own = (carried @ torch.stack([worth, shares], -1)).unbind(-1)
-        reward = grids.levels * worth_of_own / shares_of_own.clamp(min=1)
+    def _loaded(self, loads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The reward ``[N, B]`` of those who load (``[N, B]`` bool), and the food ``[F, B]`` that is left, with its levels."""
+        pieces = self.map.food
+        food, food_levels, levels = self._grids.cells[:pieces], self._grids.levels[:pieces], self._grids.levels[pieces:]
+        lifts = self._view.beside & loads.unsqueeze(1)
+        strength = (lifts * levels.unsqueeze(1)).sum(0)
+        lifted = (strength >= food_levels) & (strength > 0)
+        worth = (lifts * torch.where(lifted, food_levels, 0.0)).sum(1)
+        reward = levels * worth
+        if self._normalises:
+            reward = reward / (lifts * (strength * self._grids.total)).sum(1).clamp(min=1)
         if self._penalty:
-            reward = torch.where(loads & (worth_of_own == 0), -self._penalty, reward)
-        return reward, torch.where(lifted, 0.0, grids.food_levels)
+            reward = reward.masked_fill(loads & (worth == 0), -self._penalty)
+        return reward, *self._ordered(food.masked_fill(lifted, self._gone), food_levels.masked_fill(lifted, 0.0), 0)
 
     def proceed(self, seen: View, done: Tensor, finished: Tensor) -> View:
         """Start the grids ``finished`` ``[F]`` anew; what is seen where the next step starts."""
         if finished.numel() == self.num_envs:
             return self.restart()
         if finished.numel():
-            grids = self._spawned(finished.numel())
-            self._grids = Grids(*(old.index_copy(0, finished, new) for old, new in zip(self._grids, grids, strict=True)))
-            fresh = self._seen(grids)
-            self._view = View(*(old.index_copy(0, finished, new) for old, new in zip(seen, fresh, strict=True)))
+            fresh = self._spawned(finished.numel())
+            view = self._seen(fresh)
+            self._grids = Grids(*(old.index_copy(-1, finished, new) for old, new in zip(self._grids, fresh, strict=True)))
+            self._view = View(
+                *(old.index_copy(dim, finished, new) for old, dim, new in zip(seen, (0, 0, -1), view, strict=True))
+            )
         return self._view
 
     # --- what is seen --------------------------------------------------------------------------------------------------------
@@ -272,36 +287,34 @@ class ForagingEnvironment(AdapterEnvironment[View]):
         return seen.available
 
     def _seen(self, grids: Grids) -> View:
-        present = grids.food_levels > 0
-        ahead = (grids.food.unsqueeze(1) - grids.agents.unsqueeze(2)).unsqueeze(-1) == self._directions
-        ahead &= present[:, None, :, None]
-        beside = ahead.any(-1)
-        free = self._open[grids.agents] & ~ahead.any(2)
-        loadable = beside.any(-1, keepdim=True)
-        available = torch.cat([torch.ones_like(loadable), free, loadable], -1)
-        return View(self._observed(grids, present), available, beside)
+        food, agents = grids.cells.split([self.map.food, self.map.agents])
+        ahead = (food - agents.unsqueeze(1)).unsqueeze(2) == self._directions
+        beside = ahead.any(2)
+        free = self._open.index_select(1, agents.flatten()).view(4, *agents.shape).transpose(0, 1) & ~ahead.any(1)
+        loadable = beside.any(1, keepdim=True)
+        available = torch.cat([torch.ones_like(loadable), free, loadable], 1)
+        return View(self._observed(grids), available.permute(2, 0, 1).contiguous(), beside)
 
-    def _observed(self, grids: Grids, present: Tensor) -> Tensor:
+    def _observed(self, grids: Grids) -> Tensor:
         """Food, oneself and the others as each agent sees them, ``[G, N, O]``."""
-        place, agent_place = self._place[grids.food].unsqueeze(1), self._place[grids.agents]
-        levels = grids.levels[:, self._order].unsqueeze(-1)
-        others, shape = agent_place[:, self._order], (*grids.agents.shape, -1)
-        food_levels = grids.food_levels[:, None, :, None]
-        if self.map.sight is None:
-            food = _packed(torch.cat([place, food_levels], -1), present.unsqueeze(1)).expand(*shape, 3)
-        else:
-            centre = agent_place.unsqueeze(2)
-            near = ((place - centre).abs() <= self.map.sight).all(-1)
-            corner = (centre - self.map.sight).clamp(min=0)
-            food = torch.cat([place - corner, food_levels.expand(*shape, 1)], -1)
-            food = _packed(food, near & present.unsqueeze(1))
-            others = others - corner
-            near = ((others >= 0) & (others <= 2 * self.map.sight)).all(-1)
-            others = _packed(torch.cat([others, levels], -1), near)
-            others, levels = others[..., :2], others[..., 2:]
-        if self._agent_features == 3:
-            others = torch.cat([others, levels], -1)
-        return torch.cat([food.flatten(2), others.flatten(2)], -1)
+        count, pieces, n_agents = grids.cells.shape[-1], self.map.food, self.map.agents
+        place = self._place.index_select(1, grids.cells.flatten()).view(2, -1, count)
+        entities = torch.stack([*place, grids.levels], 1).index_select(0, self._order).view(n_agents, -1, 3, count)
+        if self.map.sight is not None:
+            entities = self._in_sight(entities, entities[:, pieces : pieces + 1, :2])
+        observation = entities.view(-1, count).t().contiguous().view(count, n_agents, -1)
+        return observation if self._told is None else observation.index_select(-1, self._told)
+
+    def _in_sight(self, entities: Tensor, own: Tensor) -> Tensor:
+        """Of ``[N, F + N, 3, G]`` what is in sight of agents at ``own`` ``[N, 1, 2, G]``, seen from the corner of what they see."""
+        assert self.map.sight is not None
+        pieces, sight = self.map.food, self.map.sight
+        place, level = entities.split([2, 1], 2)
+        seen = place - (own - sight).clamp(min=0)
+        near = ((place - own).abs() <= sight)[:, :pieces].all(2) & (level[:, :pieces, 0] > 0)
+        within = ((seen >= 0) & (seen <= 2 * sight))[:, pieces:].all(2)
+        entities = torch.cat([seen, level], 2)
+        return torch.cat([_packed(entities[:, :pieces], near), _packed(entities[:, pieces:], within)], 1)
 
     # --- saving and drawing --------------------------------------------------------------------------------------------------
 
@@ -325,26 +338,24 @@ class ForagingEnvironment(AdapterEnvironment[View]):
             raise MarlkitError(f"the saved grids are {saved[1]} of `{saved[0]}`, these are {here}")
         refuse_misfit(state["steps"], self._steps, "steps")
         refuse_misfit(state["grids"], self._grids._asdict(), "grids")
-        last = len(self._place) - 1
+        last = self._gone
         cells = Kind(f"cells from 0 to {last}", lambda value: bool(((value >= 0) & (value <= last)).all()))
-        for name in ("agents", "food"):
-            refuse_misfit(state["grids"][name], cells, f"grids.{name}")
+        refuse_misfit(state["grids"]["cells"], cells, "grids.cells")
         self._steps = state["steps"].to(self.device, copy=True)
         self._grids = Grids(**{name: tensor.to(self.device, copy=True) for name, tensor in state["grids"].items()})
         self._view = self._seen(self._grids)
 
     def draw(self, index: int = 0) -> Any:
-        """Picture of grid ``index``, ``[height, width, 3]`` uint8: agents are discs, food squares, each with its level."""
-        grids = self._grids
-        agents = torch.cat([self._place[grids.agents[index]], grids.levels[index].unsqueeze(-1)], -1)
-        food = torch.cat([self._place[grids.food[index]], grids.food_levels[index].unsqueeze(-1)], -1)
-        shown = (food[food[:, 2] > 0], agents)
-        return draw_grid(self.map.rows, self.map.columns, *(rows.int().tolist() for rows in shown))
+        """Picture of grid ``index``, ``[height, width, 3]`` uint8: agents are round, food is square, each with its level."""
+        place, levels = self._place[:, self._grids.cells[:, index]], self._grids.levels[:, index]
+        rows = torch.cat([place, levels.unsqueeze(0)]).t().int().tolist()
+        food = [row for row in rows[: self.map.food] if row[2] > 0]
+        return draw_grid(self.map.rows, self.map.columns, food, rows[self.map.food :])
 
 
-def _packed(entries: Tensor, shown: Tensor) -> Tensor:
-    """The entries ``[*, K, 3]`` that are ``shown`` ``[*, K]``, in their order; -1, -1, 0 in place of the others, at the end."""
-    behind = entries.shape[-2]
-    index = torch.where(shown, shown.cumsum(-1) - 1, behind).unsqueeze(-1).expand_as(entries)
-    nothing = entries.new_tensor([-1.0, -1.0, 0.0]).repeat(*entries.shape[:-2], behind + 1, 1)
-    return nothing.scatter(-2, index, entries)[..., :behind, :]
+def _packed(entities: Tensor, shown: Tensor) -> Tensor:
+    """Those of ``[N, K, 3, G]`` that are ``shown`` ``[N, K, G]``, in their order; -1, -1, 0 in place of the others, at the end."""
+    last = entities.shape[1]
+    index = torch.where(shown, shown.cumsum(1) - 1, last).unsqueeze(2).expand_as(entities)
+    nothing = entities.new_tensor([-1.0, -1.0, 0.0]).view(3, 1).expand(len(entities), last + 1, 3, entities.shape[-1])
+    return nothing.scatter(1, index, entities)[:, :last]
