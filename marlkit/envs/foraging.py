@@ -64,14 +64,15 @@ class View(NamedTuple):
 class ForagingEnvironment(AdapterEnvironment[View]):
     """Level-based foraging on B grids at once.
 
-    In each step an agent stays (action 0), moves north, south, west or east (1 to 4), or loads the food beside it (5). Moves into a
-    wall or food, and loading where there is no food, are masked and do nothing. Of agents that would enter one cell none moves;
-    two may change places. Food is eaten if the levels of the agents that load it add up to its own, and pays each of them
+    In each step an agent stays (action 0), moves north, south, west or east (1 to 4), or loads the food beside it (5). Moves into
+    walls and food, and loading where there is no food, are masked and do nothing. Agents whose next cell would be the same all
+    stay; two may change places, and one may enter the cell of another that was held up. Food is eaten if the levels of the agents
+    that load it add up to its own, and pays each of them
 
         reward_i = level_i · food / (levels of those who load it · levels of all food at the start),
 
-    so that the rewards of a team add up to 1 where nothing is left. An episode terminates when all food is eaten, and is truncated
-    after ``max_steps`` steps.
+    so that the rewards of a team add up to 1 where nothing is left. An episode terminates when all food is eaten, and is
+    truncated after ``max_steps`` steps.
 
     An episode starts with the agents anywhere, their levels uniform from ``min_player_level`` to ``max_player_level``, and food
     that is not at the edge and at least 3 steps from other food; where none of the cells is left, the episode has less food. The
@@ -82,19 +83,19 @@ class ForagingEnvironment(AdapterEnvironment[View]):
     for what is gone or out of sight. With a limited sight, rows and columns count from the corner of what it sees; as in the
     package, near the upper and left edge other agents are seen up to twice as far.
 
-    Equal to `lbforaging` 1.1.1 (ids `-v2`) and 2.0.0 (`-v3`) step by step. Starts are drawn from torch's global generator and follow
-    the package's distribution, but for one thing: after its first episode, it keeps agents off the cells on which those placed later
-    ended the episode before.
+    Equal to `lbforaging` 1.1.1 (ids `-v2`) and 2.0.0 (`-v3`) step by step. Starts are drawn from torch's global generator and
+    follow the package's distribution, but for one thing: from its second episode on, the package keeps agents off the cells where
+    those that are placed later ended the episode before.
 
     Args:
         runtime: device and seed.
-        map: name of the map, `{rows}x{columns}-{agents}p-{food}f`, `-coop` for food that takes several agents. An id of the package
-            such as `Foraging-2s-8x8-3p-3f-v3` says also sight and rule of levels.
+        map: name of the map, `{rows}x{columns}-{agents}p-{food}f`, `-coop` for food that takes several agents. An id of the
+            package such as `Foraging-2s-8x8-3p-3f-v3` says also sight and rule of levels.
         num_envs: number of grids B.
         max_steps: steps after which an episode is truncated.
         sight: how many cells agents see in each direction; `null`: what the map's name says, or else the whole grid.
-        food_level_inclusive: whether food may have the highest level, as in `-v3`, which is harder; `null`: what the map's name says,
-            or else not, as in `-v2`. Without effect on `-coop`.
+        food_level_inclusive: whether food may have the highest level, as in `-v3`, which is harder; `null`: what the map's name
+            says, or else not, as in `-v2`. Without effect on `-coop`.
         min_player_level: lowest level of an agent.
         max_player_level: highest level of an agent.
         max_food_level: highest level of food in place of the sum of the three lowest levels of agents; 1: everyone can eat alone.
@@ -180,8 +181,9 @@ class ForagingEnvironment(AdapterEnvironment[View]):
     def _refuse_overcrowded(self, name: str) -> None:
         found = int((self._spawned(TRIALS).levels[: self.map.food] > 0).sum(0).max())
         if found < self.map.food:
-            most = f"at most {found} had a place in {TRIALS} starts (not at the edge, 3 steps from other food, not under an agent)"
-            raise OptionError("map", f"`{name}` has no room for {self.map.food} pieces of food: {most}; take fewer or a larger grid")
+            most = f"in {TRIALS} starts at most {found} had a place (not at the edge, 3 steps from other food, under no agent)"
+            wanted = f"`{name}` has no room for {self.map.food} pieces of food"
+            raise OptionError("map", f"{wanted}: {most}; take fewer or a larger grid")
 
     # --- the start of an episode ---------------------------------------------------------------------------------------------
 
@@ -271,9 +273,7 @@ class ForagingEnvironment(AdapterEnvironment[View]):
             fresh = self._spawned(finished.numel())
             view = self._seen(fresh)
             self._grids = Grids(*(old.index_copy(-1, finished, new) for old, new in zip(self._grids, fresh, strict=True)))
-            self._view = View(
-                *(old.index_copy(dim, finished, new) for old, dim, new in zip(seen, (0, 0, -1), view, strict=True))
-            )
+            self._view = View(*(old.index_copy(dim, finished, new) for old, dim, new in zip(seen, (0, 0, -1), view, strict=True)))
         return self._view
 
     # --- what is seen --------------------------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ class ForagingEnvironment(AdapterEnvironment[View]):
         return observation if self._told is None else observation.index_select(-1, self._told)
 
     def _in_sight(self, entities: Tensor, own: Tensor) -> Tensor:
-        """Of ``[N, F + N, 3, G]`` what is in sight of agents at ``own`` ``[N, 1, 2, G]``, seen from the corner of what they see."""
+        """Of ``[N, F + N, 3, G]`` what agents at ``own`` ``[N, 1, 2, G]`` see, from the corner of what they see on."""
         assert self.map.sight is not None
         pieces, sight = self.map.food, self.map.sight
         place, level = entities.split([2, 1], 2)
@@ -354,7 +354,7 @@ class ForagingEnvironment(AdapterEnvironment[View]):
 
 
 def _packed(entities: Tensor, shown: Tensor) -> Tensor:
-    """Those of ``[N, K, 3, G]`` that are ``shown`` ``[N, K, G]``, in their order; -1, -1, 0 in place of the others, at the end."""
+    """Those of ``[N, K, 3, G]`` that are ``shown`` ``[N, K, G]``, in their order; at the end -1, -1, 0 in place of the others."""
     last = entities.shape[1]
     index = torch.where(shown, shown.cumsum(1) - 1, last).unsqueeze(2).expand_as(entities)
     nothing = entities.new_tensor([-1.0, -1.0, 0.0]).view(3, 1).expand(len(entities), last + 1, 3, entities.shape[-1])

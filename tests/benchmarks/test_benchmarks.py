@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import compare, mappo_balance, perla_floor, recipe_speed, recorded_steps, sweep, turns
+from benchmarks import compare, foraging, mappo_balance, perla_floor, recipe_speed, recorded_steps, sweep, turns
 from benchmarks.measure import measure
 from marlkit.critics.marginalised import MarginalisedCritic
 from marlkit.recipe import load_recipe
@@ -252,3 +252,14 @@ def test_each_way_of_stepping_is_measured(tmp_path: Path, capsys: pytest.Capture
     assert [(line["scenario"], line["envs"]) for line in lines] == [("transport", 3), ("transport", 5)]
     assert all(line["none"] > 0 and line["record"] > 0 and "not recorded" not in line for line in lines)
     assert json.loads(out.read_text())["milliseconds"] == lines
+
+
+def test_steps_of_foraging_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "foraging.json"
+    foraging.main(["--maps", "5x5-2p-1f", "--envs", "2", "5", "--rounds", "1", "--out", str(out)])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["map"], line["envs"]) for line in lines] == [("5x5-2p-1f", 2), ("5x5-2p-1f", 5)]
+    assert all(line["marlkit"] > 0 for line in lines)
+    kept = json.loads(out.read_text())
+    assert kept["steps_per_second"] == lines
+    assert kept["threads"] == 1

@@ -117,6 +117,7 @@ def test_the_ablations_are_one_line(name: str, swap: list[str]) -> None:
     [
         ["env={type: matrix_game, game: climbing, num_envs: 8}"],
         ["env={type: product_game, num_envs: 8}"],
+        ["env={type: foraging, map: 5x5-2p-1f, num_envs: 8, max_steps: 8}"],
         ["env={type: torchrl, factory: torchrl.envs.libs.vmas.VmasEnv, actions: continuous, num_envs: 8,"
          " options: {scenario: balance, continuous_actions: true}, max_steps: 20}"],
         ["optimizer=rmsprop", "optimizer.momentum=0.9"],
@@ -125,7 +126,7 @@ def test_the_ablations_are_one_line(name: str, swap: list[str]) -> None:
         ["critic.value_norm=false", "update.value_clip=null", "update.huber_delta=null", "update.max_grad_norm=null"],
         ["update.normalise_advantage=false", "env.reward=sum", "env.max_steps=null"],
     ],
-    ids=["matrix", "product", "torchrl", "rmsprop", "schedules", "networks", "plain-losses", "rewards"],
+    ids=["matrix", "product", "foraging", "torchrl", "rmsprop", "schedules", "networks", "plain-losses", "rewards"],
 )  # fmt: skip
 def test_variant_trains_and_changes_the_parameters(overrides: list[str], tmp_path: Path) -> None:
     tiny = ["data.steps=10", "update.minibatch_size=20", "update.epochs=2", "trainer.iterations=2", "trainer.video=false"]
@@ -163,6 +164,11 @@ def test_variant_trains_and_changes_the_parameters(overrides: list[str], tmp_pat
 def test_options_that_would_train_nothing_or_something_else_are_refused(name: str, overrides: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         dry_run(load_recipe(name, overrides))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_takes_foraging(name: str) -> None:
+    dry_run(load_recipe(name, ["env=foraging", "env.map=8x8-2p-2f-coop"]))
 
 
 def test_an_opponent_model_whose_keys_are_not_read_fits() -> None:

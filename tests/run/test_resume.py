@@ -29,6 +29,8 @@ from marlkit.training.learner import Learner
 
 CASES = [pytest.param(name, extra, id=f"{name}-{'gru' if extra else 'mlp'}") for name in sorted(shipped())
          for extra in ([], GRU) if known(name, extra) == extra]  # fmt: skip
+FORAGING = ["env=foraging", "env.map=5x5-2p-1f", "env.max_steps=7"]
+CASES.append(pytest.param("mappo", FORAGING, id="mappo-foraging"))
 
 
 @pytest.mark.parametrize(("name", "extra"), CASES)

@@ -1,13 +1,13 @@
 """Play recorded with the package `lbforaging`, and how it was recorded.
 
-`tests/envs/foraging_plays.npz` was made with `lbforaging` 1.1.1 (ids `-v2`; commit 2b2cab2 of github.com/semitable/lb-foraging) and
-2.0.0 (`-v3`; the wheel of PyPI) with gymnasium 1.4.0 and numpy 2.4.6:
+`tests/envs/foraging_plays.npz` was made with `lbforaging` 1.1.1 (ids `-v2`; commit 2b2cab2 of github.com/semitable/lb-foraging)
+and 2.0.0 (`-v3`; the wheel of PyPI), with gymnasium 1.4.0 and numpy 2.4.6:
 
     PYTHONPATH=<lbforaging 1.1.1>:tests/support python tests/support/foraging_plays.py 2
     PYTHONPATH=<lbforaging 2.0.0>:tests/support python tests/support/foraging_plays.py 3
 
-The gym 0.21 that 1.1.1 asks for can no longer be installed. In its place stood a package `gym` with `Env` an empty class, `spaces`
-those of gymnasium, `utils.seeding.np_random(seed)` as `(numpy.random.RandomState(seed), seed)`, and an empty `register`.
+The gym 0.21 that 1.1.1 asks for can no longer be installed. In its place stood a package `gym` with `Env` an empty class,
+`spaces` those of gymnasium, `utils.seeding.np_random(seed)` as `(numpy.random.RandomState(seed), seed)`, and an empty `register`.
 
 Agents act at random, go for food, or crowd together, and always with some random actions, unavailable ones among them.
 """
@@ -73,7 +73,9 @@ class Play(NamedTuple):
 
 def cases() -> list[str]:
     """Every recorded map as ``name-v2`` or ``name-v3``."""
-    return [f"{name}-v{version}" for version in (2, 3) for name in [*PAPER, *VARIANTS] if version == 3 or not name.endswith(ONLY_3)]
+    return [
+        f"{name}-v{version}" for version in (2, 3) for name in [*PAPER, *VARIANTS] if version == 3 or not name.endswith(ONLY_3)
+    ]
 
 
 def options_of(case: str) -> dict[str, Any]:

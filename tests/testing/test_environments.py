@@ -11,6 +11,7 @@ from meeting import DISCRETE, MEETING, environment, replaced
 from small_scenarios import OPTIONS
 
 from marlkit.component import Runtime
+from marlkit.envs.foraging import ForagingEnvironment
 from marlkit.envs.matrix_game import MatrixGameEnvironment
 from marlkit.envs.product_game import ProductGameEnvironment
 from marlkit.errors import RuleError
@@ -275,6 +276,12 @@ def test_matrix_games(game: Any) -> None:
 
 def test_the_product_game() -> None:
     check_environment(lambda runtime: ProductGameEnvironment(runtime, num_envs=3))
+
+
+@pytest.mark.parametrize("reward", ["individual", "sum"])
+@pytest.mark.parametrize("name", ["5x5-2p-2f", "Foraging-2s-6x9-3p-2f-coop-v3", "5x5-1p-1f"])
+def test_foraging(name: str, reward: Any) -> None:
+    check_environment(lambda runtime: ForagingEnvironment(runtime, map=name, reward=reward, num_envs=3, max_steps=12))
 
 
 @pytest.mark.parametrize("continuous", [True, False], ids=["continuous", "discrete"])

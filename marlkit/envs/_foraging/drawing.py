@@ -19,9 +19,9 @@ Entry = Sequence[int]
 
 
 def draw_grid(rows: int, columns: int, food: Sequence[Entry], agents: Sequence[Entry]) -> NDArray[np.uint8]:
-    """Picture of one grid, ``[height, width, 3]`` uint8 with even sides: food is square, agents are round, both with their levels.
+    """Picture of one grid, ``[height, width, 3]`` uint8 with even sides.
 
-    Agents that share a cell stand side by side.
+    Food is square, agents are round, both with their levels. Agents that share a cell stand side by side.
     """
     side = 2 * max(4, LONGER_SIDE // (2 * max(rows, columns)))
     cell = side * _FINER

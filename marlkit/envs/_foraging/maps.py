@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from marlkit.contract import as_yaml
 from marlkit.errors import OptionError, did_you_mean
 
 PAPER = (
@@ -20,8 +21,8 @@ _NAME = re.compile(
     r"(?:Foraging-)?(?:(?P<sight>\d+)s-)?(?P<rows>\d+)x(?P<columns>\d+)-(?P<agents>\d+)p-(?P<food>\d+)f(?P<coop>-coop)?"
     r"(?:-v(?P<version>[23]))?"
 )
-LARGEST = 100
-"""Rows or columns; the packages' own ids end at 19."""
+LARGEST = 50
+"""Rows or columns; the package's own ids end at 19."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,18 @@ def read(name: str, sight: int | None = None, inclusive: bool | None = None) -> 
     rows, columns, agents, food = (int(match[part]) for part in ("rows", "columns", "agents", "food"))
     said = Map(rows, columns, agents, food, coop=match["coop"] is not None)
     _refuse_unplayable(name, said)
-    told = {
-        "sight": (sight, int(match["sight"]) if match["sight"] else None),
-        "food_level_inclusive": (inclusive, match["version"] == "3" if match["version"] else None),
-    }
+    named_sight = int(match["sight"]) if match["sight"] else None
+    named_inclusive = match["version"] == "3" if match["version"] else None
+    told = {"sight": (sight, named_sight), "food_level_inclusive": (inclusive, named_inclusive)}
     for option, (given, named) in told.items():
         if None not in (given, named) and given != named:
-            raise OptionError(option, f"map `{name}` says {named}, not {given}; say it once: `{said.name}` says neither".lower())
-    found = {option: named if given is None else given for option, (given, named) in told.items()}
-    return replace(said, sight=found["sight"], inclusive=found["food_level_inclusive"])
+            message = f"map `{name}` says {as_yaml(named)}, not {as_yaml(given)}; say it once: `{said.name}` leaves it open"
+            raise OptionError(option, message)
+    return replace(
+        said,
+        sight=named_sight if sight is None else sight,
+        inclusive=named_inclusive if inclusive is None else inclusive,
+    )
 
 
 def _refuse_unplayable(name: str, said: Map) -> None:
