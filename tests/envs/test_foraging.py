@@ -27,8 +27,8 @@ def _isolated() -> Any:
         yield
 
 
-def create(map: str = "8x8-2p-2f-coop", num_envs: int = 4, **options: Any) -> ForagingEnvironment:
-    return ForagingEnvironment(RUNTIME, map=map, num_envs=num_envs, **options)
+def create(map: str = "8x8-2p-2f-coop", num_envs: int = 4, runtime: Runtime = RUNTIME, **options: Any) -> ForagingEnvironment:
+    return ForagingEnvironment(runtime, map=map, num_envs=num_envs, **options)
 
 
 def placed(env: ForagingEnvironment, agents: Any, food: Any) -> ForagingEnvironment:
@@ -47,20 +47,19 @@ def placed(env: ForagingEnvironment, agents: Any, food: Any) -> ForagingEnvironm
 # --- against the package -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", plays.cases())
-def test_recorded_play_is_repeated_step_by_step(case: str) -> None:
+def check_play(case: str, runtime: Runtime = RUNTIME) -> None:
+    """Hold the environment to a recorded play."""
     play = plays.recorded(case)
-    env = placed(create(num_envs=plays.EPISODES, **plays.options_of(case)), play.agents, play.food)
-    seen = env._view
-    assert np.array_equal(seen.observation.numpy(), play.first)
-    assert np.array_equal(seen.available.numpy(), play.available_first)
+    env = placed(create(num_envs=plays.EPISODES, runtime=runtime, **plays.options_of(case)), play.agents, play.food)
+    assert np.array_equal(env._view.observation.cpu().numpy(), play.first)
+    assert np.array_equal(env._view.available.cpu().numpy(), play.available_first)
     begin = play.lengths.astype(int).cumsum() - play.lengths
     for step in range(play.lengths.max()):
         running = np.flatnonzero(step < play.lengths)
         rows = begin[running] + step
         action = torch.zeros(plays.EPISODES, env.spec.n_agents, dtype=torch.int64)
         action[running] = torch.tensor(play.actions[rows]).long()
-        arrived, _ = env.step(action)
+        arrived = env.step(action.to(env.device))[0].cpu()
         found = {name: arrived[name].squeeze(-1).numpy()[running] for name in ("terminated", "truncated", "done")}
         assert np.array_equal(arrived["agents", "observation"].numpy()[running], play.observations[rows])
         assert np.array_equal(arrived["agents", "action_mask"].numpy()[running], play.available[rows])
@@ -68,6 +67,17 @@ def test_recorded_play_is_repeated_step_by_step(case: str) -> None:
         assert np.array_equal(found["done"], step + 1 == play.lengths[running])
         assert np.array_equal(found["terminated"], play.left[rows] == 0)
         assert np.array_equal(found["truncated"], (play.left[rows] > 0) & (step + 1 == 50))
+
+
+@pytest.mark.parametrize("case", plays.cases())
+def test_recorded_play_is_repeated_step_by_step(case: str) -> None:
+    check_play(case)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", ["10x10-3p-5f-v2", "2s-10x10-5p-3f-v3", "2s-8x8-3p-3f blind-v3"])
+def test_recorded_play_is_repeated_on_a_gpu(case: str) -> None:
+    check_play(case, Runtime(torch.device("cuda"), seed=0))
 
 
 def test_the_recorded_play_has_what_can_happen() -> None:
