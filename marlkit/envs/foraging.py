@@ -256,7 +256,7 @@ class ForagingEnvironment(AdapterEnvironment[View]):
         food, food_levels, levels = self._grids.cells[:pieces], self._grids.levels[:pieces], self._grids.levels[pieces:]
         lifts = self._view.beside & loads.unsqueeze(1)
         strength = (lifts * levels.unsqueeze(1)).sum(0)
-        lifted = (strength >= food_levels) & (strength > 0)
+        lifted = strength >= food_levels
         worth = (lifts * torch.where(lifted, food_levels, 0.0)).sum(1)
         reward = levels * worth
         if self._normalises:
@@ -311,7 +311,7 @@ class ForagingEnvironment(AdapterEnvironment[View]):
         pieces, sight = self.map.food, self.map.sight
         place, level = entities.split([2, 1], 2)
         seen = place - (own - sight).clamp(min=0)
-        near = ((place - own).abs() <= sight)[:, :pieces].all(2) & (level[:, :pieces, 0] > 0)
+        near = ((place - own).abs() <= sight)[:, :pieces].all(2)
         within = ((seen >= 0) & (seen <= 2 * sight))[:, pieces:].all(2)
         entities = torch.cat([seen, level], 2)
         return torch.cat([_packed(entities[:, :pieces], near), _packed(entities[:, pieces:], within)], 1)
@@ -320,8 +320,7 @@ class ForagingEnvironment(AdapterEnvironment[View]):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the future of the grids but the global random generators."""
-        grids = {name: tensor.clone() for name, tensor in self._grids._asdict().items()}
-        return {"map": self.map.name, "steps": self._steps.clone(), "grids": grids}
+        return {"map": self.map.name, "steps": self._steps.clone(), "grids": self._grids._asdict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`, bit for bit if the global random generators are put back as well.
@@ -342,7 +341,7 @@ class ForagingEnvironment(AdapterEnvironment[View]):
         cells = Kind(f"cells from 0 to {last}", lambda value: bool(((value >= 0) & (value <= last)).all()))
         refuse_misfit(state["grids"]["cells"], cells, "grids.cells")
         self._steps = state["steps"].to(self.device, copy=True)
-        self._grids = Grids(**{name: tensor.to(self.device, copy=True) for name, tensor in state["grids"].items()})
+        self._grids = Grids(**{name: tensor.to(self.device) for name, tensor in state["grids"].items()})
         self._view = self._seen(self._grids)
 
     def draw(self, index: int = 0) -> Any:
