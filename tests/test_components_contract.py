@@ -15,7 +15,7 @@ from marlkit.contract import When
 from marlkit.envs.matrix_game import MatrixGameEnvironment
 from marlkit.recipe.catalogue import Entry, components, load_class
 from marlkit.spec import TeamSpec
-from marlkit.testing import check_component, fake_batch, spec_examples
+from marlkit.testing import check_component, check_environment, fake_batch, spec_examples
 
 SHARES: list[Any] = ["all", "none", "groups"]
 TENSOR_KINDS = ("actor", "opponents", "critic", "estimator")
@@ -43,21 +43,35 @@ SMALL: dict[str, Any] = {
 """Options that keep a component small, where it has them."""
 
 
+ENVIRONMENTS: dict[str, dict[str, Any]] = {
+    "vmas": {"scenario": "balance", "max_steps": 4},
+    "torchrl": {
+        "factory": "torchrl.envs.libs.vmas.VmasEnv", "actions": "continuous", "max_steps": 4,
+        "options": {"scenario": "balance", "continuous_actions": True},
+    },
+}  # fmt: skip
+"""Values of options that have no default, by environment; all need the simulator VMAS, whose tests have the other variants."""
+
+
+def variants(entry: Entry) -> list[dict[str, Any]]:
+    """The defaults, and every value of an option that the contract depends on."""
+    conditions = {
+        str(part)
+        for field in (entry.contract.reads, entry.contract.writes, entry.contract.traits)
+        for item in field
+        if isinstance(item, When)
+        for part in item.parts
+        if part.value is not None
+    }
+    return [{}, *({str(k): v for k, v in OmegaConf.from_dotlist([c]).items()} for c in sorted(conditions))]
+
+
 def cases() -> list[Any]:
     """Every component that reads and writes keys, in every variant of an option that its contract depends on."""
     found = []
     for section in TENSOR_KINDS:
         for name, entry in components(section).items():
-            conditions = {
-                str(part)
-                for field in (entry.contract.reads, entry.contract.writes, entry.contract.traits)
-                for item in field
-                if isinstance(item, When)
-                for part in item.parts
-                if part.value is not None
-            }
-            variants = [{}, *({str(k): v for k, v in OmegaConf.from_dotlist([c]).items()} for c in sorted(conditions))]
-            for variant in variants:
+            for variant in variants(entry):
                 for share in SHARES if "share" in entry.options and "share" not in variant else [None]:
                     label = f"{section}-{name}-{share}-" + ",".join(f"{k}={v}" for k, v in variant.items())
                     found.append(pytest.param(entry, variant, share, id=label))
@@ -112,6 +126,21 @@ def test_component_that_reads_no_keys_alone_keeps_its_contract(entry: Entry, par
         torch.manual_seed(0)
         options = {} if part is None else {"step": built(part, spec)}
         check_component(built(entry, spec, **options))
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        pytest.param(name, variant, id="-".join([name, *(f"{k}={v}" for k, v in variant.items())]))
+        for name, entry in components("env").items()
+        for variant in ([{}] if name in ENVIRONMENTS else variants(entry))
+    ],
+)
+def test_environment_keeps_its_contract(name: str, variant: dict[str, Any]) -> None:
+    if name in ENVIRONMENTS:
+        pytest.importorskip("vmas")
+    entry, options = components("env")[name], {"num_envs": 3, **ENVIRONMENTS.get(name, {}), **variant}
+    check_environment(lambda runtime: load_class(entry)(runtime, **options), steps=9, resumable=name != "torchrl")
 
 
 def test_an_environment_is_held_to_the_rules_of_environments(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from marlkit.envs._foraging import maps
 from marlkit.envs._foraging.drawing import draw_grid
 from marlkit.errors import MarlkitError, OptionError
 from marlkit.options import NonNegativeFloat, PositiveInt, Range
-from marlkit.saved import TEXT, Kind, refuse_misfit
+from marlkit.saved import MAPPING, TEXT, Kind, refuse_misfit
 from marlkit.spec import Discrete, TeamSpec
 
 NONE, NORTH, SOUTH, WEST, EAST, LOAD = range(6)
@@ -330,7 +330,7 @@ class ForagingEnvironment(AdapterEnvironment[View]):
             CheckpointError: an entry is not what these grids have there; names it.
         """
         steps = Kind("the numbers of steps", lambda value: isinstance(value, Tensor) and value.dim() == 1)
-        refuse_misfit(state, {"map": TEXT, "steps": steps, "grids": Kind("the grids", lambda value: True)}, "state")
+        refuse_misfit(state, {"map": TEXT, "steps": steps, "grids": MAPPING}, "state")
         saved = (state["map"], len(state["steps"]))
         if saved != (self.map.name, self.num_envs):
             here = f"{self.num_envs} of `{self.map.name}`"
