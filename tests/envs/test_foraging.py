@@ -361,6 +361,7 @@ def test_names_of_maps(name: str, found: maps.Map) -> None:
         ({"map": "99x99-2p-1f"}, "map", "must have 3 to 50 rows and columns"),
         ({"map": "8x8-0p-1f"}, "map", "at least one agent"),
         ({"map": "5x5-25p-1f"}, "map", "no room for 25 agents and food"),
+        ({"map": "8x8-2p-1000000f"}, "map", "grids of 64 cells hold at most 12 pieces of food, not 1000000"),
         ({"map": "5x5-2p-3f"}, "map", "`5x5-2p-3f` has no room for 3 pieces of food: in 200 starts at most 2 .* a larger grid"),
         ({"map": "2s-8x8-2p-2f", "sight": 3}, "sight", "map `2s-8x8-2p-2f` says 2, not 3"),
         ({"map": "8x8-2p-2f-v2", "food_level_inclusive": True}, "food_level_inclusive", "says false, not true"),

@@ -90,9 +90,13 @@ def _refuse_unplayable(name: str, said: Map) -> None:
         raise OptionError("map", f"`{name}` must have 3 to {LARGEST} rows and columns; food is never put at the edge")
     if 0 in (said.agents, said.food):
         raise OptionError("map", f"`{name}` must have at least one agent (p) and one piece of food (f)")
-    if said.agents >= said.rows * said.columns:
-        cells = said.rows * said.columns
+    cells = said.rows * said.columns
+    if said.agents >= cells:
         raise OptionError("map", f"`{name}` has {cells} cells, no room for {said.agents} agents and food; take a larger grid")
+    # At 3 steps from other food, each piece has the 5 cells at and around it to itself.
+    if said.food > cells // 5:
+        most = f"of {cells} cells hold at most {cells // 5} pieces of food, not {said.food}"
+        raise OptionError("map", f"`{name}`: grids {most}; take fewer or a larger grid")
 
 
 def _unknown(name: str) -> str:
