@@ -185,7 +185,7 @@ def loose_tensors(component: nn.Module) -> Iterator[tuple[str, torch.Tensor, str
     """The tensors that a module holds in attributes, neither parameters nor buffers nor saved otherwise.
 
     Yields:
-        Name, tensor and remedy.
+        Name, tensor ``[*]`` and remedy.
     """
     own = {id(tensor) for tensor in (*component.parameters(), *component.buffers())}
     for path, module in component.named_modules():
