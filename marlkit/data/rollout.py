@@ -52,9 +52,7 @@ class RolloutData(Data):
             self._current = _with(env.reset(), actor.initial_state(env.num_envs))
 
         def act(seen: TensorDictBase) -> dict[Key, Tensor]:
-            chosen: TensorDictBase | None = actor(seen.copy())
-            if chosen is None:
-                raise MarlkitError(f"{who_is(actor)} returns nothing from `forward`: return the batch")
+            chosen = self.choose(seen.copy(), actor)
             return {key: _written(chosen, key, actor) for key in actor.writes}
 
         for step in range(self.steps):
@@ -73,6 +71,17 @@ class RolloutData(Data):
         if self.history:
             self._show_past(batch, self._storage.select(*PAST))
         return batch
+
+    def choose(self, seen: TensorDictBase, actor: Actor) -> TensorDictBase:
+        """What the actor does in a step ``[B]``; a subclass may play something else.
+
+        Raises:
+            MarlkitError: the actor returns nothing.
+        """
+        chosen: TensorDictBase | None = actor(seen)
+        if chosen is None:
+            raise MarlkitError(f"{who_is(actor)} returns nothing from `forward`: return the batch")
+        return chosen
 
     def held_bytes(self, envs: int, played: TensorDictBase) -> int:
         """Bytes of a rollout of ``envs`` environments, judged by ``played`` ``[B, T]``."""
