@@ -13,8 +13,9 @@ from marlkit.errors import RunError
 from marlkit.recipe.reading import Recipe
 from marlkit.recipe.trust import require_trust
 from marlkit.run.checkpoint_io import of_file
+from marlkit.run.contents import ANIMATION, run_recipe
 from marlkit.run.files import refuse_unwritable
-from marlkit.run.folder import ANIMATION, checkpoint_path, own_checkpoint, refuse_links, run_recipe
+from marlkit.run.folder import checkpoint_path, own_checkpoint, refuse_links
 from marlkit.run.policy import Policy
 from marlkit.run.video import refuse_unfit_speed, write_gif
 from marlkit.saved import named
