@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from synthetic_runs import write_run
 
 from marlkit import run
 from marlkit.recipe import load_recipe
@@ -49,8 +51,12 @@ def execute(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "words", [*commands("README.md", "marlkit"), *commands("CONTRIBUTING.md", "marlkit")], ids=lambda words: " ".join(words[1:4])
 )
-def test_every_marlkit_command_works(words: list[str], workshop: tuple[Path, Path]) -> None:
+def test_every_marlkit_command_works(words: list[str], workshop: tuple[Path, Path], tmp_path: Path) -> None:
     folder, finished = workshop
+    if words[1] == "compare":
+        for recipe, seed in itertools.product(("mappo", "ippo"), (0, 1)):
+            write_run(tmp_path / "runs", recipe, seed=seed, returns={1: float(seed), 2: 2.0})
+        folder, words = tmp_path, [*words, "--no-absolute"]  # these runs have no checkpoints
     words = [word.replace("runs/mappo/<run>", str(finished)) for word in words]
     if words[1] == "train":
         words = [*words, *TINY, "trainer.video=false"]

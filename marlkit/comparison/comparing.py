@@ -61,16 +61,15 @@ class Comparison:
                 write_whole(folder / f"{kind}.svg", drawing)
                 write_whole(folder / f"{kind}.png", figures.png(figure))
         tasks = [result.task for result in self.results]
-        told = {"metric": self.metric, "notes": self.notes}
         texts = {
-            "tables.md": markdown_page(self.results, self.overall, **told),
+            "tables.md": markdown_page(self.results, self.overall, self.metric, self.notes),
             "scores.csv": tables.scores_csv(self.results, self.overall),
             "improvements.csv": tables.improvements_csv(self.results, self.overall),
             "profiles.csv": tables.profiles_csv(self.results, self.overall),
             "curves.csv": tables.curves_csv(self.results),
             "runs.csv": tables.runs_csv(self.results, self.metric),
             "marl-eval.json": json.dumps(marl_eval_data(tasks, self.metric), indent=1, allow_nan=False) + "\n",
-            PAGE: html_page(self.results, self.overall, drawings, **told),
+            PAGE: html_page(self.results, self.overall, drawings, self.metric, self.notes),
         }
         for name, text in texts.items():
             write_whole(out / name, text.encode())

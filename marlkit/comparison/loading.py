@@ -140,8 +140,8 @@ def _runs_in(path: Path) -> list[Path]:
 def _load(folder: Path, metric: str, limit: int | None, trust: bool) -> Run:
     recipe = run_recipe(folder, trust=trust)
     metrics = {name: np.asarray(values) for name, values in read_metrics(folder / METRICS).items()}
-    _refuse_unfinished(folder, recipe, metrics, limit)
     _refuse_damaged(folder / METRICS, metrics)
+    _refuse_unfinished(folder, recipe, metrics, limit)
     _refuse_missing(folder / METRICS, metrics, metric)
     told = np.isfinite(metrics[metric])
     if limit is not None:
@@ -185,7 +185,7 @@ def _refuse_damaged(path: Path, metrics: dict[str, Array]) -> None:
     if missing or found != sorted(set(found)):
         what = f"lacks the rows of iterations {in_words(missing)}" if missing else "has rows that are repeated or out of order"
         raise RunError(f"{path}: is damaged; it {what}. Put a copy of it back, or leave this run out.")
-    if FRAMES not in metrics or not np.all(np.diff(metrics[FRAMES], prepend=0) > 0):
+    if found and not np.all(np.diff(metrics.get(FRAMES, np.array([math.nan])), prepend=0) > 0):
         raise RunError(f"{path}: is damaged; its column `{FRAMES}` does not rise. Put a copy of it back, or leave this run out.")
 
 
@@ -214,7 +214,7 @@ def _episodes(path: Path, metric: str, iterations: Array, values: Array) -> tupl
     """
     kept = read_metrics(path) if path.exists() else {ITERATION: []}
     rows = {int(iteration): row for row, iteration in enumerate(kept[ITERATION])}
-    columns = []
+    columns: list[list[float]] = []
     while (column := episode_column(metric, len(columns))) in kept:
         columns.append(kept[column])
     found: list[list[float]] = []

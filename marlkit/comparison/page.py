@@ -44,9 +44,7 @@ Figures = Mapping[str, Mapping[str, bytes]]
 """Drawings of a task, or of all tasks, by kind; see :data:`CAPTIONS`."""
 
 
-def html_page(
-    results: Sequence[TaskResult], overall: Scores | None, figures: Figures, *, metric: str, notes: Sequence[str]
-) -> str:
+def html_page(results: Sequence[TaskResult], overall: Scores | None, figures: Figures, metric: str, notes: Sequence[str]) -> str:
     """A page that opens without a server and without a network."""
     parts = [f"<h1>Comparison of {escape(metric)}</h1>", *(f"<p>{escape(line)}</p>" for line in _what(results, metric))]
     if notes:
@@ -66,7 +64,7 @@ def html_page(
     return f'<!doctype html>\n<html lang="en">\n<head>{meta}{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
 
 
-def markdown_page(results: Sequence[TaskResult], overall: Scores | None, *, metric: str, notes: Sequence[str]) -> str:
+def markdown_page(results: Sequence[TaskResult], overall: Scores | None, metric: str, notes: Sequence[str]) -> str:
     """The tables for a paper's appendix."""
     parts = [f"# Comparison of {metric}\n", *(f"{line}\n" for line in _what(results, metric))]
     if notes:
