@@ -15,7 +15,7 @@ from marlkit.comparison.statistics import Array, Estimate
 from marlkit.run.curve import COLOURS, GREY, tidy
 
 LINES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WIDTH = 7.2
 """Inches."""
 BAND = 0.15
@@ -28,10 +28,10 @@ Styles = Mapping[str, tuple[str, str, str]]
 
 
 def styles(labels: Iterable[str]) -> Styles:
-    """Okabe and Ito's colours, and other lines and markers where these are used up."""
-    rounds = [(line, marker) for line, marker in zip(LINES, MARKERS, strict=True)]
+    """Okabe and Ito's colours, each with a marker of its own for print without colours; other lines where these are used up."""
     return {
-        label: (COLOURS[index % len(COLOURS)], *rounds[index // len(COLOURS) % len(rounds)]) for index, label in enumerate(labels)
+        label: (COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS) % len(LINES)], MARKERS[index % len(MARKERS)])
+        for index, label in enumerate(labels)
     }
 
 

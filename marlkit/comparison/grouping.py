@@ -214,6 +214,6 @@ def _notes(tasks: Sequence[Task]) -> list[str]:
             notes.append(f"{label} has no run on {', '.join(absent)}, so that it is left out of the figures over all tasks.")
     commits = {run.commit for task in tasks for runs in task.groups.values() for run in runs} - {""}
     if len(commits) > 1:
-        shown = ", ".join(sorted(commit[:10] for commit in commits))
+        shown = ", ".join(sorted(commit[:10] + ("-dirty" if commit.endswith("-dirty") else "") for commit in commits))
         notes.append(f"the runs were trained with {len(commits)} commits of marlkit ({shown}), whose results may differ.")
     return notes

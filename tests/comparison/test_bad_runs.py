@@ -119,9 +119,9 @@ def test_missing_seeds_are_told(pair: tuple[Path, Path], tmp_path: Path) -> None
 
 def test_another_metric_is_named_with_those_that_there_are(pair: tuple[Path, Path]) -> None:
     with pytest.raises(RunError) as caught:
-        load(*pair, metric="evaluation/retrun")
+        load(*pair, metric="evaluation/returns")
     message = str(caught.value).splitlines()[0]
-    assert f"{pair[0] / 'metrics.csv'}: has no values of `evaluation/retrun`" in message
+    assert f"{pair[0] / 'metrics.csv'}: has no values of `evaluation/returns`" in message
     assert "Did you mean `evaluation/return`?" in message
     assert "It has evaluation/return, evaluation/length, episode/return." in message
 

@@ -83,9 +83,9 @@ def test_the_number_of_environments_and_a_mean_reward_leave_the_task(tmp_path: P
 def test_a_group_without_runs_on_a_task_and_other_commits_are_told(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path, "mappo", seed=seed, returns=RETURNS)
-        write_run(tmp_path, "ippo", [NAVIGATION], seed=seed, returns=RETURNS, commit="decade")
+        write_run(tmp_path, "ippo", [NAVIGATION], seed=seed, returns=RETURNS, commit="decade0123456-dirty")
     assert tasks(tmp_path)[1] == [
         "mappo has no run on navigation, so that it is left out of the figures over all tasks.",
         "ippo has no run on balance, so that it is left out of the figures over all tasks.",
-        "the runs were trained with 2 commits of marlkit (c0ffee, decade), whose results may differ.",
+        "the runs were trained with 2 commits of marlkit (c0ffee, decade0123-dirty), whose results may differ.",
     ]
