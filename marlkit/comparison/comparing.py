@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from marlkit.comparison import figures, tables
 from marlkit.comparison.grouping import By, Task, tasks_of
-from marlkit.comparison.loading import EVALUATION, SLACK, Run, load_runs, refuse_single
+from marlkit.comparison.loading import EVALUATION, SLACK, Absolute, Run, load_runs, refuse_single
 from marlkit.comparison.marl_eval import marl_eval_data, marl_eval_notes
 from marlkit.comparison.page import html_page, markdown_page
 from marlkit.comparison.results import Scores, TaskResult, over_all, task_result
@@ -125,7 +126,7 @@ def compare(
     tasks, told = tasks_of(runs, by)
     notes += told
     if absolute and metric.startswith(EVALUATION):
-        played, told = _with_absolute(runs, frames, trust, tell)
+        played, told = _with_absolute(runs, metric, frames, trust, tell)
         notes += told
         tasks = [_replaced(task, played) for task in tasks]
     results = [task_result(task, metric) for task in tasks]
@@ -139,10 +140,14 @@ def refuse_unwritable_folder(out: Path) -> None:
         WriteError: they cannot.
     """
     refuse_unwritable(out / PAGE)
+    with suppress(OSError):  # where it was made for the trial, it is empty
+        out.rmdir()
 
 
-def _with_absolute(runs: Sequence[Run], limit: int | None, trust: bool, tell: Tell | None) -> tuple[dict[Path, Run], list[str]]:
-    """The runs with their absolute metric, by folder; none where a best policy lies beyond the budget."""
+def _with_absolute(
+    runs: Sequence[Run], metric: str, limit: int | None, trust: bool, tell: Tell | None
+) -> tuple[dict[Path, Run], list[str]]:
+    """The runs with their absolute metric, by folder; none where the metric has none, or a best policy lies beyond the budget."""
     from marlkit.comparison.absolute import absolute_metric  # here, so that bad input is refused without torch
 
     played: dict[Path, Run] = {}
@@ -154,9 +159,12 @@ def _with_absolute(runs: Sequence[Run], limit: int | None, trust: bool, tell: Te
             played[run.folder] = run.with_absolute(absolute_metric(run.folder, trust=trust))
         except MarlkitError as error:
             problems.append(f"{error} --no-absolute compares the last evaluations, without playing.")
+            continue
+        if metric not in _absolute(played[run.folder]).episodes:
+            return {}, [f"`{metric}` is no mean over episodes and has no absolute metric: last evaluations are compared."]
     if problems:
         raise RunError("\n".join(problems))
-    found = {run.folder: run.absolute for run in played.values() if run.absolute is not None}
+    found = {folder: _absolute(run) for folder, run in played.items()}
     late = [folder for folder, own in found.items() if limit is not None and own.frames > limit * (1 + SLACK)]
     if late:
         listed = ", ".join(map(str, late))
@@ -166,6 +174,11 @@ def _with_absolute(runs: Sequence[Run], limit: int | None, trust: bool, tell: Te
         for folder, own in found.items()
         if own.checkpoint != "best.ckpt"
     ]
+
+
+def _absolute(run: Run) -> Absolute:
+    assert run.absolute is not None
+    return run.absolute
 
 
 def _replaced(task: Task, runs: dict[Path, Run]) -> Task:

@@ -6,7 +6,9 @@ Imports no torch.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,7 +125,7 @@ def _folders(paths: Iterable[str | Path], problems: list[str]) -> list[Path]:
     for path in map(Path, paths):
         runs = _runs_in(path)
         if not runs:
-            what = "is not a run and holds none" if path.is_dir() else "there is no such folder"
+            what = "is not a run and holds none" if os.path.isdir(path) else "there is no such folder"
             problems.append(f"{path}: {what}. Runs stand under runs/<recipe>/<time>-seed<k>/ and hold a {RECIPE}.")
         for run in runs:
             found.setdefault(run.resolve(), run)
@@ -131,9 +133,10 @@ def _folders(paths: Iterable[str | Path], problems: list[str]) -> list[Path]:
 
 
 def _runs_in(path: Path) -> list[Path]:
-    for depth in (RECIPE, f"*/{RECIPE}", f"*/*/{RECIPE}"):
-        if runs := sorted(file.parent for file in path.glob(depth) if file.is_file()):
-            return runs
+    with suppress(OSError, ValueError):  # a name that no folder can have
+        for depth in (RECIPE, f"*/{RECIPE}", f"*/*/{RECIPE}"):
+            if runs := sorted(file.parent for file in path.glob(depth) if file.is_file()):
+                return runs
     return []
 
 

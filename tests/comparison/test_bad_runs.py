@@ -47,6 +47,13 @@ def test_folders_that_are_no_runs_are_named_together(pair: tuple[Path, Path], tm
     assert f"{tmp_path / 'nowhere'}: there is no such folder" in second
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "nul\0", "file"])
+def test_paths_that_are_no_folders_are_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="there is no such folder"):
+        load(tmp_path / name)
+
+
 def test_one_run_only_is_refused(tmp_path: Path) -> None:
     folder = write_run(tmp_path, seed=3, returns=RETURNS)
     with pytest.raises(RunError, match=r"is one run only.*marlkit train mappo seed=4.*marlkit evaluate"):
@@ -184,3 +191,4 @@ def test_bad_input_is_refused_without_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "2 []\n", done.stderr
     assert "there is no such folder" in done.stderr
+    assert list(tmp_path.iterdir()) == []

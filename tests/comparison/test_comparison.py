@@ -196,6 +196,12 @@ def test_other_checkpoints_are_told_or_refused(trained: list[Path], tmp_path: Pa
         marlkit.compare(copies)
 
 
+def test_a_metric_that_is_no_mean_over_episodes_has_none(trained: list[Path]) -> None:
+    found = marlkit.compare(trained, metric="evaluation/return_std")
+    assert found.results[0].absolute is None
+    assert "`evaluation/return_std` is no mean over episodes" in found.notes[0]
+
+
 def test_a_best_policy_beyond_the_budget_is_not_used(trained: list[Path]) -> None:
     late = [folder for folder in trained if absolute_metric(folder).frames > 80]
     found = marlkit.compare(trained, frames=80)
