@@ -92,7 +92,8 @@ def _what(results: Sequence[TaskResult], metric: str) -> list[str]:
     played = all(result.absolute for result in results)
     lines = [
         "Interquartile means over runs with different seeds, and 95 % percentile intervals of the stratified bootstrap "
-        "(Agarwal et al. 2021). Few seeds give intervals that are too narrow; docs/comparing.md says by how much."
+        "(Agarwal et al. 2021). Few runs give intervals that are too narrow: with five, one of 95 % holds the true value in about "
+        "80 to 90 % of cases."
     ]
     if played:
         lines.append(

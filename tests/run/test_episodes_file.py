@@ -12,6 +12,7 @@ from small_runs import small
 
 from marlkit import run
 from marlkit.recipe import load_recipe
+from marlkit.run.episodes_file import EpisodesFile
 from marlkit.run.metrics_file import read_metrics
 from marlkit.spec import Discrete, TeamSpec
 from marlkit.training.evaluation import Episodes
@@ -62,6 +63,13 @@ def test_a_run_that_goes_on_continues_its_episodes(finished: Path, tmp_path: Pat
     run.resume(folder, progress=False)
     assert not [str(warning.message) for warning in recwarn if "episodes.csv" in str(warning.message)]
     assert read_metrics(folder / "episodes.csv")["iteration"] == [1, 3, 5]
+
+
+def test_evaluations_that_are_played_again_are_not_missed(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("iteration,evaluation/length\n0,\n1,8.0\n2,\n3,8.0\n")
+    (tmp_path / "episodes.csv").write_text("iteration,evaluation/length/0\n1,8.0\n")
+    found = EpisodesFile(tmp_path / "episodes.csv", first_iteration=3).begin()
+    assert (found.missing, found.dropped) == ("", "")
 
 
 def test_an_evaluation_whose_episodes_are_lost_is_named(finished: Path, tmp_path: Path) -> None:
