@@ -92,7 +92,7 @@ def _what(results: Sequence[TaskResult], metric: str) -> list[str]:
     played = all(result.absolute for result in results)
     lines = [
         "Interquartile means over runs with different seeds, and 95 % percentile intervals of the stratified bootstrap "
-        "(Agarwal et al. 2021). Few runs give intervals that are too narrow: with five, one of 95 % holds the true value in about "
+        "(Agarwal et al. 2021). Few runs give intervals that are too narrow: with five, one of 95 % holds the true value in some "
         "80 to 90 % of cases."
     ]
     if played:
