@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -18,8 +20,8 @@ LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WIDTH = 7.2
 """Inches."""
-BAND = 0.15
-"""Opacity of an interval around a line."""
+BAND, EDGE = 0.08, 0.45
+"""Opacity of an interval around a line, and of its bounds, by which intervals that overlap are told apart."""
 MOST_IN_A_ROW = 88
 """Characters of a row of a legend."""
 
@@ -59,7 +61,7 @@ def draw_curves(
         # Markers where the evaluations are few enough to be told apart.
         shown = marker if len(frames) <= 30 else ""
         axes.plot(frames, found.value, line, color=colour, label=label, linewidth=1.6, marker=shown, markersize=3.5)
-        axes.fill_between(frames, found.low, found.high, color=colour, alpha=BAND, linewidth=0)
+        _band(axes, frames, found, colour)
     for label, level in (levels or {}).items():
         axes.axhline(level, color=GREY, label=label, linestyle=":", linewidth=1.2)
     axes.set_xlabel("environment frames")
@@ -108,8 +110,8 @@ def draw_profiles(found: Scores, look: Styles, *, title: str, quantity: str) -> 
     axes = figure.add_subplot()
     for label, share in found.profiles.items():
         colour, line, _ = look[label]
-        axes.plot(found.thresholds, share.value, line, color=colour, label=label, linewidth=1.6)
-        axes.fill_between(found.thresholds, share.low, share.high, color=colour, alpha=BAND, linewidth=0)
+        axes.plot(found.thresholds, share.value, line, color=colour, label=label, linewidth=1.8, drawstyle="steps-mid")
+        _band(axes, found.thresholds, share, colour, steps=True)
     axes.set_xlabel(f"threshold: {quantity}")
     axes.set_ylabel("runs above the threshold")
     axes.set_ylim(-0.02, 1.02)
@@ -136,6 +138,12 @@ def svg(figure: Figure) -> bytes:
     return content.getvalue()
 
 
+def _band(axes: Axes, x: Array, found: Estimate, colour: str, *, steps: bool = False) -> None:
+    axes.fill_between(x, found.low, found.high, color=colour, alpha=BAND, linewidth=0, step="mid" if steps else None)
+    for bound in (found.low, found.high):
+        axes.plot(x, bound, color=colour, alpha=EDGE, linewidth=0.7, drawstyle="steps-mid" if steps else "default")
+
+
 def _rows(figure: Figure, labels: Sequence[str], *, title: str, quantity: str) -> None:
     axes = figure.axes[0]
     axes.set_yticks(range(len(labels)), labels)
@@ -151,5 +159,6 @@ def _rows(figure: Figure, labels: Sequence[str], *, title: str, quantity: str) -
 
 def _legend(figure: Figure, labels: Sequence[str]) -> None:
     """Below the axes, where it covers nothing, in as many columns as its labels allow."""
-    columns = max(1, min(len(labels), MOST_IN_A_ROW // (max(map(len, labels)) + 8), 4))
-    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    most = max(1, min(len(labels), MOST_IN_A_ROW // (max(map(len, labels)) + 8)))
+    rows = math.ceil(len(labels) / most)
+    figure.legend(loc="outside lower center", ncols=math.ceil(len(labels) / rows), frameon=False, fontsize=9)
