@@ -25,12 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.random_play import random_return
 from marlkit import load_recipe
+from marlkit.comparison.figures import draw_curves, png, styles
+from marlkit.comparison.statistics import Array, Estimate, align, curve, estimate, interquartile_mean
 from marlkit.recipe import shipped
-from marlkit.run.curve import draw_comparison
+from marlkit.run.files import write_whole
 from marlkit.run.metrics_file import EVALUATION_RETURN, FRAMES, ITERATION, read_metrics
-from marlkit.run.statistics import bootstrap_interval, interquartile_mean
 from marlkit.run.versions import versions
 
 ROOT = Path(__file__).parent.parent
@@ -186,7 +189,10 @@ def summarise() -> dict[str, Any]:
         files = {recipe: [note.with_suffix(".csv") for note in found] for recipe, found in noted.items() if found}
         if files:
             random = round(random_return(next(iter(files)), TASKS[task].overrides), 2)
-            draw_comparison(files, RESULTS / f"{task}.png", title=task, levels={"random play": random})
+            curves = {recipe: _curve(found) for recipe, found in files.items()}
+            levels = {"random play": random}
+            figure = draw_curves(curves, styles(curves), title=task, quantity=EVALUATION_RETURN, levels=levels)
+            write_whole(RESULTS / f"{task}.png", png(figure))
             commits = sorted(
                 {json.loads(f.with_suffix(".json").read_text())["commit"] for found in files.values() for f in found}
             )
@@ -196,10 +202,16 @@ def summarise() -> dict[str, Any]:
 
 def figures(curves: Sequence[Path]) -> dict[str, Any]:
     """Interquartile mean over the seeds of the last evaluation, and its 95 % bootstrap interval."""
-    last = [[read_metrics(curve)[EVALUATION_RETURN][-1]] for curve in curves]
-    low, high = bootstrap_interval(last)
-    mean = float(interquartile_mean(last)[0])
-    return {"seeds": len(curves), "mean": round(mean, 2), "interval": [round(float(low[0]), 2), round(float(high[0]), 2)]}
+    last = np.array([read_metrics(file)[EVALUATION_RETURN][-1] for file in curves])
+    mean, low, high = (round(float(part), 2) for part in estimate([last], interquartile_mean))
+    return {"seeds": len(curves), "mean": mean, "interval": [low, high]}
+
+
+def _curve(files: Sequence[Path]) -> tuple[Array, Estimate]:
+    """Frames and the estimate over the seeds."""
+    runs = [read_metrics(file) for file in files]
+    frames, values = align([(np.array(run[FRAMES]), np.array(run[EVALUATION_RETURN])) for run in runs])
+    return frames, curve(values)
 
 
 def section(summary: Mapping[str, Any]) -> str:

@@ -3,7 +3,8 @@
     python -m benchmarks.torture --trials 100 --out benchmarks/results/torture.json
 
 Every trial trains a shipped recipe with one or two ranks, at small sizes, strikes it once or twice, resumes it to the end and
-checks: the last and the best checkpoint equal an undisturbed run's bit for bit; so does ``metrics.csv``, but for ``time/*``; a
+checks: the last and the best checkpoint equal an undisturbed run's bit for bit; so do
+``metrics.csv`` (but for ``time/*``) and ``episodes.csv``; a
 signal ends all processes within 10 seconds, with the exit code of the signal; no output holds a traceback; no process and no
 partial file is left.
 What strikes, and when, follows from the seed and the number of the trial; how far a run has come by then does not.
@@ -253,11 +254,12 @@ def _differences(run: Path, whole: Path) -> Iterator[str]:
     for name in ("last.ckpt", "best.ckpt"):
         ours, theirs = (load_checkpoint(each / "checkpoints" / name) for each in (run, whole))
         yield from (f"{name}: `{part}` differs" for part in PARTS if not same(ours.get(part), theirs.get(part)))
-    ours, theirs = (read_metrics(each / "metrics.csv") for each in (run, whole))
-    if ours["iteration"] != list(range(ITERATIONS)):
-        yield f"metrics.csv: holds the iterations {ours['iteration']}"
-    kept = {name for name in {*ours, *theirs} if not name.startswith("time/")}
-    yield from (f"metrics.csv: `{name}` differs" for name in kept if repr(ours.get(name)) != repr(theirs.get(name)))
+    for name in ("metrics.csv", "episodes.csv"):
+        ours, theirs = (read_metrics(each / name) for each in (run, whole))
+        if ours["iteration"] != (list(range(ITERATIONS)) if name == "metrics.csv" else theirs["iteration"]):
+            yield f"{name}: holds the iterations {ours['iteration']}"
+        kept = {column for column in {*ours, *theirs} if not column.startswith("time/")}
+        yield from (f"{name}: `{column}` differs" for column in kept if repr(ours.get(column)) != repr(theirs.get(column)))
 
 
 def _left_over(run: Path) -> Iterator[str]:

@@ -1,14 +1,15 @@
 """marlkit: multi-agent reinforcement learning from interchangeable components.
 
-``load_recipe(name_or_path, overrides)`` reads and checks a recipe, ``train(recipe)`` trains it and returns the run folder, and
-``load_policy(folder)`` gives the trained team's policy. Importing marlkit imports no torch; the functions that need it do.
+``load_recipe(name_or_path, overrides)`` reads and checks a recipe, ``train(recipe)`` trains it and returns the run folder,
+``load_policy(folder)`` gives the trained team's policy, and ``compare(folders)`` compares runs. Importing marlkit imports no
+torch; the functions that need it do.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from marlkit.errors import MarlkitError
 
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import Callback
 
+    from marlkit.comparison import Comparison
     from marlkit.recipe import Recipe, load_recipe
     from marlkit.run.policy import Policy
 
 __version__ = "0.1.0"
-__all__ = ["MarlkitError", "Recipe", "load_policy", "load_recipe", "resume", "train"]
+__all__ = ["MarlkitError", "Recipe", "compare", "load_policy", "load_recipe", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -73,3 +75,18 @@ def load_policy(folder: str | Path, checkpoint: str = "best", *, trust: bool = F
     from marlkit import run
 
     return run.load_policy(folder, checkpoint, trust=trust)
+
+
+def compare(
+    folders: Sequence[str | Path],
+    *,
+    metric: str = "evaluation/return",
+    by: Literal["override", "recipe"] = "override",
+    frames: int | None = None,
+    absolute: bool = True,
+    trust: bool = False,
+) -> Comparison:
+    """Compare runs; its ``write(folder)`` makes page, tables and figures. See :func:`marlkit.comparison.compare`."""
+    from marlkit import comparison
+
+    return comparison.compare(folders, metric=metric, by=by, frames=frames, absolute=absolute, trust=trust)

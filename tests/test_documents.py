@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from synthetic_runs import write_run
 
 from marlkit import run
 from marlkit.recipe import load_recipe
@@ -46,11 +48,23 @@ def execute(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", *words], cwd=folder, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize(
-    "words", [*commands("README.md", "marlkit"), *commands("CONTRIBUTING.md", "marlkit")], ids=lambda words: " ".join(words[1:4])
-)
-def test_every_marlkit_command_works(words: list[str], workshop: tuple[Path, Path]) -> None:
+COMMANDS = [
+    command for document in ("README.md", "CONTRIBUTING.md", "docs/comparing.md") for command in commands(document, "marlkit")
+]
+
+
+def write_runs(root: Path) -> None:
+    """Runs of two recipes to compare."""
+    for recipe, seed in itertools.product(("mappo", "ippo"), (0, 1)):
+        write_run(root, recipe, seed=seed, returns={1: float(seed), 2: 2.0})
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[1:4]))
+def test_every_marlkit_command_works(words: list[str], workshop: tuple[Path, Path], tmp_path: Path) -> None:
     folder, finished = workshop
+    if words[1] == "compare":
+        write_runs(tmp_path / "runs")
+        folder, words = tmp_path, [*words, "--no-absolute"]  # these runs have no checkpoints
     words = [word.replace("runs/mappo/<run>", str(finished)) for word in words]
     if words[1] == "train":
         words = [*words, *TINY, "trainer.video=false"]
@@ -73,6 +87,15 @@ def test_every_python_block_of_the_readme_runs(index: int, workshop: tuple[Path,
     (tmp_path / "block.py").write_text(code, encoding="utf-8")
     done = subprocess.run([sys.executable, str(tmp_path / "block.py")], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_python_block_of_comparing_runs(tmp_path: Path) -> None:
+    write_runs(tmp_path / "runs")
+    (block,) = blocks("docs/comparing.md", "python")
+    (tmp_path / "block.py").write_text(block.replace('"runs/ippo"]', '"runs/ippo"], absolute=False'), encoding="utf-8")
+    done = subprocess.run([sys.executable, "block.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "comparison" / "index.html").exists()
 
 
 def test_the_example_component_passes_its_own_test(workshop: tuple[Path, Path]) -> None:

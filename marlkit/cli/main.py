@@ -104,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     play = _with_run(commands, "play", _play, "draw an episode of a trained team as an animation")
     play.add_argument("--output", type=Path, help="the file to write (team.gif in the run folder)")
     play.add_argument("--fps", type=float, default=15, help="pictures per second (15)")
+    _with_comparison(_command(commands, "compare", _compare, "compare runs: figures, tables and a page"))
     resume = _command(commands, "resume", _resume, "continue a run that was stopped")
     resume.add_argument("folder", type=Path, help="a run folder: runs/<recipe>/<time>-seed<k>")
     _with_progress(resume)
@@ -134,6 +135,18 @@ def _with_run(commands: Any, name: str, function: Function, text: str) -> argpar
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which parameters (best)")
     _with_trust(parser)
     return parser
+
+
+def _with_comparison(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", type=Path, nargs="+", help="run folders, or folders of them such as runs/mappo")
+    parser.add_argument("--metric", default="evaluation/return", help="a column of metrics.csv (evaluation/return)")
+    by = "what makes a group: the recipe and all that its runs differ in but the seed (override), or the recipe alone"
+    parser.add_argument("--by", choices=("override", "recipe"), default="override", help=by)
+    parser.add_argument("--frames", type=int, help="compare what was reached within so many frames (the whole trainings)")
+    parser.add_argument("--out", type=Path, default=Path("comparison"), help="the folder of the results (comparison)")
+    skipped = "compare last evaluations, and play nothing"
+    parser.add_argument("--no-absolute", action="store_true", help=skipped)
+    _with_trust(parser)
 
 
 def _with_progress(parser: argparse.ArgumentParser) -> None:
@@ -214,6 +227,18 @@ def _play(parsed: argparse.Namespace) -> None:
 
     shown = {"seed": parsed.seed, "checkpoint": parsed.checkpoint, "fps": parsed.fps}
     print(run.play(parsed.folder, path=parsed.output, trust=parsed.trust, **shown))
+
+
+def _compare(parsed: argparse.Namespace) -> None:
+    from marlkit import comparison
+    from marlkit.comparison.comparing import refuse_unwritable_folder
+
+    refuse_unwritable_folder(parsed.out)
+    options = {name: getattr(parsed, name) for name in ("metric", "by", "frames", "trust")}
+    found = comparison.compare(parsed.folders, absolute=not parsed.no_absolute, tell=report.print_step, **options)
+    report.print_notes(found.notes)
+    report.print_comparison(found)
+    print(found.write(parsed.out))
 
 
 def _resume(parsed: argparse.Namespace) -> None:

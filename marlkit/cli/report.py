@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -17,6 +17,9 @@ from marlkit.errors import MarlkitError, RecipeError
 from marlkit.keys import Key
 from marlkit.recipe import Recipe
 from marlkit.recipe.wiring import DIMENSIONS, MISSING, dimensions, is_discrete, shape, wiring
+
+if TYPE_CHECKING:
+    from marlkit.comparison import Comparison
 
 PIPE_WIDTH = 160
 """Columns where the output is no terminal."""
@@ -56,6 +59,20 @@ def print_notes(notes: Iterable[str]) -> None:
     """Print notes on standard error, separate from the output of a command."""
     for note in notes:
         console(sys.stderr).print(Text("note: ", style="yellow") + Text(note), soft_wrap=True)
+
+
+def print_step(message: str) -> None:
+    """Print on standard error what is being done."""
+    console(sys.stderr).print(Text(message, style="dim"), soft_wrap=True)
+
+
+def print_comparison(found: Comparison) -> None:
+    """Print a table for each task."""
+    from marlkit.comparison.tables import summary_rows
+
+    for result in found.results:
+        heads, rows = summary_rows(result)
+        print_sections(f"{result.task.name}: {found.metric}, interquartile mean and 95 % interval", rows, heads)
 
 
 def print_interrupted(message: str) -> None:

@@ -1,11 +1,9 @@
-"""Plots of learning curves: one run with its losses, or several algorithms compared over seeds."""
+"""The learning curve of one run, with its losses; several runs are compared by :mod:`marlkit.comparison`."""
 
 from __future__ import annotations
 
 import io
-import math
 import os
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +14,6 @@ from numpy.typing import NDArray
 from marlkit.errors import RunError
 from marlkit.run.files import write_whole
 from marlkit.run.metrics_file import EPISODE_RETURN, EVALUATION_RETURN, FRAMES, read_metrics, returns_of
-from marlkit.run.statistics import bootstrap_interval, interquartile_mean
 
 PANEL_WORDS = ("loss", "entropy", "explained_variance")
 MOST_PANELS = 4
@@ -60,62 +57,8 @@ def draw_curve(metrics_csv: FilePath, png: FilePath, title: str) -> None:
         small = figure.add_subplot(grid[1, column])
         small.plot(*_finite(metrics[FRAMES], metrics[name]), color=GREY, linewidth=1)
         small.set_title(name, fontsize=8, loc="left")
-        _tidy(small, label_size=7)
+        tidy(small, label_size=7)
     _save(figure, png)
-
-
-def draw_comparison(
-    csv_by_label: Mapping[str, Sequence[FilePath]],
-    png: FilePath,
-    *,
-    title: str = "",
-    column: str = EVALUATION_RETURN,
-    levels: Mapping[str, float] | None = None,
-) -> None:
-    """Draw one line per label: the interquartile mean over its files, one file per seed, and its 95 % bootstrap interval.
-
-    ``levels`` are drawn as horizontal lines, by label.
-
-    Raises:
-        RunError: a file is not a metrics file, or it lacks ``frames`` or ``column``.
-        WriteError: the picture cannot be written.
-    """
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    for index, (label, files) in enumerate(csv_by_label.items()):
-        frames, values = align([_series(file, column) for file in files])
-        colour = COLOURS[index % len(COLOURS)]
-        low, high = bootstrap_interval(values)
-        axes.plot(frames, interquartile_mean(values), color=colour, label=label, linestyle=("-", "--")[index // len(COLOURS) % 2])
-        axes.fill_between(frames, low, high, color=colour, alpha=0.18, linewidth=0)
-    for label, level in (levels or {}).items():
-        axes.axhline(level, color=GREY, label=label, linestyle=":", linewidth=1.2)
-    _finish(axes, title, column)
-    _save(figure, png)
-
-
-def align(series: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """Interpolate the curves of several seeds at the frames of the first, within the range that all of them cover.
-
-    Args:
-        series: per seed, frames and values, in order of frames.
-
-    Returns:
-        Frames ``[P]`` and values ``[seeds, P]``, linearly interpolated between a seed's own points.
-    """
-    start = max(frames[0] for frames, _ in series)
-    end = min(frames[-1] for frames, _ in series)
-    grid = series[0][0]
-    grid = grid[(grid >= start) & (grid <= end)]
-    return grid, np.stack([np.interp(grid, frames, values) for frames, values in series])
-
-
-def _series(file: FilePath, column: str) -> tuple[Array, Array]:
-    metrics = read_metrics(file)
-    absent = [name for name in (FRAMES, column) if not any(map(math.isfinite, metrics.get(name, [])))]
-    if absent:
-        raise RunError(f"{file}: has no values of {' or '.join(absent)} to compare.")
-    return _finite(np.asarray(metrics[FRAMES]), np.asarray(metrics[column]))
 
 
 def _finite(x: Array, y: Array) -> tuple[Array, Array]:
@@ -128,12 +71,13 @@ def _finish(axes: Axes, title: str, quantity: str) -> None:
     axes.set_title(title, fontsize=12, loc="left")
     axes.set_xlabel("environment frames")
     axes.set_ylabel(quantity)
-    _tidy(axes, label_size=9)
+    tidy(axes, label_size=9)
     if axes.lines:
         axes.legend(frameon=False, loc="best")
 
 
-def _tidy(axes: Axes, *, label_size: int) -> None:
+def tidy(axes: Axes, *, label_size: int) -> None:
+    """Marlkit's style of axes: frames with units along x, no frame above and at the right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -1,14 +1,10 @@
-"""The folder of a run: the names of its files, and how it is created and opened.
-
-``runs/<recipe>/<time>-seed<k>/`` holds ``recipe.yaml`` (completed), ``versions.json``, ``metrics.csv``, ``tensorboard/``,
-``checkpoints/last.ckpt`` and ``best.ckpt``, and at the end ``curve.png`` and ``team.gif``.
-"""
+"""The folder of a run: how it is created, and how its checkpoints are opened; :mod:`marlkit.run.contents` names its files."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,23 +12,17 @@ from typing import Any
 from marlkit.contract import as_yaml
 from marlkit.errors import CheckpointError, RunError, writing
 from marlkit.recipe.located_yaml import Place, read_text
-from marlkit.recipe.reading import Recipe, load_recipe
+from marlkit.recipe.reading import Recipe
 from marlkit.run.checkpoint_io import load_checkpoint, of_file
 from marlkit.run.checkpoints import BEST, LAST
+from marlkit.run.contents import CHECKPOINTS, COMPONENT_FOLDERS, RECIPE, VERSIONS, flat
 from marlkit.run.files import write_whole
-from marlkit.run.versions import read_versions, versions
+from marlkit.run.versions import versions
 from marlkit.saved import COUNT, MAPPING, named, refuse_misfit
 from marlkit.training.assembly import choose_device
 from marlkit.training.restoring import HEADER
 
-RECIPE = "recipe.yaml"
-METRICS = "metrics.csv"
-VERSIONS = "versions.json"
-COMPONENT_FOLDERS = "component_folders"
-CHECKPOINTS = "checkpoints"
 REQUIRED = ("state_dict", "marlkit")
-CURVE = "curve.png"
-ANIMATION = "team.gif"
 
 
 def new_run_folder(recipe: Recipe, root: Path) -> Path:
@@ -59,22 +49,6 @@ def _new_folder(parent: Path, seed: int) -> Path:
     raise RunError(f"{parent}: a thousand runs started within this second")
 
 
-def run_recipe(folder: Path, *, trust: bool = False) -> Recipe:
-    """The completed recipe of a run.
-
-    Args:
-        folder: of the run.
-        trust: as for :func:`marlkit.recipe.load_recipe`.
-
-    Raises:
-        RunError: the folder is not a run.
-    """
-    path = folder / RECIPE
-    if not path.is_file():
-        raise RunError(f"{folder}: is not a run; it holds no {RECIPE}. Runs stand under runs/<recipe>/<time>-seed<k>/.")
-    return load_recipe(path, folders=_component_folders(folder), trust=trust)
-
-
 def refuse_links(folder: Path) -> None:
     """Check that what is written into a run stays in it.
 
@@ -87,13 +61,6 @@ def refuse_links(folder: Path) -> None:
         if path.is_symlink() and not path.resolve().is_relative_to(inside):
             where = f"{path}: is a link to {path.resolve()}, outside of the run, and would be written to."
             raise RunError(f"{where} Replace it by what it points to, or repeat with --trust (in Python: trust=True).")
-
-
-def _component_folders(folder: Path) -> list[Path]:
-    """The folders in which the run found components named by dotted paths; none where its ``versions.json`` is unreadable."""
-    noted = read_versions(folder / VERSIONS).get(COMPONENT_FOLDERS, [])
-    paths = [path for path in noted if isinstance(path, str)] if isinstance(noted, list) else []
-    return [Path(path) for path in paths if os.path.isdir(path)]
 
 
 def checkpoint_path(folder: Path, checkpoint: str) -> Path:
@@ -159,12 +126,4 @@ def _decisive(text: str) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("trainer"), dict):
         raise ValueError("it has no trainer")
     config["trainer"] = {"precision": config["trainer"].get("precision", "float32")}
-    return dict(_flat(config))
-
-
-def _flat(config: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value
+    return dict(flat(config))

@@ -20,20 +20,11 @@ from marlkit.recipe.reading import Recipe
 from marlkit.recipe.trust import require_trust
 from marlkit.run.checkpoint_io import refuse_altered_checkpoint
 from marlkit.run.checkpoints import LAST, Checkpoints
+from marlkit.run.contents import ANIMATION, CHECKPOINTS, CURVE, EPISODES, METRICS, RECIPE, VERSIONS, run_recipe
 from marlkit.run.curve import draw_curve
 from marlkit.run.ddp import RanksLauncher
-from marlkit.run.folder import (
-    ANIMATION,
-    CHECKPOINTS,
-    CURVE,
-    METRICS,
-    RECIPE,
-    VERSIONS,
-    new_run_folder,
-    own_checkpoint,
-    refuse_links,
-    run_recipe,
-)
+from marlkit.run.episodes_file import EpisodesFile
+from marlkit.run.folder import new_run_folder, own_checkpoint, refuse_links
 from marlkit.run.lock import run_lock
 from marlkit.run.process import keep_freed_memory, spared_from_collection
 from marlkit.run.progress import IterationProgress
@@ -198,14 +189,15 @@ def _fit(
     env = build_environment(recipe, device, rank_seed(recipe.seed, trainer.global_rank), modes.environment)
     # Only the first rank evaluates, logs and writes.
     watched = evaluation_environment(recipe, device) if trainer.is_global_zero else None
+    episodes = EpisodesFile(folder / EPISODES, first_iteration)
     learner = build_learner(
         recipe,
         env,
-        evaluate=_evaluation(recipe, watched),
+        evaluate=_evaluation(recipe, watched, episodes),
         evaluation_interval=options.evaluation_interval,
         compile=modes.learning,
     )
-    trainer.loggers = new_loggers(recipe, folder, first_iteration) if trainer.is_global_zero else []
+    trainer.loggers = [*new_loggers(recipe, folder, first_iteration), episodes] if trainer.is_global_zero else []
     monitor = choose_monitor(recipe, env.spec)
     if monitor is None and trainer.is_global_zero:
         _warn_of_no_monitor(env)
@@ -234,12 +226,18 @@ def _warn_of_no_monitor(env: Environment) -> None:
     )
 
 
-def _evaluation(recipe: Recipe, env: Environment | None) -> Callable[[Actor], dict[str, float]] | None:
-    """A function that evaluates an actor on ``env``; ``None`` without an environment."""
+def _evaluation(recipe: Recipe, env: Environment | None, file: EpisodesFile) -> Callable[[Actor], dict[str, float]] | None:
+    """A function that evaluates an actor on ``env`` and keeps the episodes; ``None`` without an environment."""
     if env is None:
         return None
     seed, steps = recipe.seed + EVALUATION_SEED, recipe.config.trainer.evaluation_steps
-    return lambda actor: play_episodes(env, actor, seed=seed, steps=steps).summary()
+
+    def evaluate(actor: Actor) -> dict[str, float]:
+        episodes = play_episodes(env, actor, seed=seed, steps=steps)
+        file.take(episodes)
+        return episodes.summary()
+
+    return evaluate
 
 
 def _fit_until_interrupted(trainer: lightning.Trainer, learner: Learner, checkpoint: Path | None, interrupts: Interrupts) -> None:

@@ -21,9 +21,10 @@ from lightning.pytorch.loggers import Logger
 from marlkit.errors import CheckpointError
 from marlkit.recipe.reading import Recipe
 from marlkit.run.checkpoint_io import AtomicCheckpointIO
+from marlkit.run.contents import METRICS, RECIPE
 from marlkit.run.ddp import NoSignals, RanksStrategy
-from marlkit.run.folder import METRICS, RECIPE, REQUIRED
-from marlkit.run.metrics_file import Continuation, MetricsFile
+from marlkit.run.folder import REQUIRED
+from marlkit.run.metrics_logger import Continuation, MetricsFile
 from marlkit.run.progress import IterationProgress
 from marlkit.run.step_times import StepTimes
 from marlkit.run.tensorboard import EventLogger
@@ -79,10 +80,15 @@ def prepare_files(trainer: lightning.Trainer) -> None:
     checkpoint_io = trainer.strategy.checkpoint_io
     assert isinstance(checkpoint_io, AtomicCheckpointIO)
     checkpoint_io.device = trainer.strategy.root_device
-    for logger in trainer.loggers:
-        if isinstance(logger, MetricsFile):
-            checkpoint_io.before_saving = logger.sync
-            _tell(logger.begin(), logger.path, trainer)
+    files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
+    for file in files:
+        _tell(file.begin(), file.path, trainer)
+
+    def sync() -> None:
+        for file in files:
+            file.sync()
+
+    checkpoint_io.before_saving = sync
 
 
 def _tell(found: Continuation, path: Path, trainer: lightning.Trainer) -> None:

@@ -13,8 +13,9 @@ from marlkit.errors import RunError
 from marlkit.recipe.reading import Recipe
 from marlkit.recipe.trust import require_trust
 from marlkit.run.checkpoint_io import of_file
+from marlkit.run.contents import ANIMATION, run_recipe
 from marlkit.run.files import refuse_unwritable
-from marlkit.run.folder import ANIMATION, checkpoint_path, own_checkpoint, refuse_links, run_recipe
+from marlkit.run.folder import checkpoint_path, own_checkpoint, refuse_links
 from marlkit.run.policy import Policy
 from marlkit.run.video import refuse_unfit_speed, write_gif
 from marlkit.saved import named
@@ -45,7 +46,7 @@ def evaluate(
         checkpoint: ``"best"`` or ``"last"``.
         trust: whether the run may do what its recipe names beyond marlkit's own code (:mod:`marlkit.recipe.trust`).
     """
-    return _episodes(Path(folder), checkpoint=checkpoint, count=episodes, seed=seed, trust=trust).summary()
+    return play_checkpoint(Path(folder), checkpoint=checkpoint, count=episodes, seed=seed, trust=trust)[0].summary()
 
 
 def play(
@@ -108,7 +109,7 @@ def frames_of_episode(folder: Path, *, seed: int | None = None, checkpoint: str 
         if picture is not None:
             frames.append(picture)
 
-    _episodes(folder, checkpoint=checkpoint, count=1, seed=seed, trust=trust, watch=watch)
+    play_checkpoint(folder, checkpoint=checkpoint, count=1, seed=seed, trust=trust, watch=watch)
     return frames
 
 
@@ -129,7 +130,7 @@ def _trained_actor(recipe: Recipe, spec: TeamSpec, saved: dict[str, Any]) -> Act
     return actor.eval()
 
 
-def _episodes(
+def play_checkpoint(
     folder: Path,
     *,
     checkpoint: str,
@@ -137,8 +138,11 @@ def _episodes(
     seed: int | None,
     trust: bool,
     watch: Callable[[Environment], None] | None = None,
-) -> Episodes:
-    """Episodes of a trained team; ``count`` and ``seed`` default to those of evaluations during training."""
+) -> tuple[Episodes, dict[str, Any]]:
+    """Episodes of a trained team, and what its checkpoint says of itself (``iteration``, ``frames``).
+
+    ``count`` and ``seed`` default to those of evaluations during training.
+    """
     recipe = run_recipe(folder, trust=trust)
     require_trust(recipe, "env", "actor")
     path = checkpoint_path(folder, checkpoint)
@@ -149,4 +153,6 @@ def _episodes(
         refuse_other_team(saved["marlkit"]["spec"], env.spec)
         actor = _trained_actor(recipe, env.spec, saved).to(device)
     seed = recipe.seed + EVALUATION_SEED if seed is None else seed
-    return play_episodes(env, actor, seed=seed, steps=recipe.config.trainer.evaluation_steps, watch=watch)
+    episodes = play_episodes(env, actor, seed=seed, steps=recipe.config.trainer.evaluation_steps, watch=watch)
+    env.close()
+    return episodes, saved["marlkit"]

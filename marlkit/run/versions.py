@@ -8,9 +8,10 @@ import subprocess
 import warnings
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("marlkit", "torch", "tensordict", "torchrl", "vmas", "lightning", "omegaconf", "numpy")
 
@@ -22,6 +23,8 @@ def versions(*, threads: int | None = None, device: torch.device | None = None) 
         threads: of torch; ``None``: as many as it uses now.
         device: that is trained on; left out if ``None``.
     """
+    import torch  # here, so that reading what a run notes does not need it
+
     installed = {name: version for name in PACKAGES if (version := _installed(name))}
     machine: dict[str, str | int] = {
         "python": platform.python_version(),

@@ -16,7 +16,7 @@ from marlkit.keys import Key
 from marlkit.spec import TeamSpec
 from marlkit.training.culprit import naming_the_culprit
 from marlkit.training.inspection import CAUSES
-from marlkit.training.returns import by_group, return_metrics
+from marlkit.training.returns import by_group, has_agent_returns, return_metrics, return_names
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,13 @@ class Episodes:
     terminated: Tensor
     agent_returns: Tensor
     spec: TeamSpec
+
+    def by_metric(self) -> dict[str, Tensor]:
+        """Each episode's part ``[B]`` in the metrics that are means over episodes: returns, length, whether it terminated."""
+        groups = [each for _, each in by_group(self.agent_returns, self.spec)] or [self.returns]
+        agents = self.agent_returns.unbind(-1) if has_agent_returns(self.spec) else ()
+        returns = dict(zip(return_names("evaluation", self.spec), [*groups, *agents], strict=True))
+        return returns | {"evaluation/length": self.lengths.float(), "evaluation/terminated": self.terminated.float()}
 
     def summary(self) -> dict[str, float]:
         """Mean and deviation of the return, mean length and share of terminated episodes, as metrics.

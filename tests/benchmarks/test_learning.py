@@ -55,3 +55,17 @@ def test_nothing_is_trained_with_changes_that_are_not_committed(monkeypatch: pyt
     learning._refuse_uncommitted([])
     with pytest.raises(SystemExit, match="Commit them first"):
         learning._refuse_uncommitted([("balance", "mappo", 0)])
+
+
+def test_figures_and_curves_are_over_the_seeds(tmp_path: Path) -> None:
+    files = []
+    for seed, last in enumerate((4.0, 5.0, 6.0, 7.0, -50.0)):
+        files.append(tmp_path / f"{seed}.csv")
+        files[-1].write_text(f"iteration,frames,evaluation/return\n0,100,{seed}.0\n1,200,{last}\n")
+    found = learning.figures(files)
+    assert found["seeds"] == 5
+    assert found["mean"] == 5.0
+    assert found["interval"][0] < 5.0 < found["interval"][1]
+    frames, curve = learning._curve(files)
+    assert frames.tolist() == [100, 200]
+    assert curve.value.tolist() == [2.0, 5.0]

@@ -16,7 +16,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from marlkit.errors import RunError, WriteError
-from marlkit.run.metrics_file import MetricsFile, read_metrics
+from marlkit.run.metrics_file import read_metrics
+from marlkit.run.metrics_logger import MetricsFile
 
 
 def write(path: Path, rows: dict[int, dict[str, float]], first_iteration: int = 0) -> None:
@@ -234,7 +235,7 @@ def test_a_full_disk_is_told_and_the_next_writer_continues(tmp_path: Path, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("marlkit.run.metrics_file._write_all", full)
+        patch.setattr("marlkit.run.metrics_logger._write_all", full)
         with pytest.raises(WriteError, match=r"metrics\.csv: cannot be written \(No space left on device\)"):
             logger.log_metrics({"x": 2.0}, 1)
     logger.finalize("failed")

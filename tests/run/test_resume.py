@@ -256,6 +256,7 @@ def test_metrics_are_on_the_disk_before_the_checkpoint_that_follows_them(tmp_pat
     assert len(saved) == 2
     for begin, end in zip([0, *saved], saved, strict=False):
         assert "flush metrics.csv" in order[begin:end]
+    assert "flush episodes.csv" in order[saved[0] : saved[1]]  # the only evaluation comes after the last iteration
     assert "flush checkpoints" in order[saved[-1] :]
 
 

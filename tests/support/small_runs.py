@@ -61,5 +61,9 @@ def states(folder: Path) -> dict[str, Any]:
 
 
 def without_times(folder: Path) -> dict[str, list[str]]:
+    """Metrics and episodes of evaluations, number by number."""
     metrics = read_metrics(folder / "metrics.csv")
-    return {name: [repr(v) for v in values] for name, values in metrics.items() if not name.startswith("time/")}
+    found = {name: [repr(v) for v in values] for name, values in metrics.items() if not name.startswith("time/")}
+    return found | {
+        f"episodes.csv {name}": [*map(repr, values)] for name, values in read_metrics(folder / "episodes.csv").items()
+    }

@@ -1,0 +1,57 @@
+"""What the folder of a run holds, and its recipe. Imports no torch.
+
+``runs/<recipe>/<time>-seed<k>/`` holds ``recipe.yaml`` (completed), ``versions.json``, ``metrics.csv``, ``episodes.csv``,
+``tensorboard/``, ``checkpoints/last.ckpt`` and ``best.ckpt``, and at the end ``curve.png`` and ``team.gif``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from marlkit.errors import RunError
+from marlkit.recipe.reading import Recipe, load_recipe
+from marlkit.run.versions import read_versions
+
+RECIPE = "recipe.yaml"
+METRICS = "metrics.csv"
+EPISODES = "episodes.csv"
+VERSIONS = "versions.json"
+COMPONENT_FOLDERS = "component_folders"
+CHECKPOINTS = "checkpoints"
+CURVE = "curve.png"
+ANIMATION = "team.gif"
+
+
+def run_recipe(folder: Path, *, trust: bool = False) -> Recipe:
+    """The completed recipe of a run.
+
+    Args:
+        folder: of the run.
+        trust: as for :func:`marlkit.recipe.load_recipe`.
+
+    Raises:
+        RunError: the folder is not a run.
+    """
+    path = folder / RECIPE
+    if not path.is_file():
+        raise RunError(f"{folder}: is not a run; it holds no {RECIPE}. Runs stand under runs/<recipe>/<time>-seed<k>/.")
+    return load_recipe(path, folders=_component_folders(folder), trust=trust)
+
+
+def _component_folders(folder: Path) -> list[Path]:
+    """The folders in which the run found components named by dotted paths; none where its ``versions.json`` is unreadable."""
+    noted = read_versions(folder / VERSIONS).get(COMPONENT_FOLDERS, [])
+    paths = [path for path in noted if isinstance(path, str)] if isinstance(noted, list) else []
+    return [Path(path) for path in paths if os.path.isdir(path)]
+
+
+def flat(config: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings by dotted path."""
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
