@@ -28,6 +28,7 @@ from typing import Any
 from benchmarks.random_play import random_return
 from marlkit import load_recipe
 from marlkit.recipe import shipped
+from marlkit.recipe.wiring import is_discrete
 from marlkit.run.curve import draw_comparison
 from marlkit.run.metrics_file import EVALUATION_RETURN, FRAMES, ITERATION, read_metrics
 from marlkit.run.statistics import bootstrap_interval, interquartile_mean
@@ -86,8 +87,8 @@ DISCRETE = ("coma", "ippo", "mappo", "happo")
 
 
 def recipes_of(task: str) -> list[str]:
-    """The recipes that are trained on a task."""
-    return list(DISCRETE) if TASKS[task].discrete else [name for name in sorted(shipped()) if name != "coma"]
+    """The recipes that are trained on a task; where actions are continuous, those that are shipped with continuous ones."""
+    return list(DISCRETE) if TASKS[task].discrete else [name for name in sorted(shipped()) if not is_discrete(load_recipe(name))]
 
 
 def overrides_of(task: str, recipe: str) -> list[str]:

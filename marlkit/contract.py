@@ -126,7 +126,8 @@ class Contract:
         traits: properties that other components may need.
         needs: for a section (``"actor"``) or an own option that holds a component (``"step"``), the traits that component must
             have; an entry may be conditional like those of ``reads``.
-        predicts: for a critic, the written key that is regressed on the value target.
+        predicts: for a critic, the written key that is regressed on the value target; where options decide it, entries like those
+            of ``reads``.
         inherits: own options that hold a component whose traits this one has too, as a wrapper has.
         without: inherited traits that it does not pass on.
         at_most: for an own option, the options (``"env.num_envs"``) whose product it may not exceed.
@@ -143,7 +144,7 @@ class Contract:
     writes: tuple[Any, ...] = ()
     traits: tuple[Any, ...] = ()
     needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    predicts: Key | None = None
+    predicts: Key | tuple[When, ...] | None = None
     inherits: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     at_most: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -156,6 +157,18 @@ class Contract:
         """``reads``, ``writes`` or ``traits`` with every condition resolved."""
         return tuple(_decided(getattr(self, field_name), options, environment))
 
+    @property
+    def predictions(self) -> tuple[Any, ...]:
+        """``predicts`` as entries like those of ``reads``; none where nothing is predicted."""
+        if self.predicts is None:
+            return ()
+        conditional = isinstance(self.predicts, tuple) and all(isinstance(entry, When) for entry in self.predicts)
+        return tuple(self.predicts) if conditional else (self.predicts,)
+
+    def predicted(self, options: Mapping[str, Any], environment: Collection[str]) -> Key | None:
+        """``predicts`` with every condition resolved."""
+        return next(iter(_decided(self.predictions, options, environment)), None)
+
     def all_traits(self, own: Iterable[str], parts: Mapping[str, Iterable[str]]) -> frozenset[str]:
         """``own`` traits and those inherited from ``parts``, the traits of the components that own options hold."""
         inherited = {trait for option in self.inherits for trait in parts.get(option, ())}
@@ -163,7 +176,7 @@ class Contract:
 
     def needed(self, options: Mapping[str, Any], environment: Collection[str]) -> dict[str, tuple[str, ...]]:
         """``needs`` with every condition resolved, without the sections for which no trait remains."""
-        decided = {target: tuple(_decided(wanted, options, environment)) for target, wanted in self.needs.items()}
+        decided = {target: tuple(dict.fromkeys(_decided(wanted, options, environment))) for target, wanted in self.needs.items()}
         return {target: wanted for target, wanted in decided.items() if wanted}
 
 
