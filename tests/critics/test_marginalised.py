@@ -8,16 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+from scripted import ScriptedEnvironment, learner_of, random_script
 
 from marlkit import keys
+from marlkit.actors.stochastic import StochasticActor
 from marlkit.critics.centralised import CentralisedCritic
 from marlkit.critics.counterfactual import CounterfactualCritic
 from marlkit.critics.local import LocalCritic
 from marlkit.critics.marginalised import MarginalisedCritic
+from marlkit.data.rollout import RolloutData
+from marlkit.errors import OptionError, RecipeError
 from marlkit.functional import marginal
 from marlkit.opponents.true_policy import TruePolicyOpponents
+from marlkit.recipe import load_recipe
 from marlkit.spec import Continuous, Discrete, TeamSpec
 from marlkit.testing import fake_batch
+from marlkit.training.dry_run import dry_run
 
 DISCRETE = TeamSpec(3, 4, Discrete(3), action_sizes=(3, 2, 3))
 CONTINUOUS = TeamSpec(3, 4, Continuous(2), action_sizes=(2, 1, 2))
@@ -310,3 +316,70 @@ def test_true_policies_are_believed_as_they_are_and_carry_no_gradient() -> None:
     assert torch.equal(batch[keys.OPPONENT_LOGITS][:, 0], batch[keys.LOGITS])
     assert not batch[keys.OPPONENT_LOGITS].requires_grad
     assert len(set(batch[keys.SAMPLE_SEED].flatten().tolist())) == 4
+
+
+# --- what cannot be summed over ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (CONTINUOUS, r"`exact`: continuous actions cannot be summed over; set it to auto or never"),
+        (
+            TeamSpec(9, 2, Discrete(6)),
+            r"`exact`: 8 others with 6 actions each have 1,679,616 joint actions, more than the 1,048,576",
+        ),
+    ],
+    ids=["continuous", "many"],
+)
+def test_an_exact_sum_that_cannot_be_is_refused(spec: TeamSpec, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        MarginalisedCritic(spec, exact="always")
+    for exact in ("auto", "never"):
+        assert MarginalisedCritic(spec, exact=exact).table is None
+
+
+def test_check_refuses_what_needs_discrete_actions_before_anything_is_built() -> None:
+    for setting, remedy in (("exact=always", "critic.exact=auto or critic.exact=never"), ("style=q", "critic.style=v")):
+        with pytest.raises(RecipeError) as caught:
+            load_recipe("perla_mappo_vmas", [f"critic.{setting}"])
+        (problem,) = caught.value.problems
+        assert "`marginalised` needs the trait `discrete`" in problem.message
+        assert problem.remedy == f"Set env.continuous_actions=false. Set {remedy}."
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("perla_mappo_vmas", ["critic={style: q, exact: always}"])
+    assert len(caught.value.problems) == 1
+
+
+def test_a_dry_run_refuses_too_many_joint_actions_with_the_place() -> None:
+    game = "env={type: matrix_game, n_agents: 15, n_actions: 3, num_envs: 4}"
+    with pytest.raises(
+        RecipeError, match=r"override `critic\.exact=always`: critic\.exact: 14 others with 3 actions each have 4,782,969"
+    ):
+        dry_run(load_recipe("perla_mappo_vmas", [game, "update.minibatch_size=null", "critic.exact=always"]))
+
+
+# --- in a training -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("current", ["sampled", "executed"])
+@pytest.mark.parametrize("style", ["v", "q"])
+def test_values_are_bootstrapped_with_means_and_the_regressed_value_is_kept(style: Any, current: Any) -> None:
+    """The update clips against what it will predict; returns and advantages read the means alone."""
+    torch.manual_seed(0)
+    spec = TeamSpec(3, 4, Discrete(3), team_reward=True)
+    net = MarginalisedCritic(spec, style=style, current=current, samples=4, exact="never", hidden=[5])
+    net.normaliser.update(3 * torch.randn(50) + 2)
+    env = ScriptedEnvironment(spec, random_script(spec, envs=2, steps=5))
+    learner = learner_of(env, StochasticActor(spec, hidden=[4]), critic=net, data=RolloutData(spec, steps=5))
+    batch = learner.collect()
+    learner.annotate(batch)
+    learner.estimate(batch)
+    with torch.no_grad():
+        regressed = net.normaliser.denormalise(net.predict(batch))
+        means = net.normaliser.denormalise(net.averaged(batch))
+    torch.testing.assert_close(batch[net.predicts], regressed, rtol=1e-5, atol=1e-5)
+    if style == "q":
+        means = (batch[keys.LOGITS].softmax(-1) * means).sum(-1, keepdim=True)
+    torch.testing.assert_close(batch[keys.STATE_VALUE], means, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(batch[keys.VALUE_TARGET], batch[keys.ADVANTAGE] + means, rtol=1e-5, atol=1e-5)
