@@ -136,6 +136,8 @@ class Contract:
         derives: a function like ``check`` that returns the traits that no condition can say; ``None`` where only building tells.
         holds: for an own option that is a mapping of options: the own option that names whose options they are, and a function
             like ``check`` that returns the names that it is known to take; ``None`` where there is nothing of that name.
+        formerly: for own options that the component did not always have, what it did before it had them, where that is not the
+            default: runs from then go on as they began.
         code: ``"module:function"`` inside marlkit, called with the completed options; yields the :class:`Code` that they name,
             less what is known to be harmless. Without it, every option of the type ``DottedPath`` counts.
     """
@@ -151,6 +153,7 @@ class Contract:
     check: str | None = None
     derives: str | None = None
     holds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    formerly: Mapping[str, Any] = field(default_factory=dict)
     code: str | None = None
 
     def resolve(self, field_name: str, options: Mapping[str, Any], environment: Collection[str]) -> tuple[Any, ...]:

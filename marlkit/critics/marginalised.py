@@ -30,7 +30,7 @@ class MarginalisedCritic(OverOthersCritic):
 
     Args:
         spec: the team.
-        current: the value that is regressed: `sampled`, the mean over samples, or `executed`, at the executed actions.
+        current: the value that is regressed: `executed`, at the executed actions, or `sampled`, the mean over samples.
         style: `v`, a state value, or `q`, values of every own discrete action, as the estimator `counterfactual` reads them.
         value_norm: regress on running-normalised targets (Yu et al. 2022).
         options: those of :class:`OverOthersCritic`.
@@ -57,6 +57,7 @@ class MarginalisedCritic(OverOthersCritic):
             "actor": ("independent_agents",),
             "env": (When("style=q", ("discrete",)), When("exact=always", ("discrete",))),
         },
+        formerly={"current": "sampled"},
         predicts=(
             When("current=sampled & style=v", (keys.STATE_VALUE,)),
             When("current=sampled & style=q", (keys.ACTION_VALUE,)),
@@ -68,7 +69,7 @@ class MarginalisedCritic(OverOthersCritic):
         self,
         spec: TeamSpec,
         *,
-        current: Literal["sampled", "executed"] = "sampled",
+        current: Literal["executed", "sampled"] = "executed",
         style: Literal["v", "q"] = "v",
         value_norm: bool = True,
         **options: Any,

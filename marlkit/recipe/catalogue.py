@@ -287,6 +287,7 @@ def _wrong_field(contract: Contract) -> str | None:
         "without": is_list(contract.without, is_word),
         "at_most": is_table(contract.at_most),
         **{name: value is None or is_word(value) for name, value in functions.items()},
+        "formerly": isinstance(contract.formerly, Mapping) and all(map(is_word, contract.formerly)),
         "holds": is_table(contract.holds) and all(len(pair) == 2 for pair in contract.holds.values()),
     }
     return next((name for name, right in fits.items() if not right), None)

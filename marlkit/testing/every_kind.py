@@ -88,7 +88,11 @@ def has_conditions_that_can_hold(component: Component) -> None:
 def has_a_contract_of_what_exists(component: Component) -> None:
     """A contract needs traits of sections or parts; inherits from parts; bounds own options; predicts a key that it writes."""
     contract, options = component.contract, option_parameters(type(component))
-    for field, named in (("inherits", contract.inherits), ("at_most", tuple(contract.at_most))):
+    for field, named in (
+        ("inherits", contract.inherits),
+        ("at_most", tuple(contract.at_most)),
+        ("formerly", tuple(contract.formerly)),
+    ):
         for option in named:
             problem = f"names `{option}` under `{field}`, which is no option"
             require(option in options, problem, f"Name a keyword-only argument.{did_you_mean(option, options)}")

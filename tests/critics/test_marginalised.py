@@ -32,7 +32,7 @@ BOUNDED = TeamSpec(3, 4, Continuous(2, ((-0.5, -0.2), (0.0, 0.0), (-1.0, 0.1)), 
 
 def critic(spec: TeamSpec, **options: Any) -> MarginalisedCritic:
     torch.manual_seed(0)
-    return MarginalisedCritic(spec, **{"hidden": [8, 6], "value_norm": False, **options}).double()
+    return MarginalisedCritic(spec, **{"current": "sampled", "hidden": [8, 6], "value_norm": False, **options}).double()
 
 
 def batch_for(spec: TeamSpec, rows: int = 3, seed: int = 0, views: int = 1) -> Any:

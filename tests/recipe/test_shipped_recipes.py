@@ -131,7 +131,7 @@ def test_any_sharing_runs(critic: str, share: str) -> None:
         ("perla_ippo", ["critic.style=q"]),
         ("perla_coma", ["critic.current=sampled"]),
         ("coma", ["critic.type=marginalised", "critic.style=q"]),
-        ("mappo", ["critic=marginalised", "opponents=theory_of_mind", "critic.current=executed"]),
+        ("mappo", ["critic=marginalised", "opponents=theory_of_mind"]),
         ("perla_mappo_vmas", ["critic.share=none", "update={type: pdhg, topology: ring, step: {type: ppo_clip}}"]),
     ],
 )

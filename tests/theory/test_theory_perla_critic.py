@@ -6,7 +6,7 @@ For two agents a critic without hidden layers is a table: ``Q_i[b]`` is a weight
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from marlkit import keys
 from marlkit.critics.marginalised import MarginalisedCritic
 from marlkit.functional import marginal
+from marlkit.nn.networks import TeamLinear
 from marlkit.opponents.true_policy import TruePolicyOpponents
 from marlkit.spec import Discrete, TeamSpec
 from marlkit.testing import fake_batch
@@ -128,7 +129,7 @@ def payoff_critic(n_agents: int) -> MarginalisedCritic:
     spec = TeamSpec(n_agents, 1, Discrete(3), team_reward=True)
     options: dict[str, Any] = {"hidden": [3], "activation": "relu", "agent_id": False, "value_norm": False, "exact": "always"}
     net = MarginalisedCritic(spec, style="q", current="executed", **options).double()
-    first, last = net.network.layers
+    first, last = cast(list[TeamLinear], list(net.network.layers))
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.zero_()
@@ -205,8 +206,8 @@ def test_regressed_at_executed_actions_it_learns_what_the_others_actions_are_wor
     else:
         assert (found[0].T - GAME).abs().max() < 0.3
     for second in MOVED:
-        truth = float(torch.tensor(FIRST) @ GAME @ torch.tensor(second))
-        assert value_of_first(net, second) == pytest.approx(truth, abs=0.3)
+        expected = float(torch.tensor(FIRST) @ GAME @ torch.tensor(second))
+        assert value_of_first(net, second) == pytest.approx(expected, abs=0.3)
 
 
 def test_regressed_at_samples_only_the_mean_is_learnt() -> None:
