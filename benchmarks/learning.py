@@ -32,6 +32,7 @@ from marlkit import load_recipe
 from marlkit.comparison.figures import draw_curves, png, styles
 from marlkit.comparison.statistics import Array, Estimate, align, curve, estimate, interquartile_mean
 from marlkit.recipe import shipped
+from marlkit.recipe.wiring import is_discrete
 from marlkit.run.files import write_whole
 from marlkit.run.metrics_file import EVALUATION_RETURN, FRAMES, ITERATION, read_metrics
 from marlkit.run.versions import versions
@@ -89,8 +90,8 @@ DISCRETE = ("coma", "ippo", "mappo", "happo")
 
 
 def recipes_of(task: str) -> list[str]:
-    """The recipes that are trained on a task."""
-    return list(DISCRETE) if TASKS[task].discrete else [name for name in sorted(shipped()) if name != "coma"]
+    """The recipes that are trained on a task; where actions are continuous, those that are shipped with continuous ones."""
+    return list(DISCRETE) if TASKS[task].discrete else [name for name in sorted(shipped()) if not is_discrete(load_recipe(name))]
 
 
 def overrides_of(task: str, recipe: str) -> list[str]:

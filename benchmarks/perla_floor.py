@@ -87,12 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(THREADS)
     rate = product_rate(16384, device=options.device)
     overrides = [*mappo_balance.work(options), f"critic.samples={options.samples}"]
-    measured = measure("perla_mappo", overrides, iterations=options.iterations, device=options.device)
+    measured = measure("perla_mappo_vmas", overrides, iterations=options.iterations, device=options.device)
     spec, rows = measured.spec, options.envs * options.steps
     work = critic_work(agents=spec.n_agents, action_features=spec.action_features, state=spec.state_size, samples=options.samples)
     floors = [work.iteration(rows, options.envs, options.epochs, repeat=repeat) / rate for repeat in (True, False)]
     spent = measured.seconds["annotate"] + measured.seconds["update"]
-    line = {"who": "marlkit perla_mappo", "scenario": options.scenario, "samples": options.samples}
+    line = {"who": "marlkit perla_mappo_vmas", "scenario": options.scenario, "samples": options.samples}
     line |= mappo_balance.entries(measured, rows) | {"gigaflops_per_s": round(rate / 1e9, 1), "floor_s": round(floors[0], 3)}
     line |= {"ratio": round(spent / floors[0], 3), "ratio_without_repeat": round(spent / floors[1], 3)}
     print(json.dumps(line))

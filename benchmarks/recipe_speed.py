@@ -14,13 +14,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.bare import f2a2_ddpg, happo, maddpg, perla_mappo, stopwatch
+from benchmarks.bare import f2a2_ddpg, happo, maddpg, perla_mappo_vmas, stopwatch
 from benchmarks.mappo_balance import entries
 from benchmarks.measure import measure
 
 WORKS: dict[str, Any] = {
     "happo": happo.Work,
-    "perla_mappo": perla_mappo.Work,
+    "perla_mappo_vmas": perla_mappo_vmas.Work,
     "maddpg": maddpg.Work,
     "f2a2_ddpg": f2a2_ddpg.Work,
 }

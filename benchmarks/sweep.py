@@ -39,7 +39,7 @@ CRITICS: dict[str, tuple[str, list[str]]] = {
     "local": ("mappo", ["critic=local"]),
     "centralised": ("mappo", []),
     "centralised, nothing shared": ("mappo", ["actor.share=none", "critic.share=none"]),
-    "marginalised": ("perla_mappo", []),
+    "marginalised": ("perla_mappo_vmas", []),
     "counterfactual": ("mappo", ["critic=counterfactual", "env.continuous_actions=false"]),
     "transformer": ("mappo", ["critic=transformer"]),
     "attention": ("mappo", ["critic=attention", "env.continuous_actions=false"]),

@@ -398,9 +398,16 @@ class Critic(ModuleComponent, ABC):
 
     normaliser: ValueNormaliser
 
+    @cached_property
+    def predicts(self) -> Key:
+        """The key that is regressed on the value target, conditions of the contract resolved."""
+        found = self.contract.predicted(self.options, self.spec.traits)
+        assert found is not None, f"{type(self).__name__} declares no `predicts`"
+        return found
+
     @abstractmethod
     def predict(self, batch: TensorDictBase) -> Tensor:
-        """The prediction of ``contract.predicts`` in normalised units, with gradient: ``[*, N, 1]``.
+        """The prediction of :attr:`predicts` in normalised units, with gradient: ``[*, N, 1]``.
 
         A critic of several networks, such as twins, gives the least of theirs (:func:`least`).
         """
@@ -411,8 +418,7 @@ class Critic(ModuleComponent, ABC):
 
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
         """Write the prediction ``[*, N, 1]`` in real units."""
-        assert self.contract.predicts is not None, f"{type(self).__name__} declares no `predicts`"
-        return batch.set(self.contract.predicts, self.normaliser.denormalise(self.predict(batch)))
+        return batch.set(self.predicts, self.normaliser.denormalise(self.predict(batch)))
 
     def action_value(self, batch: TensorDictBase, own: Tensor, joint: Tensor) -> Tensor:
         """``Q_i`` of joint actions that agent i views, by each network: ``[K, *, N, 1]`` (trait ``differentiable_in_action``).

@@ -126,7 +126,8 @@ class Contract:
         traits: properties that other components may need.
         needs: for a section (``"actor"``) or an own option that holds a component (``"step"``), the traits that component must
             have; an entry may be conditional like those of ``reads``.
-        predicts: for a critic, the written key that is regressed on the value target.
+        predicts: for a critic, the written key that is regressed on the value target; where options decide it, entries like those
+            of ``reads``.
         inherits: own options that hold a component whose traits this one has too, as a wrapper has.
         without: inherited traits that it does not pass on.
         at_most: for an own option, the options (``"env.num_envs"``) whose product it may not exceed.
@@ -135,6 +136,8 @@ class Contract:
         derives: a function like ``check`` that returns the traits that no condition can say; ``None`` where only building tells.
         holds: for an own option that is a mapping of options: the own option that names whose options they are, and a function
             like ``check`` that returns the names that it is known to take; ``None`` where there is nothing of that name.
+        formerly: for own options that the component did not always have, what it did before it had them, where that is not the
+            default: runs from then go on as they began.
         code: ``"module:function"`` inside marlkit, called with the completed options; yields the :class:`Code` that they name,
             less what is known to be harmless. Without it, every option of the type ``DottedPath`` counts.
     """
@@ -143,18 +146,31 @@ class Contract:
     writes: tuple[Any, ...] = ()
     traits: tuple[Any, ...] = ()
     needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    predicts: Key | None = None
+    predicts: Key | tuple[When, ...] | None = None
     inherits: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     at_most: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     check: str | None = None
     derives: str | None = None
     holds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    formerly: Mapping[str, Any] = field(default_factory=dict)
     code: str | None = None
 
     def resolve(self, field_name: str, options: Mapping[str, Any], environment: Collection[str]) -> tuple[Any, ...]:
         """``reads``, ``writes`` or ``traits`` with every condition resolved."""
         return tuple(_decided(getattr(self, field_name), options, environment))
+
+    @property
+    def predictions(self) -> tuple[Any, ...]:
+        """``predicts`` as entries like those of ``reads``; none where nothing is predicted."""
+        if self.predicts is None:
+            return ()
+        conditional = isinstance(self.predicts, tuple) and all(isinstance(entry, When) for entry in self.predicts)
+        return tuple(self.predicts) if conditional else (self.predicts,)
+
+    def predicted(self, options: Mapping[str, Any], environment: Collection[str]) -> Key | None:
+        """``predicts`` with every condition resolved."""
+        return next(iter(_decided(self.predictions, options, environment)), None)
 
     def all_traits(self, own: Iterable[str], parts: Mapping[str, Iterable[str]]) -> frozenset[str]:
         """``own`` traits and those inherited from ``parts``, the traits of the components that own options hold."""
@@ -163,7 +179,7 @@ class Contract:
 
     def needed(self, options: Mapping[str, Any], environment: Collection[str]) -> dict[str, tuple[str, ...]]:
         """``needs`` with every condition resolved, without the sections for which no trait remains."""
-        decided = {target: tuple(_decided(wanted, options, environment)) for target, wanted in self.needs.items()}
+        decided = {target: tuple(dict.fromkeys(_decided(wanted, options, environment))) for target, wanted in self.needs.items()}
         return {target: wanted for target, wanted in decided.items() if wanted}
 
 

@@ -54,6 +54,7 @@ AGENT_DONE = ("next", "agents", "done")
 STATE_VALUE = ("agents", "state_value")
 ACTION_VALUE = ("agents", "action_value")
 ACTION_VALUES = ("agents", "action_values")
+EXECUTED_VALUE = ("agents", "executed_value")
 ADVANTAGE = ("agents", "advantage")
 VALUE_TARGET = ("agents", "value_target")
 
@@ -115,6 +116,7 @@ TABLE: dict[Key, KeyInfo] = {
     STATE_VALUE: KeyInfo("N 1", "float32", "baseline of agent i; may depend on others' actions, never on its own"),
     ACTION_VALUE: KeyInfo("N 1", "float32", "Q of the action taken"),
     ACTION_VALUES: KeyInfo("N A", "float32", "Q of each own action, others' actions held"),
+    EXECUTED_VALUE: KeyInfo("N 1", "float32", "value given what the others executed, which no sample of their actions enters"),
     ADVANTAGE: KeyInfo("N 1", "float32", "value of the action minus the baseline; no gradient"),
     VALUE_TARGET: KeyInfo("N 1", "float32", "regression target of the critic; no gradient"),
     OPPONENT_LOGITS: KeyInfo("V N A", "float32", "belief of agent i (axis -3) about the logits of agent j (axis -2)"),

@@ -32,7 +32,11 @@ class VectorCritic(Critic):
 
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
         """Write ``Q_i`` of every own action, of the executed one, and its mean under the policy, in real units."""
-        values = self.normaliser.denormalise(least(self.action_values(batch)))
-        batch.set(keys.ACTION_VALUES, values)
-        batch.set(keys.ACTION_VALUE, executed_value(values, batch[keys.ACTION]))
-        return batch.set(keys.STATE_VALUE, policy_value(values, batch[keys.LOGITS]))
+        return write_action_values(batch, self.normaliser.denormalise(least(self.action_values(batch))))
+
+
+def write_action_values(batch: TensorDictBase, values: Tensor) -> TensorDictBase:
+    """Write ``Q_i`` ``[*, N, A]`` of every own action, of the one taken, and its mean under the policy, on a batch ``[*]``."""
+    batch.set(keys.ACTION_VALUES, values)
+    batch.set(keys.ACTION_VALUE, executed_value(values, batch[keys.ACTION]))
+    return batch.set(keys.STATE_VALUE, policy_value(values, batch[keys.LOGITS]))

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from marlkit import keys
 from marlkit.component import Critic, least
 from marlkit.contract import Contract, When
-from marlkit.nn.actions import action_features
+from marlkit.nn.actions import ActionBounds, action_features
 from marlkit.nn.networks import TeamLinear, TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
 from marlkit.options import Activation, Hidden, Initialisation, Share
-from marlkit.spec import Continuous, TeamSpec
+from marlkit.spec import TeamSpec
 
 
 class JointCritic(Critic):
@@ -52,8 +52,6 @@ class JointCritic(Critic):
     )
 
     owned: Tensor
-    low: Tensor | None
-    high: Tensor | None
 
     def __init__(
         self,
@@ -94,9 +92,7 @@ class JointCritic(Critic):
         )
         sizes = torch.tensor(spec.own_action_sizes).unsqueeze(-1)
         self.register_buffer("owned", torch.arange(spec.action_features) < sizes, persistent=False)
-        bounds = (spec.action.low, spec.action.high) if isinstance(spec.action, Continuous) else (None, None)
-        for name, bound in zip(("low", "high"), bounds, strict=True):
-            self.register_buffer(name, None if bound is None else torch.tensor(bound), persistent=False)
+        self.bounds = ActionBounds(spec)
 
     def predict(self, batch: TensorDictBase) -> Tensor:
         """``Q_i`` of the actions taken in normalised units, ``[*, N, 1]``."""
@@ -117,9 +113,7 @@ class JointCritic(Critic):
         return self.network.leave(self._entered(batch) + self._from_joint(joint.flatten(-2)) + change).unsqueeze(0)
 
     def _executed(self, action: Tensor) -> Tensor:
-        if self.low is not None or self.high is not None:
-            action = action.clamp(self.low, self.high)
-        return action.masked_fill(~self.owned, 0.0)
+        return self.bounds(action).masked_fill(~self.owned, 0.0)
 
     def _entered(self, batch: TensorDictBase) -> Tensor:
         """What the view adds to the first layer: ``[*, N, H]``, or ``[*, 1, H]`` where it is the same for all."""

@@ -1,4 +1,4 @@
-"""Bounds of what is learnt, with a way back inside."""
+"""Bounds of actions, and of what is learnt, with a way back inside."""
 
 from __future__ import annotations
 
@@ -6,6 +6,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def executed(action: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
+    """``min(max(a, low), high)``: a continuous action as an environment executes it.
+
+    Args:
+        action: ``[*, N, D]``, in the units of the environment.
+        low: ``[N, D]``; ``None``: unbounded.
+        high: likewise.
+
+    Returns:
+        ``[*, N, D]``.
+    """
+    return action if low is None and high is None else action.clamp(low, high)
 
 
 class _Bounded(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Actions as inputs and outputs of networks: features, views, half-ranges."""
+"""Actions as inputs and outputs of networks: features, views, bounds, half-ranges."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from marlkit.functional.bounds import bounded
+from marlkit.functional.bounds import bounded, executed
 from marlkit.functional.one_hot import one_hot
 from marlkit.nn.distributions import NormalTeam
 from marlkit.spec import Continuous, TeamSpec
@@ -37,6 +37,27 @@ def in_own_view(joint: Tensor, own: Tensor) -> Tensor:
     n_agents = own.shape[-2]
     mine = torch.eye(n_agents, dtype=torch.bool, device=own.device).unsqueeze(-1)
     return torch.where(mine, own.unsqueeze(-2), joint)
+
+
+class ActionBounds(nn.Module):
+    """The bounds of continuous actions, as every environment clips to them; none of discrete ones.
+
+    Args:
+        spec: the team.
+    """
+
+    low: Tensor | None
+    high: Tensor | None
+
+    def __init__(self, spec: TeamSpec) -> None:
+        super().__init__()
+        bounds = (spec.action.low, spec.action.high) if isinstance(spec.action, Continuous) else (None, None)
+        for name, bound in zip(("low", "high"), bounds, strict=True):
+            self.register_buffer(name, None if bound is None else torch.tensor(bound), persistent=False)
+
+    def forward(self, action: Tensor) -> Tensor:
+        """``[*, N, D]`` as it is executed; discrete actions and their features as they are."""
+        return executed(action, self.low, self.high)
 
 
 class ActionRange(nn.Module):

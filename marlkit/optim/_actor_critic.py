@@ -92,10 +92,9 @@ class ActorCriticUpdate(Update):
     def prepare(self, batch: TensorDictBase, learning: Learning) -> TensorDictBase:
         """Keep what the losses read of a batch ``[B, T]``; normalise the advantages; store the critic's old predictions."""
         actor, critic = learning.actor, learning.critic
-        predicted = critic.contract.predicts
         wanted = dict.fromkeys([*self.reads, *actor.reads, *critic.reads])
         prepared = batch.select(*wanted)
-        prepared.set(OLD_PREDICTION, critic.normaliser.normalise(batch[predicted]))
+        prepared.set(OLD_PREDICTION, critic.normaliser.normalise(batch[critic.predicts]))
         if self.normalise_advantage:
             standard = standardise(batch[keys.ADVANTAGE], batch[keys.ALIVE], mean=learning.ranks.masked_mean)
             prepared.set(keys.ADVANTAGE, standard)

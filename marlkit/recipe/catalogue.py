@@ -270,6 +270,9 @@ def _wrong_field(contract: Contract) -> str | None:
             (is_word(item.condition) and is_list(item.then, fits)) if isinstance(item, When) else fits(item) for item in items
         )
 
+    def is_choice(items: Any) -> bool:
+        return bool(items) and is_list(items, is_key) and all(isinstance(item, When) and len(item.then) == 1 for item in items)
+
     def is_table(table: Any) -> bool:
         return isinstance(table, Mapping) and all(is_word(name) and is_list(items, is_word) for name, items in table.items())
 
@@ -279,11 +282,12 @@ def _wrong_field(contract: Contract) -> str | None:
         "writes": is_list(contract.writes, is_key),
         "traits": is_list(contract.traits, is_word),
         "needs": is_table(contract.needs),
-        "predicts": contract.predicts is None or is_key(contract.predicts),
+        "predicts": contract.predicts is None or is_key(contract.predicts) or is_choice(contract.predicts),
         "inherits": is_list(contract.inherits, is_word),
         "without": is_list(contract.without, is_word),
         "at_most": is_table(contract.at_most),
         **{name: value is None or is_word(value) for name, value in functions.items()},
+        "formerly": isinstance(contract.formerly, Mapping) and all(map(is_word, contract.formerly)),
         "holds": is_table(contract.holds) and all(len(pair) == 2 for pair in contract.holds.values()),
     }
     return next((name for name, right in fits.items() if not right), None)

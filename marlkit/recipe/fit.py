@@ -73,6 +73,7 @@ class Member:
         entry: its catalogue entry.
         options: its completed options.
         reads, writes, traits: the keys that it reads and writes, and its traits, in this recipe.
+        predicts: the key that is regressed on the value target, of a critic.
     """
 
     path: str
@@ -81,6 +82,7 @@ class Member:
     reads: tuple[Key, ...]
     writes: tuple[Key, ...]
     traits: frozenset[str]
+    predicts: Key | None = None
 
     @property
     def section(self) -> str:
@@ -112,7 +114,8 @@ def members(recipe: Selection, environment: Collection[str]) -> list[Member]:
         reads, writes, traits = (entry.contract.resolve(f, options, environment) for f in ("reads", "writes", "traits"))
         if path == "env":
             traits = (*traits, *environment)
-        found.append(Member(path, entry, options, reads, writes, frozenset(traits)))
+        predicts = entry.contract.predicted(options, environment)
+        found.append(Member(path, entry, options, reads, writes, frozenset(traits), predicts))
     by_path = {member.path: member for member in found}
     return [replace(member, traits=_all_traits(member, by_path)) for member in found]
 
@@ -167,7 +170,7 @@ def _is_satisfied(team: list[Member], environment: frozenset[str]) -> bool:
             return False
     if any(holds_itself(member, by_path) for member in team):
         return False
-    return by_path["critic"].entry.contract.predicts is not None
+    return by_path["critic"].predicts is not None
 
 
 def unmet(member: Member, team: Mapping[str, Member], environment: Collection[str]) -> Iterator[tuple[str, list[str]]]:
@@ -202,7 +205,7 @@ def _problems(check: _Check) -> list[Problem]:
         if holds_itself(member, check.team):
             problems.append(check.inside_itself(member))
     problems += check.opposed()
-    if check.team["critic"].entry.contract.predicts is None:
+    if check.team["critic"].predicts is None:
         problems.append(check.unpredicting())
     return problems
 
@@ -249,8 +252,9 @@ class _Check:
             for trait in missing:
                 message = f"`{member.entry.name}` needs the trait `{trait}`, which {path} {self._named(path)} lacks."
                 remedy = self._remedy(path, "traits", trait, "have it", member)
+                remedies = [*([remedy] if remedy else []), *self._unneeded(member, path, trait)]
                 alike = _alike(trait, self.team[path].traits)
-                yield self._problem(member, message, [remedy] if remedy else [], f"No {path} of marlkit has it.", alike)
+                yield self._problem(member, message, remedies, f"No {path} of marlkit has it.", alike)
 
     def inside_itself(self, member: Member) -> Problem:
         """A wrapper that holds another of its class."""
@@ -323,6 +327,7 @@ class _Check:
                 remedies += self._unread(member, keys.current(key))
             for path, missing in unmet(member, self.team, self.environment):
                 remedies += filter(None, [self._remedy(path, "traits", trait, "", member) for trait in missing])
+                remedies += [remedy for trait in missing for remedy in self._unneeded(member, path, trait)]
                 if missing:
                     remedies.append(self._swap(member.path, "", [e.name for e in self._supported(member.entry)]))
             if holds_itself(member, self.team):
@@ -427,14 +432,24 @@ class _Check:
             e for e in alternatives if self.environment.issuperset(e.contract.needed(e.defaults, self.environment).get("env", ()))
         ]
 
+    def _unneeded(self, member: Member, path: str, trait: str) -> Iterator[_Remedy]:
+        """The options under which a member does not need a trait of the component at `path`."""
+        for entry in member.entry.contract.needs[path.removeprefix(f"{member.path}.")]:
+            if isinstance(entry, When) and trait in entry.then and entry.holds(member.options, self.environment):
+                yield from self._avoiding(member, entry)
+
+    def _avoiding(self, member: Member, entry: When) -> Iterator[_Remedy]:
+        """The options under which a conditional entry of a member's contract does not hold."""
+        for part in entry.parts:
+            annotation = member.entry.options[part.name].annotation if part.value is not None else None
+            others = [as_yaml(value) for value in get_args(annotation) if as_yaml(value) != part.value]
+            yield _Remedy(member.path, "", tuple((Change(f"{member.path}.{part.name}", other),) for other in others))
+
     def _unread(self, reader: Member, key: Key) -> Iterator[_Remedy]:
         """What to set or to use in the place of the reader, so that the key is not read."""
         for entry in reader.entry.contract.reads:
             if isinstance(entry, When) and key in map(keys.current, entry.then):
-                for part in entry.parts:
-                    annotation = reader.entry.options[part.name].annotation if part.value is not None else None
-                    others = [as_yaml(value) for value in get_args(annotation) if as_yaml(value) != part.value]
-                    yield _Remedy(reader.path, "", tuple((Change(f"{reader.path}.{part.name}", other),) for other in others))
+                yield from self._avoiding(reader, entry)
         alternatives = self._supported(reader.entry)
         without = [e.name for e in alternatives if key not in map(keys.current, _possible(e, "reads", self.environment))]
         yield self._swap(reader.path, "these do not read it", [name for name in without if name != reader.entry.name])

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from marlkit.contract import as_yaml
 from marlkit.errors import RunError
+from marlkit.recipe.located_yaml import Place, read_text
 from marlkit.recipe.reading import Recipe, load_recipe
 from marlkit.run.versions import read_versions
 
@@ -38,7 +40,33 @@ def run_recipe(folder: Path, *, trust: bool = False) -> Recipe:
     path = folder / RECIPE
     if not path.is_file():
         raise RunError(f"{folder}: is not a run; it holds no {RECIPE}. Runs stand under runs/<recipe>/<time>-seed<k>/.")
-    return load_recipe(path, folders=_component_folders(folder), trust=trust)
+    folders = _component_folders(folder)
+    recipe = load_recipe(path, folders=folders, trust=trust)
+    former = _former_options(recipe, path)
+    return load_recipe(path, former, folders=folders, trust=trust) if former else recipe
+
+
+def _former_options(recipe: Recipe, path: Path) -> list[str]:
+    """Overrides with which the components of a run do what they did before they had the options that its ``path`` lacks."""
+    found = read_text(path.read_text(encoding="utf-8"), Place(path.name))[0].plain()
+    newer = newer_options(recipe, dict(flat(found)))
+    former = {f"{path}.{name}" for path, entry in recipe.entries.items() for name in entry.contract.formerly}
+    return [f"{name}={as_yaml(value)}" for name, value in newer.items() if name in former]
+
+
+def newer_options(recipe: Recipe, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the options that the components of a ``saved`` recipe did not have then.
+
+    With its default a component does what it did before it had the option, unless its contract says with what else (`formerly`).
+    """
+    known = {name.rpartition(".")[0] for name in saved}
+    return {
+        f"{path}.{name}": entry.contract.formerly.get(name, option.default)
+        for path, entry in recipe.entries.items()
+        if path in known
+        for name, option in entry.options.items()
+        if f"{path}.{name}" not in known and not option.required
+    }
 
 
 def _component_folders(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from marlkit.recipe.located_yaml import Place, read_text
 from marlkit.recipe.reading import Recipe
 from marlkit.run.checkpoint_io import load_checkpoint, of_file
 from marlkit.run.checkpoints import BEST, LAST
-from marlkit.run.contents import CHECKPOINTS, COMPONENT_FOLDERS, RECIPE, VERSIONS, flat
+from marlkit.run.contents import CHECKPOINTS, COMPONENT_FOLDERS, RECIPE, VERSIONS, flat, newer_options
 from marlkit.run.files import write_whole
 from marlkit.run.versions import versions
 from marlkit.saved import COUNT, MAPPING, named, refuse_misfit
@@ -92,7 +92,7 @@ def own_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
         with named("`marlkit.recipe` is no recipe"):
             there = _decisive(checkpoint["marlkit"]["recipe"])
     here = _decisive(recipe.to_yaml())
-    there = {name: value for name, value in _newer_options(recipe, there).items() if name in here} | there
+    there = {name: value for name, value in newer_options(recipe, there).items() if name in here} | there
     different = [name for name in here | there if here.get(name) != there.get(name)]
     if different:
         ours, theirs = (
@@ -103,21 +103,6 @@ def own_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
             f"`{theirs}` in the checkpoint. Restore the recipe, or train it again."
         )
     return checkpoint
-
-
-def _newer_options(recipe: Recipe, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of the options that the components of a ``saved`` recipe did not have then.
-
-    With its default a component does what it did before it had the option.
-    """
-    known = {name.rpartition(".")[0] for name in saved}
-    return {
-        f"{path}.{name}": option.default
-        for path, entry in recipe.entries.items()
-        if path in known
-        for name, option in entry.options.items()
-        if f"{path}.{name}" not in known and not option.required
-    }
 
 
 def _decisive(text: str) -> dict[str, Any]:

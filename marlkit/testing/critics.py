@@ -55,7 +55,8 @@ def _let_own_action_be_known(batch: TensorDict) -> None:
 @rule("critic")
 def predicts_a_key(critic: Critic) -> None:
     """A critic declares what it `predicts`, and has a `normaliser` between real and normalised units."""
-    require(critic.contract.predicts is not None, "declares no `predicts`", "Name the key in its contract: `predicts=…`.")
+    predicted = critic.contract.predicted(critic.options, critic.spec.traits)
+    require(predicted is not None, "declares no `predicts`", "Name the key in its contract: `predicts=…`.")
     kept = isinstance(getattr(critic, "normaliser", None), ValueNormaliser)
     require(kept, "has no `normaliser`", "Set `self.normaliser = ValueNormaliser(enabled=…)`.")
 
@@ -63,8 +64,7 @@ def predicts_a_key(critic: Critic) -> None:
 @rule("critic")
 def writes_what_it_predicts(critic: Critic) -> None:
     """`predictions` is `[K, *, N, 1]`; `predict` is the least of the K, and in real units what the critic writes."""
-    key = critic.contract.predicts
-    assert key is not None
+    key = critic.predicts
     for batch in _batches(_normalised(critic)):
         found, written = critic.predictions(batch.clone()), critic(batch.clone())[key]
         _require_networks("predictions", found, written.shape)

@@ -35,7 +35,7 @@ def is_built_for_a_team(component: Component) -> None:
 def names_keys_of_the_table(component: Component) -> None:
     """Every key of a contract stands in the key table."""
     contract = component.contract
-    for key in (*_entries(contract.reads), *_entries(contract.writes)):
+    for key in (*_entries(contract.reads), *_entries(contract.writes), *_entries(contract.predictions)):
         if keys.current(key) not in keys.TABLE:
             names = {keys.name(known): known for known in keys.TABLE}
             hint = did_you_mean(keys.name(key), names)
@@ -88,14 +88,18 @@ def has_conditions_that_can_hold(component: Component) -> None:
 def has_a_contract_of_what_exists(component: Component) -> None:
     """A contract needs traits of sections or parts; inherits from parts; bounds own options; predicts a key that it writes."""
     contract, options = component.contract, option_parameters(type(component))
-    for field, named in (("inherits", contract.inherits), ("at_most", tuple(contract.at_most))):
+    for field, named in (
+        ("inherits", contract.inherits),
+        ("at_most", tuple(contract.at_most)),
+        ("formerly", tuple(contract.formerly)),
+    ):
         for option in named:
             problem = f"names `{option}` under `{field}`, which is no option"
             require(option in options, problem, f"Name a keyword-only argument.{did_you_mean(option, options)}")
     for target in contract.needs:
         problem = f"needs traits of `{target}`, which is neither a section nor an option"
         require(target in KINDS or target in options, problem, f"Name a section.{did_you_mean(target, [*KINDS, *options])}")
-    predicted = contract.predicts
+    predicted = contract.predicted(component.options, component.spec.traits)
     if predicted is not None:
         problem = f"predicts `{keys.name(predicted)}`, which it does not write"
         require(predicted in component.writes, problem, "Add it to `writes`.")
@@ -228,5 +232,5 @@ def _entries(items: tuple[Any, ...]) -> Iterator[Any]:
 
 def _conditions(component: Component) -> Iterator[Condition]:
     contract = component.contract
-    for items in (contract.reads, contract.writes, contract.traits, *contract.needs.values()):
+    for items in (contract.reads, contract.writes, contract.traits, contract.predictions, *contract.needs.values()):
         yield from (part for item in items if isinstance(item, When) for part in item.parts)

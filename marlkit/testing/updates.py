@@ -22,7 +22,7 @@ METRIC = re.compile(r"[a-z_]+/[a-z0-9_]+")
 def _only_read(team: Team, update: Update) -> TensorDict:
     """A batch of what the update declares, what actor, critic and opponents read, and what the critic predicts."""
     batch = team.batch()
-    wanted = {*update.reads, *team.actor.reads, *team.critic.reads, *team.opponents.reads, team.critic.contract.predicts}
+    wanted = {*update.reads, *team.actor.reads, *team.critic.reads, *team.opponents.reads, team.critic.predicts}
     return batch.select(*wanted)
 
 

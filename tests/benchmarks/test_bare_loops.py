@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from benchmarks.bare import consensus, f2a2_ddpg, happo, maddpg, mind, on_policy, perla_mappo
+from benchmarks.bare import consensus, f2a2_ddpg, happo, maddpg, mind, on_policy, perla_mappo_vmas
 from benchmarks.bare.stopwatch import overrides
 from marlkit import keys
 from marlkit.functional import marginal
@@ -20,7 +20,7 @@ from marlkit.recipe import load_recipe
 from marlkit.training.assembly import build_environment, build_learner
 
 WORKS: dict[str, Any] = {
-    "happo": happo.Work, "perla_mappo": perla_mappo.Work, "maddpg": maddpg.Work, "f2a2_ddpg": f2a2_ddpg.Work
+    "happo": happo.Work, "perla_mappo_vmas": perla_mappo_vmas.Work, "maddpg": maddpg.Work, "f2a2_ddpg": f2a2_ddpg.Work
 }  # fmt: skip
 CPU = torch.device("cpu")
 RATE = 0.05
@@ -32,7 +32,7 @@ def test_the_work_is_the_recipes_own(recipe: str) -> None:
 
 
 def test_the_options_that_cannot_be_set_are_the_recipes_too() -> None:
-    for recipe in ("happo", "perla_mappo"):
+    for recipe in ("happo", "perla_mappo_vmas"):
         config = load_recipe(recipe).config
         step = config["update"].step if recipe == "happo" else config["update"]
         assert (step.clip_epsilon, step.value_clip, step.huber_delta) == (on_policy.CLIP, on_policy.VALUE_CLIP, on_policy.HUBER)
@@ -124,14 +124,14 @@ def batch_of(
     return batch
 
 
-def rollout_of(loop: happo.Happo | perla_mappo.PerlaMappo) -> TensorDict:
+def rollout_of(loop: happo.Happo | perla_mappo_vmas.PerlaMappo) -> TensorDict:
     """What a bare on-policy loop has played, stored time-major as marlkit does."""
     steps = [loop.observation[:-1], loop.action, loop.log_prob, loop.reward.expand(*loop.log_prob.shape)]
     steps += [loop.observation[1:], loop.done.squeeze(-1)]
     return batch_of(*steps).transpose(0, 1)
 
 
-def unsettle(loop: happo.Happo | perla_mappo.PerlaMappo) -> None:
+def unsettle(loop: happo.Happo | perla_mappo_vmas.PerlaMappo) -> None:
     """Some early ends, and a policy that has moved."""
     loop.done = torch.rand(loop.done.shape) < 0.2
     loop.log_prob += 0.2 * torch.randn_like(loop.log_prob)
@@ -179,8 +179,8 @@ def test_happo_learns_the_same() -> None:
 
 
 def test_perla_mappo_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    work = perla_mappo.Work(envs=4, steps=6, hidden=8, samples=5, epochs=2, minibatch=24)
-    learner, loop = learner_of("perla_mappo", work), perla_mappo.PerlaMappo(work, CPU)
+    work = perla_mappo_vmas.Work(envs=4, steps=6, hidden=8, samples=5, epochs=2, minibatch=24)
+    learner, loop = learner_of("perla_mappo_vmas", work), perla_mappo_vmas.PerlaMappo(work, CPU)
     uniform = torch.rand(5 * 3 * 2)
     noise = marginal.normal_from_uniform(uniform).view(5, 3, 2)
     monkeypatch.setattr(marginal, "counter_uniform", lambda s, first, count: uniform[first : first + count].expand(len(s), -1))

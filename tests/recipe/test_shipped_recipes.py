@@ -35,9 +35,28 @@ def differing(first: str, second: str) -> set[str]:
     return {name for name in a.keys() | b.keys() if a.get(name) != b.get(name)}
 
 
-@pytest.mark.parametrize(("first", "second"), [("mappo", "perla_mappo"), ("ippo", "perla_ippo"), ("mappo", "ippo")])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("mappo", "perla_mappo_vmas"),
+        ("ippo", "perla_ippo_vmas"),
+        ("mappo", "ippo"),
+        ("coma", "perla_coma"),
+        ("perla_mappo", "perla_ippo"),
+    ],
+)
 def test_only_the_critic_differs(first: str, second: str) -> None:
     assert differing(first, second) == {"critic"}
+
+
+@pytest.mark.parametrize("name", ["perla_ippo", "perla_mappo"])
+def test_perla_is_shipped_as_published(name: str) -> None:
+    """Table 4 of Jafferjee et al. 2022."""
+    config = load_recipe(name).config
+    assert (list(config.actor.hidden), list(config.critic.hidden), config.critic.samples) == ([256, 256], [256, 256], 100)
+    assert (config.targets.type, config.targets.tau) == ("soft", 0.01)
+    assert (config.estimator.type, config.estimator.n) == ("n_step", 10)
+    assert (config.optimizer.lr, config["update"].entropy_coef) == (5e-4, 1e-3)
 
 
 def test_happo_differs_from_mappo_where_the_paper_does() -> None:
@@ -69,7 +88,8 @@ def test_recipe_runs_on_every_kind_of_team_that_its_critic_takes(name: str, disc
 
 
 def needed_of_the_environment(name: str) -> set[str]:
-    needs = [entry.contract.needs.get("env", ()) for entry in load_recipe(name).entries.values()]
+    recipe = load_recipe(name)
+    needs = [entry.contract.needed(recipe.options(path), ()).get("env", ()) for path, entry in recipe.entries.items()]
     return {trait for wanted in needs for trait in wanted}
 
 
@@ -106,6 +126,13 @@ def test_any_sharing_runs(critic: str, share: str) -> None:
         ("f2a2_ddpg", ["opponents=true_policy"]),
         ("f2a2_ddpg", ["update.step.coupling=0"]),
         ("f2a2_ddpg", ["update.topology=none"]),
+        ("perla_mappo_vmas", ["critic.current=executed"]),
+        ("perla_ippo", ["critic.samples=10"]),
+        ("perla_ippo", ["critic.style=q"]),
+        ("perla_coma", ["critic.current=sampled"]),
+        ("coma", ["critic.type=marginalised", "critic.style=q"]),
+        ("mappo", ["critic=marginalised", "opponents=theory_of_mind"]),
+        ("perla_mappo_vmas", ["critic.share=none", "update={type: pdhg, topology: ring, step: {type: ppo_clip}}"]),
     ],
 )
 def test_the_ablations_are_one_line(name: str, swap: list[str]) -> None:

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import marlkit
-from marlkit import run
+from marlkit import load_recipe, run
+from marlkit.run.folder import _newer_options, own_checkpoint, run_recipe
 
 OLD_RUNS = Path(__file__).parent / "old_runs"
 NAMES = ("coma", "f2a2_ddpg", "mappo")
@@ -79,3 +80,19 @@ def test_an_old_run_resumes_as_it_did(name: str, tmp_path: Path) -> None:
     assert found.keys() == expected.keys()
     for part, sums in expected.items():
         assert found[part] == pytest.approx(sums, rel=1e-5, abs=1e-5), part
+
+
+def test_a_run_goes_on_as_it_began_where_the_default_of_a_newer_option_is_something_else(tmp_path: Path) -> None:
+    """`marginalised` regressed sampled means before it had `current`, whose default is `executed`."""
+    tiny = ["data.steps=4", "update.minibatch_size=null", "trainer.iterations=1", "critic.hidden=[4]", "critic.current=sampled"]
+    game = "env={type: matrix_game, num_envs: 4}"
+    folder = run.train(load_recipe("perla_mappo_vmas", [game, *tiny, "trainer.evaluation_episodes=2"]), tmp_path, progress=False)
+    newer = ("  current: sampled\n", "  style: v\n")
+    text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    assert all(text.count(line) == 1 for line in newer)
+    (folder / "recipe.yaml").write_text(text.replace(newer[0], "").replace(newer[1], ""), encoding="utf-8")
+    recipe = run_recipe(folder)
+    assert (recipe.config.critic.current, recipe.config.critic.style) == ("sampled", "v")
+    assert own_checkpoint(folder / "checkpoints" / "last.ckpt", recipe)["marlkit"]["iteration"] == 1
+    saved = {"critic.type": "marginalised", "critic.samples": 10}
+    assert _newer_options(recipe, saved)["critic.current"] == "sampled"

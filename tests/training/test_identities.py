@@ -18,7 +18,7 @@ from marlkit.training.assembly import build_learner
 from marlkit.training.learner import Learner
 
 GAMMA, LMBDA, CLIP, ENTROPY, EPOCHS, ITERATIONS, LR, MAX_NORM = 0.97, 0.9, 0.05, 0.02, 4, 2, 2e-3, 0.3
-SYSTEMS = ("happo", "ippo", "mappo", "perla_ippo", "perla_mappo")
+SYSTEMS = ("happo", "ippo", "mappo", "perla_ippo_vmas", "perla_mappo_vmas")
 SPECS = {
     "discrete": TeamSpec(1, 4, Discrete(3), team_reward=True),
     "continuous": TeamSpec(1, 4, Continuous(2, ((-1.0, 0.0),), ((1.0, 3.0),)), team_reward=True),

@@ -185,7 +185,9 @@ def test_next_values_are_those_of_the_next_states(name: str, body: Any, monkeypa
 
 
 def test_samples_of_the_others_are_drawn_anew_for_every_rollout_and_kept_within_it() -> None:
-    learner = scripted(DISCRETE, random_script(DISCRETE, B, T), critic=MarginalisedCritic(DISCRETE, samples=3, exact="never"))
+    learner = scripted(
+        DISCRETE, random_script(DISCRETE, B, T), critic=MarginalisedCritic(DISCRETE, current="sampled", samples=3, exact="never")
+    )
     seeds = [annotated(learner)[keys.SAMPLE_SEED].clone() for _ in range(2)]
     assert len(torch.cat(seeds).unique()) == 2 * B * T
     batch = annotated(learner)

@@ -22,6 +22,7 @@ from marlkit.envs._vmas.agents import groups_of, refuse_other_numbers
 from marlkit.envs._vmas.scenario_source import Options
 from marlkit.envs._vmas.unread_options import refuse_unread
 from marlkit.errors import ComponentError, MarlkitError, OptionError
+from marlkit.functional.bounds import executed
 
 try:
     from vmas.scenarios import load
@@ -134,7 +135,7 @@ class Simulation:
 
     def _act(self, action: Tensor) -> None:
         if self._continuous:
-            moves = torch.clamp(action, self.low, self.high) * self._multiplier
+            moves = executed(action, self.low, self.high) * self._multiplier
         else:
             moves = self._table[self._agent_index, action]
         for index, (agent, speech) in enumerate(zip(self.agents, self._speech, strict=True)):

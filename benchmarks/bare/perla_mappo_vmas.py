@@ -1,6 +1,6 @@
 """PERLA on MAPPO (Jafferjee et al. 2022) as one bare loop: a shared policy, values averaged over samples of the others' actions.
 
-    python -m benchmarks.bare.perla_mappo --samples 20
+    python -m benchmarks.bare.perla_mappo_vmas --samples 20
 
 A stopwatch, not a reference: an environment that ends early is not reset before the others. Memory grows with the samples of a
 minibatch.
@@ -68,7 +68,8 @@ class Critic(nn.Module):
     def forward(self, state: Tensor, loc: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
         """State ``[R, S]``, the policies ``[R, N, D]`` and noise ``[R, K, N, D]`` give values ``[R, N]``."""
         entered = self.state(state).unsqueeze(1) + self.identity
-        each = torch.einsum("rknd,ndh->rknh", torch.addcmul(loc.unsqueeze(1), scale.unsqueeze(1), noise), self.action)
+        sampled = torch.addcmul(loc.unsqueeze(1), scale.unsqueeze(1), noise).clamp(-1, 1)
+        each = torch.einsum("rknd,ndh->rknh", sampled, self.action)
         entering = (each.sum(2, keepdim=True) - each).add_(entered.unsqueeze(1))
         value: Tensor = self.last(self.middle(entering).mean(1))
         return value.squeeze(-1)
@@ -151,4 +152,4 @@ class PerlaMappo:
 
 
 if __name__ == "__main__":
-    stopwatch.run("perla_mappo", Work, PerlaMappo)
+    stopwatch.run("perla_mappo_vmas", Work, PerlaMappo)
