@@ -95,6 +95,7 @@ def _print_component(entry: Entry) -> None:
     fields = {"reads": contract.reads, "writes": contract.writes, "traits": contract.traits}
     rows = [(field, _condition(item)) for field, items in fields.items() for item in items]
     rows += [("needs", f"{target}: {_condition(item)}") for target, items in contract.needs.items() for item in items]
+    rows += [("prefers", f"{target}: {', '.join(wanted)}") for target, wanted in contract.prefers.items()]
     if contract.predicts is not None:
         rows.append(("predicts", keys.name(contract.predicts)))
     report.print_sections("contract", rows, ("", ""))

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from marlkit import keys
 from marlkit.contract import KINDS
-from marlkit.errors import MarlkitError, RecipeError
+from marlkit.errors import MarlkitError, Problem, RecipeError
 from marlkit.keys import Key
 from marlkit.recipe import Recipe
 from marlkit.recipe.wiring import DIMENSIONS, MISSING, dimensions, is_discrete, shape, wiring
@@ -56,6 +56,12 @@ def print_notes(notes: Iterable[str]) -> None:
     """Print notes on standard error, separate from the output of a command."""
     for note in notes:
         console(sys.stderr).print(Text("note: ", style="yellow") + Text(note), soft_wrap=True)
+
+
+def print_warnings(problems: Iterable[Problem]) -> None:
+    """Print what may be wrong on standard error, separate from the output of a command."""
+    for problem in problems:
+        console(sys.stderr).print(Text("warning: ", style="yellow") + Text(str(problem)), soft_wrap=True)
 
 
 def print_interrupted(message: str) -> None:

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from marlkit import keys
 from marlkit.contract import KINDS, Condition, When, as_yaml
 from marlkit.recipe.catalogue import Entry, components
-from marlkit.recipe.fit import Member, environments, fits, members, skipped_sections, unmet, writers
+from marlkit.recipe.fit import Member, environments, fits, members, skipped_sections, unmet, unpreferred, writers
 from marlkit.recipe.located_yaml import Place
 
 CHOSEN = ("actor", "critic", "opponents", "estimator", "update", "data")
@@ -182,16 +182,24 @@ def _choices(section: str, levels: int, path: str = "") -> Iterator[dict[str, En
 
 
 def settled(combination: Combination) -> Combination:
-    """The combination with options under which it fits; unchanged where there are none."""
+    """The combination with options under which it fits, without a warning if possible; unchanged where there are none."""
     tried = combination
     for _ in range(len(CHOSEN)):
         if fits(tried):
-            return tried
+            return _advised(tried)
         changes = list(_changes(tried))
         if not changes:
             return combination
         tried = tried.with_settings(changes)
     return tried if fits(tried) else combination
+
+
+def _advised(combination: Combination) -> Combination:
+    """A combination that fits, with the options that give the traits that its components prefer, if it then still fits."""
+    by_path = {member.path: member for member in members(combination, environments(combination)[0])}
+    missing = [(path, trait) for member in by_path.values() for path, trait, _ in unpreferred(member, by_path)]
+    better = combination.with_settings(found for path, trait in missing for found in _giving(by_path[path], "traits", {trait}))
+    return better if fits(better) else combination
 
 
 def _changes(combination: Combination) -> Iterator[tuple[str, str, Any]]:
