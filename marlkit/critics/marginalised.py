@@ -18,7 +18,7 @@ from marlkit.nn.kernels.activation import IN_PLACE, InPlace
 from marlkit.nn.kernels.sample_mean import Sampling, mean_hidden
 from marlkit.nn.networks import TeamLinear, TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
-from marlkit.options import Activation, Hidden, Initialisation, PositiveInt, Repeats, Share
+from marlkit.options import Activation, Hidden, Initialisation, PositiveInt, Repeats, Share, ValueNorm
 from marlkit.spec import TeamSpec
 
 
@@ -44,7 +44,8 @@ class MarginalisedCritic(Critic):
         layer_norm: normalise the input and the hidden layers' outputs.
         initialisation: `orthogonal` (Saxe et al. 2014; MAPPO's), `xavier` (Glorot and Bengio 2010), or `uniform`, as
             `torch.nn.Linear` starts, without gains.
-        value_norm: regress on running-normalised targets (Yu et al. 2022).
+        value_norm: regress on running-normalised targets (Yu et al. 2022); `popart`: and rewrite the last layer whenever their
+            scale changes, so that no value does (van Hasselt et al. 2016).
     """
 
     contract = Contract(
@@ -78,7 +79,7 @@ class MarginalisedCritic(Critic):
         activation: Activation = "tanh",
         layer_norm: bool = False,
         initialisation: Initialisation = "orthogonal",
-        value_norm: bool = True,
+        value_norm: ValueNorm = True,
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -110,6 +111,10 @@ class MarginalisedCritic(Critic):
         self.register_buffer("eye", torch.eye(spec.n_agents, dtype=torch.bool), persistent=False)
         enumerable = spec.discrete and spec.action_features ** (spec.n_agents - 1) <= (samples if exact == "auto" else 2**20)
         self._prepare_enumeration(enumerable and exact != "never")
+
+    def rescale(self, scale: Tensor, shift: Tensor) -> None:
+        """Replace every prediction ``f`` by ``scale f + shift``, ``[]`` each."""
+        self.network.rescale(scale, shift, self.action_layer)
 
     def _prepare_enumeration(self, enumerable: bool) -> None:
         others = marginal.others_of(self.spec.n_agents)
