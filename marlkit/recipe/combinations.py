@@ -237,9 +237,9 @@ def _annotation(member: Member, option: str) -> Any:
 INTRODUCTION = """# What fits together
 
 Every combination of marlkit's actors, critics, opponent models, estimators, updates and data that can be trained; a row is the
-product of what its cells list. The options in the last column are needed, the others are at their defaults. Any other combination
-of these components, with these options, is refused by `marlkit check` before anything is built, with the reason and with what
-would fit.
+product of what its cells list. The options in the last column are needed, or a component prefers what they give and `marlkit
+check` warns without them; the others are at their defaults. Any other combination of these components, with these options, is
+refused by `marlkit check` before anything is built, with the reason and with what would fit.
 
 Left out are components with an option that has no default, such as the path of a network of your own, and components inside
 components inside components. The same contracts decide these, and `marlkit check` says whether they fit. So deep these fit:
