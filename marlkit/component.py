@@ -27,6 +27,7 @@ from marlkit.nn.distributions import AgentDistribution, TeamDistribution
 from marlkit.nn.networks import GroupedParameters
 from marlkit.nn.normalisers import ValueNormaliser
 from marlkit.options import CompileMode, problem_with, with_those_above
+from marlkit.ranks import ALONE, Ranks
 from marlkit.spec import TeamSpec
 
 
@@ -277,7 +278,7 @@ class Actor(ModuleComponent, ABC):
 
     @abstractmethod
     def distribution(self, batch: TensorDictBase, agents: Sequence[int] | None = None) -> TeamDistribution:
-        """The distribution of the actions, of all agents ``[*, N]`` or of ``agents`` only (trait ``separate_parameters``).
+        """The distribution of the actions, of all agents ``[*, N]`` or of ``agents`` only (trait ``independent_agents``).
 
         An autoregressive actor conditions agent i on the stored actions of the agents before it.
         """
@@ -420,6 +421,20 @@ class Critic(ModuleComponent, ABC):
         """Write the prediction ``[*, N, 1]`` in real units."""
         return batch.set(self.predicts, self.normaliser.denormalise(self.predict(batch)))
 
+    @torch.no_grad()
+    def learn_scale(self, target: Tensor, ranks: Ranks = ALONE, counted: Tensor | None = None) -> None:
+        """Update the normaliser with targets ``[*]`` in real units, or those ``counted``; with PopArt no value changes."""
+        if not self.normaliser.rescales:
+            self.normaliser.update(target, ranks, counted)
+            return
+        before = self.normaliser.mean_and_deviation()
+        self.normaliser.update(target, ranks, counted)
+        self.rescale(*self.normaliser.change_since(before))
+
+    def rescale(self, scale: Tensor, shift: Tensor) -> None:
+        """Replace every prediction ``f`` by ``scale f + shift``, ``[]`` each, in the last layer (``value_norm: popart``)."""
+        raise NotImplementedError(f"{type(self).__name__} cannot rewrite its last layer")
+
     def action_value(self, batch: TensorDictBase, own: Tensor, joint: Tensor) -> Tensor:
         """``Q_i`` of joint actions that agent i views, by each network: ``[K, *, N, 1]`` (trait ``differentiable_in_action``).
 
@@ -475,6 +490,12 @@ class Estimator(ModuleComponent, ABC):
     Beside what it reads, it is given the agents' own ends (``keys.AGENT_ENDS``) where the environment writes them: the return of
     an agent then ends with the agent, not with the episode.
     """
+
+    def observe(self, played: TensorDictBase, ranks: Ranks = ALONE) -> None:
+        """See the steps ``[B, T]`` that were just played, once, before any batch is estimated; for running statistics.
+
+        These are held in buffers, and are the same on all ``ranks``.
+        """
 
     @abstractmethod
     def forward(self, batch: TensorDictBase) -> TensorDictBase:

@@ -126,6 +126,8 @@ class Contract:
         traits: properties that other components may need.
         needs: for a section (``"actor"``) or an own option that holds a component (``"step"``), the traits that component must
             have; an entry may be conditional like those of ``reads``.
+        prefers: as ``needs``, for traits without which it runs, but after a warning: each with what is lost, as the end of a
+            sentence.
         predicts: for a critic, the written key that is regressed on the value target; where options decide it, entries like those
             of ``reads``.
         inherits: own options that hold a component whose traits this one has too, as a wrapper has.
@@ -146,6 +148,7 @@ class Contract:
     writes: tuple[Any, ...] = ()
     traits: tuple[Any, ...] = ()
     needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    prefers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     predicts: Key | tuple[When, ...] | None = None
     inherits: tuple[str, ...] = ()
     without: tuple[str, ...] = ()

@@ -112,6 +112,9 @@ ReplayMode = Literal["record", "graph"]
 CompileMode = Literal["none", ReplayMode]
 """How steps run: operation by operation, as recorded operations, or as a CUDA graph (:mod:`marlkit.recorder.recording`)."""
 
+ValueNorm = bool | Literal["popart"]
+"""Whether values are regressed on running-normalised targets, and what is kept: the network, or what it says (PopArt)."""
+
 Share = Literal["all", "none"] | list[list[NonNegativeInt]]
 """Which agents use the same parameters: all, none, or groups such as ``[[0, 1], [2, 3]]``."""
 

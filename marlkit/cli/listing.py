@@ -95,6 +95,7 @@ def _print_component(entry: Entry) -> None:
     fields = {"reads": contract.reads, "writes": contract.writes, "traits": contract.traits}
     rows = [(field, _condition(item)) for field, items in fields.items() for item in items]
     rows += [("needs", f"{target}: {_condition(item)}") for target, items in contract.needs.items() for item in items]
+    rows += [("prefers", f"{target}: {', '.join(wanted)}") for target, wanted in contract.prefers.items()]
     rows += [("predicts", _condition(item)) for item in contract.predictions]
     report.print_sections("contract", rows, ("", ""))
 

@@ -17,7 +17,7 @@ from marlkit.cli.listing import print_list
 from marlkit.errors import Interrupted, MarlkitError, Problem, RecipeError, TrustError, WriteError
 from marlkit.interrupts import end_process, listening
 from marlkit.recipe import Recipe, load_recipe
-from marlkit.recipe.fit import check_fit
+from marlkit.recipe.fit import advice, check_fit
 from marlkit.recipe.trust import require_trust
 from marlkit.recipe.wiring import mermaid
 
@@ -178,6 +178,7 @@ def _check(parsed: argparse.Namespace) -> None:
 
         dry_run(recipe)
     report.print_ok(recipe, ran=parsed.run)
+    report.print_warnings(advice(recipe))
 
 
 def _show(parsed: argparse.Namespace) -> None:
@@ -190,6 +191,7 @@ def _show(parsed: argparse.Namespace) -> None:
         sizes, parameters = ({}, {}) if parsed.no_sizes or problems else _sizes(recipe)
         report.print_wiring(recipe, sizes, parameters)
     _refuse(problems)
+    report.print_warnings(advice(recipe))
 
 
 def _sizes(recipe: Recipe) -> tuple[dict[str, int], dict[str, int]]:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from marlkit import keys
 from marlkit.contract import KINDS
-from marlkit.errors import MarlkitError, RecipeError
+from marlkit.errors import MarlkitError, Problem, RecipeError
 from marlkit.keys import Key
 from marlkit.recipe import Recipe
 from marlkit.recipe.wiring import DIMENSIONS, MISSING, dimensions, is_discrete, shape, wiring
@@ -73,6 +73,12 @@ def print_comparison(found: Comparison) -> None:
     for result in found.results:
         heads, rows = summary_rows(result)
         print_sections(f"{result.task.name}: {found.metric}, interquartile mean and 95 % interval", rows, heads)
+
+
+def print_warnings(problems: Iterable[Problem]) -> None:
+    """Print what may be wrong on standard error, separate from the output of a command."""
+    for problem in problems:
+        console(sys.stderr).print(Text("warning: ", style="yellow") + Text(str(problem)), soft_wrap=True)
 
 
 def print_interrupted(message: str) -> None:

@@ -17,7 +17,7 @@ from marlkit.functional.attention import attended, weights_of_others
 from marlkit.nn.actions import action_features
 from marlkit.nn.networks import ACTIVATIONS, GAINS, TeamLinear, TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
-from marlkit.options import Activation, Hidden, Initialisation, Share, Width
+from marlkit.options import Activation, Hidden, Initialisation, Share, ValueNorm, Width
 from marlkit.spec import TeamSpec
 
 
@@ -39,7 +39,8 @@ class AttentionCritic(VectorCritic):
         layer_norm: normalise the observation and the hidden layers' outputs.
         initialisation: `orthogonal` (Saxe et al. 2014; MAPPO's), `xavier` (Glorot and Bengio 2010), or `uniform`, as
             `torch.nn.Linear` starts, without gains.
-        value_norm: regress on running-normalised targets (Yu et al. 2022).
+        value_norm: regress on running-normalised targets (Yu et al. 2022); `popart`: and rewrite the last layer whenever their
+            scale changes, so that no value does (van Hasselt et al. 2016).
 
     Raises:
         OptionError: ``hidden`` is empty, or its last width is no multiple of ``heads``.
@@ -64,7 +65,7 @@ class AttentionCritic(VectorCritic):
         activation: Activation = "leaky_relu",
         layer_norm: bool = False,
         initialisation: Initialisation = "orthogonal",
-        value_norm: bool = True,
+        value_norm: ValueNorm = True,
     ) -> None:
         super().__init__()
         if not hidden or hidden[-1] % heads:
@@ -83,6 +84,10 @@ class AttentionCritic(VectorCritic):
         self.query, self.key = (linear(size, size, (0,), gain=1.0, bias=False) for _ in range(2))
         self.value = linear(size, size, (0,), gain=gain)
         self.head = network(2 * size, spec.action_features, hidden=[size], output_gain=1.0, agent_id=False)
+
+    def rescale(self, scale: Tensor, shift: Tensor) -> None:
+        """Replace every prediction ``f`` by ``scale f + shift``, ``[]`` each."""
+        self.head.rescale(scale, shift)
 
     def action_values(self, batch: TensorDictBase) -> Tensor:
         """``Q_i`` in normalised units, ``[1, *, N, A]``."""

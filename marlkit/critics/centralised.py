@@ -10,7 +10,7 @@ from marlkit.component import Critic
 from marlkit.contract import Contract, When
 from marlkit.nn.networks import TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
-from marlkit.options import Activation, Hidden, Initialisation, Share
+from marlkit.options import Activation, Hidden, Initialisation, Share, ValueNorm
 from marlkit.spec import TeamSpec
 
 
@@ -28,7 +28,8 @@ class CentralisedCritic(Critic):
         layer_norm: normalise the input and the hidden layers' outputs.
         initialisation: `orthogonal` (Saxe et al. 2014; MAPPO's), `xavier` (Glorot and Bengio 2010), or `uniform`, as
             `torch.nn.Linear` starts, without gains.
-        value_norm: regress on running-normalised targets (Yu et al. 2022).
+        value_norm: regress on running-normalised targets (Yu et al. 2022); `popart`: and rewrite the last layer whenever their
+            scale changes, so that no value does (van Hasselt et al. 2016).
     """
 
     contract = Contract(
@@ -47,7 +48,7 @@ class CentralisedCritic(Critic):
         activation: Activation = "tanh",
         layer_norm: bool = False,
         initialisation: Initialisation = "orthogonal",
-        value_norm: bool = True,
+        value_norm: ValueNorm = True,
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -65,6 +66,10 @@ class CentralisedCritic(Critic):
             layer_norm=layer_norm,
             initialisation=initialisation,
         )
+
+    def rescale(self, scale: Tensor, shift: Tensor) -> None:
+        """Replace every prediction ``f`` by ``scale f + shift``, ``[]`` each."""
+        self.network.rescale(scale, shift)
 
     def predict(self, batch: TensorDictBase) -> Tensor:
         """``V_i(s)`` in normalised units, ``[*, N, 1]``."""

@@ -15,7 +15,7 @@ from marlkit.functional.counterfactual import others_features
 from marlkit.nn.actions import action_features
 from marlkit.nn.networks import TeamLinear, TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
-from marlkit.options import Activation, Hidden, Initialisation, Share
+from marlkit.options import Activation, Hidden, Initialisation, Share, ValueNorm
 from marlkit.spec import TeamSpec
 
 
@@ -35,7 +35,8 @@ class CounterfactualCritic(VectorCritic):
         layer_norm: normalise the state, the own observation and the hidden layers' outputs.
         initialisation: `orthogonal` (Saxe et al. 2014; MAPPO's), `xavier` (Glorot and Bengio 2010), or `uniform`, as
             `torch.nn.Linear` starts, without gains.
-        value_norm: regress on running-normalised targets (Yu et al. 2022).
+        value_norm: regress on running-normalised targets (Yu et al. 2022); `popart`: and rewrite the last layer whenever their
+            scale changes, so that no value does (van Hasselt et al. 2016).
     """
 
     contract = Contract(
@@ -66,7 +67,7 @@ class CounterfactualCritic(VectorCritic):
         activation: Activation = "tanh",
         layer_norm: bool = False,
         initialisation: Initialisation = "orthogonal",
-        value_norm: bool = True,
+        value_norm: ValueNorm = True,
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -92,6 +93,10 @@ class CounterfactualCritic(VectorCritic):
         beside = partial(TeamLinear, outputs=width, groups=groups, gain=1.0, bias=False, initialisation=initialisation)
         self.action_layer = beside(actions, further_inputs=inputs - actions)
         self.observation_layer = beside(observation, further_inputs=inputs - observation) if own_observation else None
+
+    def rescale(self, scale: Tensor, shift: Tensor) -> None:
+        """Replace every prediction ``f`` by ``scale f + shift``, ``[]`` each."""
+        self.network.rescale(scale, shift, self.action_layer)
 
     def action_values(self, batch: TensorDictBase) -> Tensor:
         """``Q_i`` in normalised units, ``[1, *, N, A]``."""

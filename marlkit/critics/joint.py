@@ -15,7 +15,7 @@ from marlkit.contract import Contract, When
 from marlkit.nn.actions import ActionBounds, action_features
 from marlkit.nn.networks import TeamLinear, TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
-from marlkit.options import Activation, Hidden, Initialisation, Share
+from marlkit.options import Activation, Hidden, Initialisation, Share, ValueNorm
 from marlkit.spec import TeamSpec
 
 
@@ -36,7 +36,8 @@ class JointCritic(Critic):
         layer_norm: normalise the view and the hidden layers' outputs.
         initialisation: `orthogonal` (Saxe et al. 2014; MAPPO's), `xavier` (Glorot and Bengio 2010), or `uniform`, as
             `torch.nn.Linear` starts, without gains.
-        value_norm: regress on running-normalised targets (Yu et al. 2022).
+        value_norm: regress on running-normalised targets (Yu et al. 2022); `popart`: and rewrite the last layer whenever their
+            scale changes, so that no value does (van Hasselt et al. 2016).
     """
 
     contract = Contract(
@@ -64,7 +65,7 @@ class JointCritic(Critic):
         activation: Activation = "tanh",
         layer_norm: bool = False,
         initialisation: Initialisation = "orthogonal",
-        value_norm: bool = True,
+        value_norm: ValueNorm = True,
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -93,6 +94,10 @@ class JointCritic(Critic):
         sizes = torch.tensor(spec.own_action_sizes).unsqueeze(-1)
         self.register_buffer("owned", torch.arange(spec.action_features) < sizes, persistent=False)
         self.bounds = ActionBounds(spec)
+
+    def rescale(self, scale: Tensor, shift: Tensor) -> None:
+        """Replace every prediction ``f`` by ``scale f + shift``, ``[]`` each."""
+        self.network.rescale(scale, shift, self.action_layer)
 
     def predict(self, batch: TensorDictBase) -> Tensor:
         """``Q_i`` of the actions taken in normalised units, ``[*, N, 1]``."""

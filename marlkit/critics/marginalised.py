@@ -13,6 +13,7 @@ from marlkit.critics._over_others import OverOthersCritic
 from marlkit.critics._vector import write_action_values
 from marlkit.functional.counterfactual import executed_value
 from marlkit.nn.normalisers import ValueNormaliser
+from marlkit.options import ValueNorm
 from marlkit.spec import TeamSpec
 
 
@@ -32,7 +33,8 @@ class MarginalisedCritic(OverOthersCritic):
         spec: the team.
         current: the value that is regressed: `executed`, at the executed actions, or `sampled`, the mean over samples.
         style: `v`, a state value, or `q`, values of every own discrete action, as the estimator `counterfactual` reads them.
-        value_norm: regress on running-normalised targets (Yu et al. 2022).
+        value_norm: regress on running-normalised targets (Yu et al. 2022); `popart`: and rewrite the last layer whenever their
+            scale changes, so that no value does (van Hasselt et al. 2016).
         options: those of :class:`OverOthersCritic`.
     """
 
@@ -71,13 +73,17 @@ class MarginalisedCritic(OverOthersCritic):
         *,
         current: Literal["executed", "sampled"] = "executed",
         style: Literal["v", "q"] = "v",
-        value_norm: bool = True,
+        value_norm: ValueNorm = True,
         **options: Any,
     ) -> None:
         super().__init__(spec, spec.action_features if style == "q" else 1, **options)
         self.current = current
         self.style = style
         self.normaliser = ValueNormaliser(enabled=value_norm)
+
+    def rescale(self, scale: Tensor, shift: Tensor) -> None:
+        """Replace every prediction ``f`` by ``scale f + shift``, ``[]`` each."""
+        self.network.rescale(scale, shift, self.action_layer)
 
     def predict(self, batch: TensorDictBase) -> Tensor:
         """The value that is regressed, of the own action taken with `style: q`, in normalised units: ``[*, N, 1]``."""

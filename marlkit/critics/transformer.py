@@ -14,12 +14,14 @@ from marlkit.errors import OptionError
 from marlkit.nn.networks import TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
 from marlkit.nn.transformer import ELSEWHERE, ObservationEncoder
-from marlkit.options import Activation, Depth, Hidden, Share, Width
+from marlkit.options import Activation, Depth, Hidden, Share, ValueNorm, Width
 from marlkit.spec import TeamSpec
 
 
 class TransformerCritic(Critic):
-    """``V_i(o_1..o_N) = head(e_i)``; under a team reward the mean over agents, ``V = (1/N) sum_i head(e_i)``.
+    """``V_i(o_1..o_N) = head(e_i)``, each regressed on its own target, as in MAT.
+
+    The paper's advantage over ``(1/N) sum_i V_i`` is `update.team_advantage`; MAT's code takes each agent's own.
 
     With `encoder: own` it encodes the observations itself (MAT-Dec, beside any actor). With `encoder: actor` it reads the
     encoding that a transformer actor writes, and its loss trains the actor's encoder too (MAT).
@@ -27,7 +29,6 @@ class TransformerCritic(Critic):
     Args:
         spec: the team.
         encoder: `own`, or `actor` to share the actor's.
-        team_value: under a team reward, value the team by the mean over agents; otherwise, and without it, each agent by itself.
         embedding: features of a token; with `encoder: actor` the same as the actor's.
         blocks: encoder blocks, where the encoder is its own; 1 to 3.
         heads: attention heads, where the encoder is its own; must divide `embedding`.
@@ -35,8 +36,9 @@ class TransformerCritic(Critic):
         hidden: widths of the hidden layers of the head.
         share: which agents use the same head: `all`, `none`, or groups such as `[[0, 1], [2]]`; the encoder is one for all.
         activation: non-linearity of the head's hidden layers.
-        layer_norm: normalise the inputs of the head's layers, as the MAT reference does.
-        value_norm: regress on running-normalised targets (Yu et al. 2022).
+        layer_norm: normalise the outputs of the head's hidden layers, as MAT does; the encoding is normalised already.
+        value_norm: regress on running-normalised targets (Yu et al. 2022); `popart`: and rewrite the last layer whenever their
+            scale changes, so that no value does (van Hasselt et al. 2016).
     """
 
     contract = Contract(
@@ -50,7 +52,6 @@ class TransformerCritic(Critic):
         spec: TeamSpec,
         *,
         encoder: Literal["own", "actor"] = "own",
-        team_value: bool = True,
         embedding: Width = 64,
         blocks: Depth = 1,
         heads: Width = 1,
@@ -59,13 +60,12 @@ class TransformerCritic(Critic):
         share: Share = "all",
         activation: Activation = "gelu",
         layer_norm: bool = True,
-        value_norm: bool = True,
+        value_norm: ValueNorm = True,
     ) -> None:
         super().__init__()
         self.spec = spec
         self.normaliser = ValueNormaliser(enabled=value_norm)
         self.embedding = embedding
-        self.values_team = team_value and spec.team_reward
         self.encoder = None
         if encoder == "own":
             self.encoder = ObservationEncoder(spec, embedding=embedding, blocks=blocks, heads=heads, agent_id=agent_id)
@@ -78,7 +78,12 @@ class TransformerCritic(Critic):
             output_gain=ELSEWHERE,
             agent_id=False,
             layer_norm=layer_norm,
+            input_norm=False,
         )
+
+    def rescale(self, scale: Tensor, shift: Tensor) -> None:
+        """Replace every prediction ``f`` by ``scale f + shift``, ``[]`` each."""
+        self.head.rescale(scale, shift)
 
     def predict(self, batch: TensorDictBase) -> Tensor:
         """``V_i(o_1..o_N)`` in normalised units, ``[*, N, 1]``.
@@ -86,8 +91,7 @@ class TransformerCritic(Critic):
         Raises:
             OptionError: the actor's encoding has another size than ``embedding``.
         """
-        values = self.head(self._encoding(batch) if self.encoder is None else self.encoder(batch[keys.OBSERVATION]))
-        return values.mean(-2, keepdim=True).expand_as(values) if self.values_team else values
+        return self.head(self._encoding(batch) if self.encoder is None else self.encoder(batch[keys.OBSERVATION]))
 
     def _encoding(self, batch: TensorDictBase) -> Tensor:
         encoding = batch[keys.ENCODING]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from marlkit import keys
-from marlkit.component import Estimator
 from marlkit.contract import When
 from marlkit.estimators._ends import terminated_and_done
+from marlkit.estimators._rewards import RewardEstimator
 from marlkit.keys import Key
 from marlkit.spec import TeamSpec
 
@@ -31,7 +31,7 @@ WRITES = (keys.VALUE_TARGET, When("bootstrap=state_value", (keys.ADVANTAGE,)))
 """The keys that the contract of such an estimator writes."""
 
 
-class BootstrappingEstimator(Estimator):
+class BootstrappingEstimator(RewardEstimator):
     """Base of estimators of a return ``G_t`` that ends in the value ``U`` of a next state.
 
     With `state_value` the value is that of the state, which is also a baseline: the advantage is ``A_t = G_t - V(s_t)``. With
@@ -40,11 +40,11 @@ class BootstrappingEstimator(Estimator):
     Args:
         spec: the team.
         bootstrap: `state_value`, or `action_value` of the next action, without an advantage.
+        options: those of :class:`marlkit.estimators._rewards.RewardEstimator`.
     """
 
-    def __init__(self, spec: TeamSpec, *, bootstrap: Bootstrap = "state_value") -> None:
-        super().__init__()
-        self.spec = spec
+    def __init__(self, spec: TeamSpec, *, bootstrap: Bootstrap = "state_value", **options: Any) -> None:
+        super().__init__(spec, **options)
         self.value: Key = {"state_value": keys.STATE_VALUE, "action_value": keys.ACTION_VALUE}[bootstrap]
 
     @abstractmethod
@@ -55,7 +55,7 @@ class BootstrappingEstimator(Estimator):
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
         """Write ``VALUE_TARGET`` and, with a baseline, ``ADVANTAGE`` on a batch ``[B, T]``."""
         following = batch[keys.following(self.value)]
-        target = self.returns(batch[keys.REWARD], following, *terminated_and_done(batch))
+        target = self.returns(self.rewards(batch), following, *terminated_and_done(batch))
         if self.value == keys.STATE_VALUE:
             batch.set(keys.ADVANTAGE, target - batch[keys.STATE_VALUE])
         return batch.set(keys.VALUE_TARGET, target)

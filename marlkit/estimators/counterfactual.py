@@ -8,6 +8,7 @@ from tensordict import TensorDictBase
 from marlkit import keys
 from marlkit.component import Estimator
 from marlkit.contract import Contract
+from marlkit.ranks import ALONE, Ranks
 from marlkit.spec import TeamSpec
 
 
@@ -27,6 +28,10 @@ class CounterfactualEstimator(Estimator):
         super().__init__()
         self.spec = spec
         self.target = target
+
+    def observe(self, played: TensorDictBase, ranks: Ranks = ALONE) -> None:
+        """Let ``target`` see the steps ``[B, T]`` that were just played."""
+        self.target.observe(played, ranks)
 
     @torch.no_grad()
     def forward(self, batch: TensorDictBase) -> TensorDictBase:

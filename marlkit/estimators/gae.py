@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tensordict import TensorDictBase
 
 from marlkit import keys
-from marlkit.component import Estimator
 from marlkit.contract import Contract
 from marlkit.estimators._ends import terminated_and_done
+from marlkit.estimators._rewards import RewardEstimator
 from marlkit.functional.returns import bootstrap_drift, generalised_advantage
 from marlkit.options import Discount, Probability
 from marlkit.spec import TeamSpec
 
 
-class GaeEstimator(Estimator):
+class GaeEstimator(RewardEstimator):
     """``A_t = delta_t + gamma lmbda (1 - done_t) A_{t+1}``, ``delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t)``.
 
     ``s'_t`` is the state before any reset, so that a time limit is bootstrapped and a true end is not. Where the value that
@@ -25,6 +27,7 @@ class GaeEstimator(Estimator):
         spec: the team.
         gamma: discount factor; 0.9 to 0.999.
         lmbda: 0 for one-step errors (bias, low variance), 1 for whole returns (no bias, high variance); usually 0.9 to 0.97.
+        options: those of :class:`marlkit.estimators._rewards.RewardEstimator`.
     """
 
     contract = Contract(
@@ -33,9 +36,8 @@ class GaeEstimator(Estimator):
         needs={"data": ("on_policy",)},
     )
 
-    def __init__(self, spec: TeamSpec, *, gamma: Discount = 0.99, lmbda: Probability = 0.95) -> None:
-        super().__init__()
-        self.spec = spec
+    def __init__(self, spec: TeamSpec, *, gamma: Discount = 0.99, lmbda: Probability = 0.95, **options: Any) -> None:
+        super().__init__(spec, **options)
         self.gamma = gamma
         self.lmbda = lmbda
 
@@ -46,5 +48,5 @@ class GaeEstimator(Estimator):
         decay = {"gamma": self.gamma, "lmbda": self.lmbda}
         terminated, done = terminated_and_done(batch)
         drift = bootstrap_drift(value, next_value, done, **decay)
-        advantage, target = generalised_advantage(batch[keys.REWARD] + drift, value, next_value, terminated, done, **decay)
+        advantage, target = generalised_advantage(self.rewards(batch) + drift, value, next_value, terminated, done, **decay)
         return batch.set(keys.ADVANTAGE, advantage).set(keys.VALUE_TARGET, target)

@@ -50,10 +50,36 @@ def ppo_clip_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, wei
         ValueError: a shape does not fit that of ``log_prob``.
     """
     weight = broadcast("weight", weight, "log_prob", log_prob)
+    return -masked_mean(_clipped_surrogate(log_prob, old_log_prob, advantage, weight, clip_epsilon), weight)
+
+
+def ppo_clip_loss_by_dimension(
+    log_probs: Tensor, old_log_probs: Tensor, advantage: Tensor, weight: Tensor, dims: Tensor, *, clip_epsilon: float
+) -> Tensor:
+    """Loss ``-mmean(sum_d min(rho_d * A, clip(rho_d, 1 - epsilon, 1 + epsilon) * A))`` with a ratio per action dimension d.
+
+    Args:
+        log_probs: log-probabilities of the dimensions of the action under the current policy, with gradient, ``[*, N, D]``.
+        old_log_probs: the same under the policy that acted, broadcastable to ``log_probs``.
+        advantage: ``A``, ``[*, N, 1]``.
+        weight: which agents count, bool or float, ``[*, N, 1]``.
+        dims: which dimensions an agent has, bool, ``[*, N, D]``; the others add nothing.
+        clip_epsilon: how far a ratio may move from 1 with a gain.
+
+    Raises:
+        ValueError: a shape does not fit that of ``log_probs``.
+    """
+    counted = broadcast("dims", dims, "log_probs", log_probs) & (broadcast("weight", weight, "log_probs", log_probs) != 0)
+    surrogate = _clipped_surrogate(log_probs, old_log_probs, advantage, counted, clip_epsilon)
+    return -masked_mean(surrogate.sum(-1, keepdim=True), weight)
+
+
+def _clipped_surrogate(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, weight: Tensor, clip_epsilon: float) -> Tensor:
+    """``min(rho * A, clip(rho, 1 - epsilon, 1 + epsilon) * A)`` ``[*]``, zero where the weight is zero."""
     ratio = _log_ratio(log_prob, old_log_prob, weight).exp()
     advantage = _counted(broadcast("advantage", advantage.detach(), "log_prob", log_prob), weight)
     clipped = ratio.clamp(1.0 - clip_epsilon, 1.0 + clip_epsilon)
-    return -masked_mean(torch.minimum(ratio * advantage, clipped * advantage), weight)
+    return torch.minimum(ratio * advantage, clipped * advantage)
 
 
 def value_loss(

@@ -37,6 +37,24 @@ def masked_mean(x: Tensor, weight: Tensor | None) -> Tensor:
     return (counted * weight).sum() / weight.sum().clamp(min=1.0)
 
 
+def mean_over_agents(x: Tensor, weight: Tensor) -> Tensor:
+    """The weighted mean over the agents of each row, for every one of them, ``[*, N, 1]``; zero where none counts.
+
+    Args:
+        x: ``[*, N, 1]``.
+        weight: bool or non-negative float, broadcastable to ``x``; where it is zero, no value of ``x`` reaches the result.
+
+    Raises:
+        ValueError: ``weight`` does not broadcast to ``x``.
+    """
+    weight = broadcast("weight", weight, "x", x)
+    counted = x.masked_fill(weight == 0, 0.0)
+    weight = weight.to(x.dtype)
+    total = weight.sum(-2, keepdim=True)
+    mean = (counted * weight).sum(-2, keepdim=True) / torch.where(total > 0, total, torch.ones_like(total))
+    return mean.expand_as(x)
+
+
 @torch.no_grad()
 def standardise(
     x: Tensor, weight: Tensor, epsilon: float = 1e-5, *, mean: Callable[[Tensor, Tensor], Tensor] = masked_mean

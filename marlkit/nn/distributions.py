@@ -43,6 +43,10 @@ class TeamDistribution(ABC):
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-probability (density) of ``action`` ``[*, N]`` or ``[*, N, D]``, ``[*, N, 1]``."""
 
+    def log_prob_by_dimension(self, action: Tensor) -> Tensor:
+        """:meth:`log_prob` by action dimension, ``[*, N, D]``; ``[*, N, 1]`` where an action has one."""
+        return self.log_prob(action)
+
     @abstractmethod
     def entropy(self) -> Tensor:
         """Entropy, ``[*, N, 1]``."""
@@ -141,8 +145,12 @@ class NormalTeam(TeamDistribution):
 
     def log_prob(self, action: Tensor) -> Tensor:
         """``sum_d -((a - loc) / scale)^2 / 2 - log scale - log(2 pi) / 2``: ``[*, N, D]`` to ``[*, N, 1]``."""
+        return self._sum(self.log_prob_by_dimension(action))
+
+    def log_prob_by_dimension(self, action: Tensor) -> Tensor:
+        """The terms of that sum, ``[*, N, D]``, those of padding too."""
         standard = (action - self.loc) / self.scale
-        return self._sum(-0.5 * standard.square() - self.scale.log() - 0.5 * math.log(2 * math.pi))
+        return -0.5 * standard.square() - self.scale.log() - 0.5 * math.log(2 * math.pi)
 
     def entropy(self) -> Tensor:
         """``sum_d log scale + (1 + log(2 pi)) / 2``, ``[*, N, 1]``."""

@@ -165,6 +165,7 @@ class TeamNetwork(nn.Module):
         agent_id: whether agents that share a network have an identity.
         layer_norm: whether to normalise the input and every hidden layer's output; without an affine part, which the next layer
             has.
+        input_norm: whether `layer_norm` is for the input too, which may be normalised already.
     """
 
     identity: nn.Parameter | None
@@ -180,6 +181,7 @@ class TeamNetwork(nn.Module):
         output_gain: float,
         agent_id: bool,
         layer_norm: bool,
+        input_norm: bool = True,
         initialisation: Initialisation = "orthogonal",
         further_inputs: int = 0,
     ) -> None:
@@ -187,6 +189,7 @@ class TeamNetwork(nn.Module):
         self.activation = ACTIVATIONS[activation]
         self.in_place = IN_PLACE.get(activation)
         self.layer_norm = layer_norm
+        self.input_norm = input_norm
         gain = GAINS.get(activation, math.sqrt(2))
         widths = [inputs, *hidden, outputs]
         gains = [gain] * len(hidden) + [output_gain]
@@ -205,9 +208,27 @@ class TeamNetwork(nn.Module):
                 drawn.uniform_(-bound, bound) if initialisation == "uniform" else drawn.normal_(0, scale)
             )
 
+    @torch.no_grad()
+    def rescale(self, scale: Tensor, shift: Tensor, *added: TeamLinear) -> None:
+        """Replace the outputs ``f`` by ``scale f + shift``, ``[]`` each.
+
+        Args:
+            scale: ``[]``.
+            shift: ``[]``.
+            added: maps whose outputs others add to the first layer's.
+        """
+        last = cast(TeamLinear, self.layers[-1])
+        for weight, bias in zip(last.weights, last.biases, strict=True):
+            weight.mul_(scale)
+            bias.mul_(scale).add_(shift)
+        if len(self.layers) == 1:
+            further = [weight for layer in added for weight in layer.weights]
+            for entering in (*further, *([] if self.identity is None else [self.identity])):
+                entering.mul_(scale)
+
     def enter(self, features: Tensor, agents: Sequence[int] | None = None) -> Tensor:
         """The first layer before its non-linearity: ``[*, n, inputs] -> [*, n, hidden[0]]``."""
-        entered = self.layers[0](self._normalised(features), agents)
+        entered = self.layers[0](self._normalised(features) if self.input_norm else features, agents)
         if self.identity is None:
             return entered
         return entered + (self.identity if agents is None else self.identity[list(agents)])

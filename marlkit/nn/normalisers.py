@@ -1,6 +1,7 @@
 """Running normalisation of value targets.
 
-Source: the ``ValueNorm`` of the MAPPO reference implementation (Yu et al. 2022): exponential averages with debiasing.
+Sources: the ``ValueNorm`` of the MAPPO reference implementation (Yu et al. 2022): exponential averages with debiasing; van
+Hasselt et al. 2016, "Learning values across many orders of magnitude" (PopArt).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from marlkit.options import ValueNorm
 from marlkit.ranks import ALONE, Ranks
 
 VARIANCE_FLOOR = 1e-2
@@ -23,8 +25,12 @@ class ValueNormaliser(nn.Module):
     The variance is updated as a sum of squared deviations (Chan, Golub and LeVeque 1983), never as ``E[x^2] - E[x]^2``, which in
     single precision loses the deviation of targets that are far from zero.
 
+    With PopArt a change of the averages changes no value: ``sigma f(x) + mu`` stays what it was, because who updates them also
+    replaces the network's output ``f`` by ``scale f + shift``, ``scale = sigma_old / sigma``, ``shift = (mu_old - mu) / sigma``
+    (:meth:`marlkit.component.Critic.learn_scale`). Its deviation is 1 before the first update.
+
     Args:
-        enabled: if not, both conversions are the identity and no averages are kept.
+        enabled: if not, both conversions are the identity and no averages are kept; `popart`: the network follows.
         beta: decay of the averages.
     """
 
@@ -32,29 +38,62 @@ class ValueNormaliser(nn.Module):
     variance: Tensor
     weight: Tensor
 
-    def __init__(self, *, enabled: bool, beta: float = 0.99999) -> None:
+    def __init__(self, *, enabled: ValueNorm, beta: float = 0.99999) -> None:
         super().__init__()
-        self.enabled = enabled
+        self.enabled = bool(enabled)
+        self.rescales = enabled == "popart"
         self.beta = beta
         for name in ("mean", "variance", "weight"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.float32))
+            first = float(self.rescales and name == "variance")
+            self.register_buffer(name, torch.tensor(first, dtype=torch.float32))
         self.register_load_state_dict_pre_hook(_from_mean_square)
 
     @torch.no_grad()
-    def update(self, target: Tensor, ranks: Ranks = ALONE) -> None:
-        """Update the averages with ``target`` ``[*]``, in real units, of all ranks; it has as many entries on each rank."""
+    def update(self, target: Tensor, ranks: Ranks = ALONE, counted: Tensor | None = None) -> None:
+        """Update the averages with ``target`` ``[*]``, in real units, of all ranks; it has as many entries on each rank.
+
+        Where there is ``counted`` ``[*]`` bool, with its entries alone; where none counts, they stay as they are.
+        """
         if not self.enabled:
             return
-        mean = target.mean()
-        ranks.mean_([mean])
-        variance = (target - mean).square().mean()
-        ranks.mean_([variance])
-        self.weight.mul_(self.beta).add_(1 - self.beta)
-        share = (1 - self.beta) / self.weight
+        if counted is None:
+            mean = target.mean()
+            ranks.mean_([mean])
+            variance = (target - mean).square().mean()
+            ranks.mean_([variance])
+            self.weight.mul_(self.beta).add_(1 - self.beta)
+            share = (1 - self.beta) / self.weight
+        else:
+            mean = ranks.masked_mean(target, counted)
+            variance = ranks.masked_mean((target - mean).square(), counted)
+            given = (1 - self.beta) * (ranks.mean(counted.any().to(mean.dtype)) > 0).to(mean.dtype)
+            self.weight.mul_(1 - given).add_(given)
+            share = given / self.weight.clamp(min=1 - self.beta)
         step = mean - self.mean
         # The mean of two groups, and their squared deviations about it.
         self.variance.lerp_(variance, share).add_(share * (1 - share) * step.square())
         self.mean.add_(share * step)
+
+    def change_since(self, before: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """``scale`` and ``shift`` ``[]`` from units with an earlier :meth:`mean_and_deviation` to those of now."""
+        (mean_before, deviation_before), (mean, deviation) = before, self._statistics()
+        return deviation_before / deviation, (mean_before - mean) / deviation
+
+    def noted(self, value: Tensor) -> Tensor:
+        """What to note of a network's values ``[*]`` in real units, so as to compare it later with what it says then."""
+        return value if self.rescales else self.normalise(value)
+
+    def recalled(self, noted: Tensor) -> Tensor:
+        """What a network said when its values were :meth:`noted`, ``[*]``, in the units in which it speaks now.
+
+        The output of a network stays what it was when the averages change; with PopArt its value does.
+        """
+        return self.normalise(noted) if self.rescales else noted
+
+    def mean_and_deviation(self) -> tuple[Tensor, Tensor]:
+        """``mu`` and ``sigma`` of now, ``[]`` each, which later updates do not change."""
+        mean, deviation = self._statistics()
+        return mean.clone(), deviation
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         return self.mean, self.variance.clamp(min=VARIANCE_FLOOR).sqrt()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from tensordict import TensorDictBase
@@ -18,7 +18,7 @@ from marlkit import keys
 from marlkit.batches import minibatches, units
 from marlkit.component import Update, each, least
 from marlkit.functional import losses
-from marlkit.functional.reduce import masked_mean, standardise, sum_of
+from marlkit.functional.reduce import masked_mean, mean_over_agents, standardise, sum_of
 from marlkit.functional.schedule import linear
 from marlkit.keys import Key
 from marlkit.learning import Learning, Metrics, mean_metrics
@@ -26,19 +26,34 @@ from marlkit.options import NonNegativeFloat, PositiveFloat, PositiveInt, Repeat
 from marlkit.spec import TeamSpec
 
 OLD_PREDICTION: Key = ("agents", "old_prediction")
-"""The critic's prediction in normalised units when the iteration began; stays inside the update."""
+"""What the critic predicted when the iteration began, as its normaliser notes it; stays inside the update."""
+
+OLD_LOG_PROBS: Key = ("agents", "old_log_probs")
+"""Log-probabilities of what was played by action dimension, where an update wants them; stay inside the update."""
+
+OLD_DIMS: Key = ("agents", "old_dims")
+"""The action dimensions that agents have, beside :data:`OLD_LOG_PROBS`."""
 
 
 Loss = Callable[[TensorDictBase], tuple[Tensor, Metrics]]
 
 
+class Dimensions(NamedTuple):
+    """What some agents did by dimension of their actions, ``[*, n, D]``: log-probabilities now and then, and which they have."""
+
+    log_prob: Tensor
+    old_log_prob: Tensor
+    owned: Tensor
+
+
 class Taken(NamedTuple):
-    """What some agents did: all but ``action`` are ``[*, n, 1]``."""
+    """What some agents did: all but ``action`` are ``[*, n, 1]``; ``dimensions`` where the update has prepared them."""
 
     action: Tensor
     log_prob: Tensor
     alive: Tensor
     advantage: Tensor
+    dimensions: Dimensions | None = None
 
 
 def taken_by(agents: Sequence[int] | None, rows: TensorDictBase) -> Taken:
@@ -61,6 +76,10 @@ class ActorCriticUpdate(Update):
         value_coef: weight c_V of the critic's loss; 0.5 to 1.
         value_clip: how far the critic may gain per iteration, in normalised units; `null`: unclipped.
         huber_delta: error beyond which the critic's loss grows linearly, in normalised units; `null`: squared loss.
+        valued_agents: whose values are regressed: of `all`, with the returns that the team goes on to have, or of those `alive`
+            alone, in the statistics of the targets too (`use_value_active_masks` of the MAPPO reference).
+        team_advantage: give every agent the mean of the advantages of those that are alive. Under one reward for all this is the
+            advantage over ``(1/N) sum_i V_i`` (MAT), while each ``V_i`` is regressed on its own target.
         normalise_advantage: shift and scale the advantages of a batch to mean 0 and deviation 1.
         max_grad_norm: gradient norm that actor and critic are each clipped to; `null`: unclipped.
     """
@@ -75,6 +94,8 @@ class ActorCriticUpdate(Update):
         value_coef: NonNegativeFloat = 1.0,
         value_clip: PositiveFloat | None = 0.2,
         huber_delta: PositiveFloat | None = 10.0,
+        valued_agents: Literal["all", "alive"] = "all",
+        team_advantage: bool = False,
         normalise_advantage: bool = True,
         max_grad_norm: PositiveFloat | None = 10.0,
     ) -> None:
@@ -86,19 +107,23 @@ class ActorCriticUpdate(Update):
         self.value_coef = value_coef
         self.value_clip = value_clip
         self.huber_delta = huber_delta
+        self.leaves_out_the_dead = valued_agents == "alive"
+        self.team_advantage = team_advantage
         self.normalise_advantage = normalise_advantage
         self.max_grad_norm = max_grad_norm
 
     def prepare(self, batch: TensorDictBase, learning: Learning) -> TensorDictBase:
-        """Keep what the losses read of a batch ``[B, T]``; normalise the advantages; store the critic's old predictions."""
+        """Keep what the losses read of a batch ``[B, T]``; prepare the advantages; store the critic's old predictions."""
         actor, critic = learning.actor, learning.critic
         wanted = dict.fromkeys([*self.reads, *actor.reads, *critic.reads])
         prepared = batch.select(*wanted)
-        prepared.set(OLD_PREDICTION, critic.normaliser.normalise(batch[critic.predicts]))
+        prepared.set(OLD_PREDICTION, critic.normaliser.noted(batch[critic.predicts]))
+        advantage, alive = batch[keys.ADVANTAGE], batch[keys.ALIVE]
+        if self.team_advantage:
+            advantage = mean_over_agents(advantage, alive)
         if self.normalise_advantage:
-            standard = standardise(batch[keys.ADVANTAGE], batch[keys.ALIVE], mean=learning.ranks.masked_mean)
-            prepared.set(keys.ADVANTAGE, standard)
-        return prepared
+            advantage = standardise(advantage, alive, mean=learning.ranks.masked_mean)
+        return prepared.set(keys.ADVANTAGE, advantage)
 
     def fit_critic(self, batch: TensorDictBase, learning: Learning) -> Metrics:
         """The critic alone, on a batch ``[B, T]``; an encoder that it shares with the actor stays as it is."""
@@ -143,14 +168,17 @@ class ActorCriticUpdate(Update):
     def value_loss(self, rows: TensorDictBase, learning: Learning) -> tuple[Tensor, Metrics]:
         """The loss ``[]`` of the critic's networks, summed, without its weight; updates the running statistics of its targets."""
         critic, target = learning.critic, rows[keys.VALUE_TARGET]
-        critic.normaliser.update(target, learning.ranks)
+        alive = rows[keys.ALIVE] if self.leaves_out_the_dead else None
+        critic.learn_scale(target, learning.ranks, alive)
         predictions, goal = critic.predictions(rows), critic.normaliser.normalise(target)
-        weight = torch.ones_like(goal, dtype=torch.bool)
+        old = critic.normaliser.recalled(rows[OLD_PREDICTION])
+        weight = torch.ones_like(goal, dtype=torch.bool) if alive is None else alive
         loss = sum_of(
-            losses.value_loss(prediction, rows[OLD_PREDICTION], goal, weight, clip=self.value_clip, huber_delta=self.huber_delta)
+            losses.value_loss(prediction, old, goal, weight, clip=self.value_clip, huber_delta=self.huber_delta)
             for prediction in each(predictions)
         )
-        return loss, {
+        weighed = loss if alive is None else learning.ranks.weigh(alive, loss)
+        return weighed, {
             "critic/loss": loss.detach(),
             "critic/explained_variance": losses.explained_variance(least(predictions.detach()), goal, weight),
         }
@@ -213,6 +241,9 @@ class JointLossUpdate(ActorCriticUpdate):
         taken = taken_by(agents, rows)
         policy = learning.actor.distribution(rows, agents)
         log_prob = policy.log_prob(taken.action)
+        if OLD_LOG_PROBS in rows.keys(include_nested=True):
+            old, owned = (rows[key] if agents is None else rows[key][..., list(agents), :] for key in (OLD_LOG_PROBS, OLD_DIMS))
+            taken = taken._replace(dimensions=Dimensions(policy.log_prob_by_dimension(taken.action), old, owned))
         loss, more = self.policy_loss(log_prob, taken)
         entropy = masked_mean(policy.entropy(), taken.alive)
         coefficient = linear(*self.entropy_coefs, learning.progress)

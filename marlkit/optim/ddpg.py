@@ -96,7 +96,7 @@ class DdpgUpdate(Update):
         actor, critic = learning.actor, learning.critic
         believing = set(learning.opponents.reads) - set(actor.writes) if self.others == "believed" else ()
         wanted = dict.fromkeys([*self.reads, *actor.reads, *critic.reads, *believing])
-        critic.normaliser.update(batch[keys.VALUE_TARGET], learning.ranks)
+        critic.learn_scale(batch[keys.VALUE_TARGET], learning.ranks)
 
         def both(given: TensorDictBase) -> Metrics:
             rows = units(given, actor.sequence_length)

@@ -160,7 +160,8 @@ class _Region:
     """Gain and divergence of the policies of some agents on one batch, as functions of their parameters."""
 
     def __init__(self, actor: Actor, rows: TensorDictBase, agents: Sequence[int] | None, ranks: Ranks) -> None:
-        own = actor.parameters() if agents is None else actor.agent_parameters(agents)
+        shared = "separate_parameters" not in actor.traits
+        own = actor.parameters() if agents is None or shared else actor.agent_parameters(agents)
         self.parameters = [parameter for parameter in own if parameter.requires_grad]
         self.actor, self.rows, self.agents, self.ranks = actor, rows, agents, ranks
         self.taken = taken_by(agents, rows)

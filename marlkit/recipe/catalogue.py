@@ -276,12 +276,17 @@ def _wrong_field(contract: Contract) -> str | None:
     def is_table(table: Any) -> bool:
         return isinstance(table, Mapping) and all(is_word(name) and is_list(items, is_word) for name, items in table.items())
 
+    def is_advice(table: Any) -> bool:
+        return isinstance(table, Mapping) and all(is_word(word) for item in table.items() for word in item)
+
     functions = {"check": contract.check, "derives": contract.derives, "code": contract.code}
     fits = {
         "reads": is_list(contract.reads, is_key),
         "writes": is_list(contract.writes, is_key),
         "traits": is_list(contract.traits, is_word),
         "needs": is_table(contract.needs),
+        "prefers": isinstance(contract.prefers, Mapping)
+        and all(is_word(target) and is_advice(wanted) for target, wanted in contract.prefers.items()),
         "predicts": contract.predicts is None or is_key(contract.predicts) or is_choice(contract.predicts),
         "inherits": is_list(contract.inherits, is_word),
         "without": is_list(contract.without, is_word),

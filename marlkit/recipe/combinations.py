@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from marlkit import keys
 from marlkit.contract import KINDS, Condition, When, as_yaml
 from marlkit.recipe.catalogue import Entry, components
-from marlkit.recipe.fit import Member, environments, fits, members, skipped_sections, unmet, writers
+from marlkit.recipe.fit import Member, environments, fits, members, skipped_sections, unmet, unpreferred, writers
 from marlkit.recipe.located_yaml import Place
 
 CHOSEN = ("actor", "critic", "opponents", "estimator", "update", "data")
@@ -182,16 +182,24 @@ def _choices(section: str, levels: int, path: str = "") -> Iterator[dict[str, En
 
 
 def settled(combination: Combination) -> Combination:
-    """The combination with options under which it fits; unchanged where there are none."""
+    """The combination with options under which it fits, without a warning if possible; unchanged where there are none."""
     tried = combination
     for _ in range(len(CHOSEN)):
         if fits(tried):
-            return tried
+            return _advised(tried)
         changes = list(_changes(tried))
         if not changes:
             return combination
         tried = tried.with_settings(changes)
     return tried if fits(tried) else combination
+
+
+def _advised(combination: Combination) -> Combination:
+    """A combination that fits, with the options that give the traits that its components prefer, if it then still fits."""
+    by_path = {member.path: member for member in members(combination, environments(combination)[0])}
+    missing = [(path, trait) for member in by_path.values() for path, trait, _ in unpreferred(member, by_path)]
+    better = combination.with_settings(found for path, trait in missing for found in _giving(by_path[path], "traits", {trait}))
+    return better if fits(better) else combination
 
 
 def _changes(combination: Combination) -> Iterator[tuple[str, str, Any]]:
@@ -229,9 +237,9 @@ def _annotation(member: Member, option: str) -> Any:
 INTRODUCTION = """# What fits together
 
 Every combination of marlkit's actors, critics, opponent models, estimators, updates and data that can be trained; a row is the
-product of what its cells list. The options in the last column are needed, the others are at their defaults. Any other combination
-of these components, with these options, is refused by `marlkit check` before anything is built, with the reason and with what
-would fit.
+product of what its cells list. The options in the last column are needed, or a component prefers what they give and `marlkit
+check` warns without them; the others are at their defaults. Any other combination of these components, with these options, is
+refused by `marlkit check` before anything is built, with the reason and with what would fit.
 
 Left out are components with an option that has no default, such as the path of a network of your own, and components inside
 components inside components. The same contracts decide these, and `marlkit check` says whether they fit. So deep these fit:

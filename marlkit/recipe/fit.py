@@ -181,6 +181,14 @@ def unmet(member: Member, team: Mapping[str, Member], environment: Collection[st
             yield path, [trait for trait in wanted if trait not in team[path].traits]
 
 
+def unpreferred(member: Member, team: Mapping[str, Member]) -> Iterator[tuple[str, str, str]]:
+    """The paths of components that lack traits that `member` had better find there, each trait, and what is lost without it."""
+    for target, wanted in member.entry.contract.prefers.items():
+        path = f"{member.path}.{target}" if target in member.entry.options else target
+        if path in team:
+            yield from ((path, trait, loss) for trait, loss in wanted.items() if trait not in team[path].traits)
+
+
 def holds_itself(member: Member, team: Mapping[str, Member]) -> bool:
     """Whether a component is a part of a wrapper of its own class; a wrapper has the traits of its part."""
     holder, _, option = member.path.rpartition(".")
@@ -194,6 +202,12 @@ def check_fit(recipe: Selection) -> list[Problem]:
     with ``recipe.built``, the traits of the environment that was built, the check is complete.
     """
     return _problems(_check_of(recipe))
+
+
+def advice(recipe: Selection) -> list[Problem]:
+    """What a recipe that can run had better have otherwise; each is a warning."""
+    check = _check_of(recipe)
+    return [problem for member in check.team.values() for problem in check.unpreferred(member)]
 
 
 def _problems(check: _Check) -> list[Problem]:
@@ -255,6 +269,15 @@ class _Check:
                 remedies = [*([remedy] if remedy else []), *self._unneeded(member, path, trait)]
                 alike = _alike(trait, self.team[path].traits)
                 yield self._problem(member, message, remedies, f"No {path} of marlkit has it.", alike)
+
+    def unpreferred(self, member: Member) -> Iterator[Problem]:
+        """The traits that `member` prefers and that other components lack."""
+        for path, trait, loss in unpreferred(member, self.team):
+            message = f"`{member.entry.name}` expects the trait `{trait}`, which {path} {self._named(path)} lacks: {loss}."
+            remedy = self._remedy(path, "traits", trait, "have it", member)
+            passing = list(filter(self._passes, remedy.changes)) if remedy else []
+            advised = remedy.words(passing) if remedy and passing else "Nothing that was tried gives it."
+            yield self.recipe.place(member.path).problem(member.path, message, advised)
 
     def inside_itself(self, member: Member) -> Problem:
         """A wrapper that holds another of its class."""

@@ -25,7 +25,7 @@ past. Under `next` stands the same at the next step, before any reset.
 
 `agents.alive`: the losses of a policy, its entropy and divergence, the statistics that advantages are normalised with, compound
 ratios and the losses of opponent models leave out agents that are not alive. The critic's regression, its value normalisation and
-its explained variance count them, with the targets that the estimator gives them.
+its explained variance count them, with the targets that the estimator gives them, unless `update.valued_agents=alive`.
 
 """
 
@@ -72,7 +72,9 @@ def _having(field: str, wanted: Any) -> str:
 
 
 def _needing(trait: str) -> str:
-    return _listed(entry for entry in _entries() if any(trait in _held(wanted) for wanted in entry.contract.needs.values()))
+    needing = _listed(entry for entry in _entries() if any(trait in _held(wanted) for wanted in entry.contract.needs.values()))
+    preferring = _listed(entry for entry in _entries() if any(trait in wanted for wanted in entry.contract.prefers.values()))
+    return "; ".join(filter(None, [needing, f"preferred by {preferring}" if preferring else ""]))
 
 
 def _listed(entries: Iterable[Entry]) -> str:

@@ -16,6 +16,7 @@ from marlkit.component import Actor, Environment
 from marlkit.errors import LostRankError, MarlkitError, RunError
 from marlkit.interrupts import Interrupts, listening
 from marlkit.ranks import rank_seed
+from marlkit.recipe.fit import advice
 from marlkit.recipe.reading import Recipe
 from marlkit.recipe.trust import require_trust
 from marlkit.run.checkpoint_io import refuse_altered_checkpoint
@@ -199,8 +200,11 @@ def _fit(
     )
     trainer.loggers = [*new_loggers(recipe, folder, first_iteration), episodes] if trainer.is_global_zero else []
     monitor = choose_monitor(recipe, env.spec)
-    if monitor is None and trainer.is_global_zero:
-        _warn_of_no_monitor(env)
+    if trainer.is_global_zero:
+        for problem in advice(recipe):
+            warnings.warn(str(problem), stacklevel=3)
+        if monitor is None:
+            _warn_of_no_monitor(env)
     prepare_files(trainer)
     if checkpoint is not None and trainer.is_global_zero:
         warn_of_other_process(folder / VERSIONS, device)

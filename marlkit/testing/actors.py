@@ -215,6 +215,17 @@ def acts_independently_of_what_others_choose(actor: Actor) -> None:
             require(bool(error.max() < TOLERANCE), problem, remedy)
 
 
+@rule("actor", trait="independent_agents")
+def has_the_same_policy_of_an_agent_alone(actor: Actor) -> None:
+    """With `independent_agents`, `distribution(batch, agents)` is that of these agents among all."""
+    batch = stored(actor)
+    wanted = actor.distribution(batch.clone()).log_prob(batch[keys.ACTION])
+    for agent in range(actor.spec.n_agents):
+        alone = actor.distribution(batch.clone(), [agent]).log_prob(batch[keys.ACTION][:, [agent]])
+        problem = f"has another distribution of agent {agent} alone than among all"
+        require(close(alone, wanted[:, [agent]]), problem, "Let `distribution(batch, agents)` select rows.")
+
+
 @rule("actor", trait="autoregressive")
 def depends_on_the_actions_of_earlier_agents_only(actor: Actor) -> None:
     """With `autoregressive`, an agent's distribution does not depend on the actions of itself and of the agents after it."""
@@ -299,14 +310,7 @@ def keeps_agents_apart(actor: Actor) -> None:
         batch = stored(actor)
         return actor.distribution(batch).log_prob(batch[keys.ACTION])[:, agent]
 
-    def alone(agent: int) -> Tensor:
-        batch = stored(actor)
-        return actor.distribution(batch, [agent]).log_prob(batch[keys.ACTION][:, [agent]])[:, 0]
-
     require_separate_parameters(actor, log_prob)
-    for agent in range(actor.spec.n_agents):
-        problem = f"has another distribution of agent {agent} alone than among all"
-        require(close(alone(agent), log_prob(agent)), problem, "Let `distribution(batch, agents)` select rows.")
 
 
 @rule("actor", trait="reparametrised")

@@ -9,10 +9,11 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from marlkit import keys
-from marlkit.component import Critic, least
+from marlkit.component import Critic, least, option_parameters
 from marlkit.keys import Key
 from marlkit.nn.actions import action_features
 from marlkit.nn.normalisers import ValueNormaliser
+from marlkit.options import problem_with
 from marlkit.testing.agents import require_separate_parameters
 from marlkit.testing.batches import batch_for, leaves
 from marlkit.testing.rules import close, require, rule
@@ -200,3 +201,23 @@ def values_every_own_action(critic: Critic) -> None:
             taken = wanted.gather(-1, batch[keys.ACTION].unsqueeze(-1))
             problem = "writes an `agents.action_value` that is not the entry of the action taken"
             require(close(taken, written[keys.ACTION_VALUE]), problem, remedy)
+
+
+@rule("critic")
+def keeps_its_values_with_popart(critic: Critic) -> None:
+    """With `value_norm: popart`, what the critic writes stays what it was when the scale of its targets changes."""
+    option = option_parameters(type(critic)).get("value_norm")
+    if option is None or problem_with("popart", option.annotation) is not None:
+        return
+    own = type(critic)(critic.spec, **{**critic.options, "value_norm": "popart"})
+    with torch.no_grad():
+        for parameter in own.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    for batch in _batches(own):
+        before = own(batch.clone())
+        own.learn_scale(30 * torch.randn(64) + 5)
+        after = own(batch.clone())
+        for key in own.writes:
+            problem = f"writes another `{keys.name(key)}` once the scale of its targets has changed, with `value_norm: popart`"
+            near = torch.allclose(after[key], before[key], rtol=1e-3, atol=1e-3)
+            require(near, problem, "Let `rescale` replace every prediction `f` by `scale f + shift` in the last layer.")

@@ -48,9 +48,10 @@ def names_known_traits(component: Component) -> None:
     section, contract = section_of(component), component.contract
     for trait in _entries(contract.traits):
         _require_known(trait, section, "declares")
-    for target, wanted in contract.needs.items():
-        for trait in _entries(wanted):
-            _require_known(trait, target if target in KINDS else None, f"needs of {target}")
+    for verb, table in (("needs", contract.needs), ("prefers", contract.prefers)):
+        for target, wanted in table.items():
+            for trait in _entries(tuple(wanted)):
+                _require_known(trait, target if target in KINDS else None, f"{verb} of {target}")
     for condition in _conditions(component):
         if condition.value is None:
             known = condition.name in TRAITS and "env" in TRAITS[condition.name].sections
@@ -86,7 +87,7 @@ def has_conditions_that_can_hold(component: Component) -> None:
 
 @rule(runs=False)
 def has_a_contract_of_what_exists(component: Component) -> None:
-    """A contract needs traits of sections or parts; inherits from parts; bounds own options; predicts a key that it writes."""
+    """A contract needs or prefers traits of sections or parts, inherits from parts, bounds own options, predicts own keys."""
     contract, options = component.contract, option_parameters(type(component))
     for field, named in (
         ("inherits", contract.inherits),
@@ -96,7 +97,7 @@ def has_a_contract_of_what_exists(component: Component) -> None:
         for option in named:
             problem = f"names `{option}` under `{field}`, which is no option"
             require(option in options, problem, f"Name a keyword-only argument.{did_you_mean(option, options)}")
-    for target in contract.needs:
+    for target in (*contract.needs, *contract.prefers):
         problem = f"needs traits of `{target}`, which is neither a section nor an option"
         require(target in KINDS or target in options, problem, f"Name a section.{did_you_mean(target, [*KINDS, *options])}")
     predicted = contract.predicted(component.options, component.spec.traits)

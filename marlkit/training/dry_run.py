@@ -64,6 +64,8 @@ def dry_run(recipe: Recipe) -> None:
 
 
 def _learn(batch: TensorDictBase, played: TensorDictBase, learner: Learner, recipe: Recipe) -> None:
+    with _named("estimator", learner, recipe):
+        learner.estimator.observe(played)
     for section, step in (("critic", learner.annotate), ("estimator", learner.estimator)):
         before = _read_by(section, batch, learner)
         with _named(section, learner, recipe):

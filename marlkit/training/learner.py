@@ -134,6 +134,7 @@ class Learner(lightning.LightningModule):
             played = self.collect()
             if self.annotator.opponents_are_read:
                 self.opponents.observe(played)
+            self.estimator.observe(played, self.ranks)
         batch = played
         for batch in self._timed_each(self.data.batches(played, self.actor), "collect", seconds):
             with self._timed("annotate", seconds):

@@ -116,7 +116,7 @@ def test_an_observation_is_seen_by_all(spec: TeamSpec, changed: int) -> None:
 def test_the_policy_of_mat_dec_sees_the_own_observation_only_and_its_critic_all() -> None:
     spec = DISCRETE
     actor, batch = scrambled(StochasticActor(spec, hidden=[8], layer_norm=True)), batch_of(spec)
-    critic = scrambled(TransformerCritic(spec, team_value=False, hidden=[8], **SMALL))
+    critic = scrambled(TransformerCritic(spec, hidden=[8], **SMALL))
     other = batch.clone()
     other[keys.OBSERVATION][:, 1] += 0.3
     assert changes(parameters_of(actor, batch)[keys.LOGITS], parameters_of(actor, other)[keys.LOGITS]) == [False, True, False]
@@ -453,16 +453,22 @@ def test_an_observation_of_one_feature_is_not_normalised_away() -> None:
     assert not torch.allclose(low, high)
 
 
-def test_team_value_is_the_mean_over_agents_under_a_team_reward_only() -> None:
-    for team_reward, team_value in itertools.product((True, False), repeat=2):
-        spec = TeamSpec(3, 5, Discrete(4), team_reward=team_reward)
-        critic = scrambled(TransformerCritic(spec, team_value=team_value, hidden=[8], **SMALL))
-        batch = batch_of(spec)
-        each = critic.head(critic.encoder(batch[keys.OBSERVATION]))
-        assert (each - each.mean(1, keepdim=True)).abs().max() > 0.01
-        mean = (each[:, 0] + each[:, 1] + each[:, 2]).unsqueeze(1) / 3
-        expected = mean.expand(-1, 3, -1) if team_reward and team_value else each
-        torch.testing.assert_close(critic.predict(batch), expected, rtol=0, atol=1e-10)
+@pytest.mark.parametrize("team_reward", [True, False])
+def test_each_agent_is_valued_by_an_mlp_of_its_encoding_as_it_is(team_reward: bool) -> None:
+    """MAT's head is Linear, GELU, LayerNorm, Linear; the encoder has normalised its input, with a scale and a shift."""
+    spec = TeamSpec(3, 5, Discrete(4), team_reward=team_reward)
+    critic, batch = scrambled(TransformerCritic(spec, hidden=[8], **SMALL)), batch_of(spec)
+    assert critic.encoder is not None
+    encoding = critic.encoder(batch[keys.OBSERVATION])
+    assert (encoding.std(-1, correction=0) - 1).abs().max() > 0.01
+    (first, a), (last, b) = ((layer.weights[0], layer.biases[0]) for layer in critic.head.layers)
+    inner = encoding @ first.T + a
+    inner = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
+    centred = inner - inner.mean(-1, keepdim=True)
+    normal = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    expected = normal @ last.T + b
+    assert (expected - expected.mean(1, keepdim=True)).abs().max() > 0.01
+    torch.testing.assert_close(critic.predict(batch), expected, rtol=0, atol=1e-10)
 
 
 def test_share_means_the_head() -> None:
@@ -566,7 +572,7 @@ def test_the_critic_loss_reaches_the_shared_encoder(spec: TeamSpec) -> None:
     actor, critic = learner.actor, learner.critic
     assert isinstance(actor, TransformerActor)
     assert isinstance(critic, TransformerCritic)
-    values = critic.head(actor.encoder(batch[keys.OBSERVATION])).mean(-2, keepdim=True)
+    values = critic.head(actor.encoder(batch[keys.OBSERVATION]))
     loss = 0.5 * (values - batch[keys.VALUE_TARGET]).square().mean()
     expected = torch.autograd.grad(loss, [*actor.encoder.parameters(), *critic.parameters()])
     update.update(batch, learning_without_steps(learner))
@@ -574,6 +580,25 @@ def test_the_critic_loss_reaches_the_shared_encoder(spec: TeamSpec) -> None:
     torch.testing.assert_close(found, list(expected), rtol=1e-4, atol=1e-7)
     assert sum(gradient.abs().sum() for gradient in expected[:2]) > 1e-4
     assert not any(parameter.grad.any() for parameter in actor.decoder.parameters() if parameter.grad is not None)
+
+
+def test_the_teams_advantage_is_over_the_mean_of_the_agents_values() -> None:
+    """Equation 5 of the paper: GAE with ``(1/N) sum_i V_i``; each ``V_i`` has its own target all the same."""
+    learner = learner_for(DISCRETE, PpoClipUpdate(DISCRETE, team_advantage=True, normalise_advantage=False))
+    batch = estimated(learner)
+    batch[keys.ALIVE].fill_(True)
+    prepared = learner.update.prepare(batch, learning_without_steps(learner))
+    value, following = (batch[key].double().mean(2)[..., 0] for key in (keys.STATE_VALUE, keys.following(keys.STATE_VALUE)))
+    reward, terminated, done = batch[keys.REWARD].mean(2)[..., 0], batch[keys.TERMINATED][..., 0], batch[keys.DONE][..., 0]
+    expected, later = torch.zeros(batch.batch_size, dtype=torch.float64), torch.zeros(len(batch), dtype=torch.float64)
+    for t in reversed(range(batch.batch_size[1])):
+        error = reward[:, t] + 0.99 * ~terminated[:, t] * following[:, t] - value[:, t]
+        later = expected[:, t] = error + 0.99 * 0.95 * ~done[:, t] * later
+    for agent in range(3):
+        torch.testing.assert_close(prepared[keys.ADVANTAGE][..., agent, 0].double(), expected, rtol=1e-5, atol=1e-5)
+    own = batch[keys.ADVANTAGE] + batch[keys.STATE_VALUE]
+    torch.testing.assert_close(prepared[keys.VALUE_TARGET], own, rtol=1e-5, atol=1e-5)
+    assert (own - own.mean(2, keepdim=True)).abs().max() > 0.01
 
 
 def test_the_policy_loss_reaches_the_encoder_too() -> None:

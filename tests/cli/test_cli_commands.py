@@ -64,6 +64,17 @@ def test_check(team: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert err == ""
 
 
+def test_check_and_show_warn_of_what_a_recipe_loses(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["check", "happo"], ["show", "happo", "--no-sizes"]):
+        assert main([*command, "actor.share=all"]) == 0
+        said = capsys.readouterr()
+        assert said.err.count("warning: ") == 1
+        assert "`sequential` expects the trait `separate_parameters`" in said.err
+        assert "Set actor.share=none." in said.err
+        assert main(command) == 0
+        assert "warning" not in capsys.readouterr().err
+
+
 def test_check_prints_the_options_that_a_swap_dropped(team: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", team, "critic={type: marginalised, samples: 3}", "critic=local"]) == 0
     out, err = capsys.readouterr()

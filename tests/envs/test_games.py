@@ -64,6 +64,14 @@ def test_the_product_of_all_actions() -> None:
     assert rewards(ProductGameEnvironment(RUNTIME, num_envs=1, n_agents=3), [[[2.0], [-3.0], [5.0]]]) == [-30.0]
 
 
+def test_the_product_from_a_given_start() -> None:
+    env = ProductGameEnvironment(RUNTIME, num_envs=3, start=[-0.25, 0.25], deviation=2.0, limit=2.0)
+    # (-0.25, 0.25), (-0.25 + 2, 0.25 - 1), and (2, -2) of (7.75, -5.75).
+    assert rewards(env, [[[0.0], [0.0]], [[1.0], [-0.5]], [[4.0], [-3.0]]]) == [-0.0625, 1.75 * -0.75, -4.0]
+    with pytest.raises(OptionError, match=r"`start`: must be one number for each of the 3 agents, got \[1\.0, 2\.0\]"):
+        ProductGameEnvironment(RUNTIME, n_agents=3, start=[1.0, 2.0])
+
+
 @pytest.mark.parametrize("env", [MatrixGameEnvironment(RUNTIME, num_envs=4), ProductGameEnvironment(RUNTIME, num_envs=4)])
 def test_every_step_is_an_episode_with_all_declared_keys(env: Any) -> None:
     discrete = env.spec.discrete

@@ -115,6 +115,78 @@ def test_gradient_is_that_of_the_return(seed: int, sequential: bool) -> None:
         torch.testing.assert_close(-count * found.T, expected[agent], rtol=0, atol=1e-10)
 
 
+# --- HAA2C: several epochs ----------------------------------------------------------------------------------------------------
+
+EIGHTHS = np.array([[1, 7], [5, 3], [2, 6]]) / 8
+"""Probabilities ``[N, A]`` of three agents in one state: every joint action is a whole number of times in 512."""
+
+
+def expected_payoff(payoff: np.ndarray, logits: np.ndarray) -> float:
+    """``sum_a prod_i pi_i(a_i) r(a)`` of ``logits`` ``[N, A]``, by a plain loop."""
+    policy = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    return float(sum(np.prod([policy[i, a] for i, a in enumerate(joint)]) * payoff[joint] for joint in np.ndindex(payoff.shape)))
+
+
+def every_joint_action(spec: TeamSpec, payoff: np.ndarray) -> TensorDict:
+    """Every joint action of the one state, as often as it happens in 512 plays of :data:`EIGHTHS`."""
+    counts = [round(512 * np.prod([EIGHTHS[i, a] for i, a in enumerate(joint)])) for joint in np.ndindex(payoff.shape)]
+    actions = torch.tensor([joint for joint, n in zip(np.ndindex(payoff.shape), counts, strict=True) for _ in range(n)])
+    shape = (len(actions), 1)
+    batch = TensorDict({keys.ACTION: actions.unsqueeze(1), keys.STATE: torch.ones(*shape, 1).double()}, batch_size=shape)
+    batch.set(keys.OBSERVATION, torch.ones(*shape, 3, 1).double())
+    batch.set(keys.ACTION_MASK, torch.ones(*shape, 3, 2, dtype=torch.bool))
+    batch.set(keys.ALIVE, torch.ones(*shape, 3, 1, dtype=torch.bool))
+    gained = torch.from_numpy(payoff)[tuple(actions.T)].view(*shape, 1, 1).expand(-1, -1, 3, -1)
+    for key in (keys.ADVANTAGE, keys.VALUE_TARGET, keys.STATE_VALUE):
+        batch.set(key, gained)
+    played = torch.from_numpy(EIGHTHS)[torch.arange(3), actions].log()
+    return batch.set(keys.LOG_PROB, played.view(*shape, 3, 1))
+
+
+@pytest.mark.parametrize(("surrogate", "right"), [("ratio", 9), ("log_prob", 3)])
+@pytest.mark.parametrize("order", [[2, 0, 1], "fixed", "random"])
+def test_every_step_of_haa2c_follows_the_return_at_the_policies_as_they_are(surrogate: Any, right: int, order: Any) -> None:
+    """Also in later epochs and after others have moved; without the ratio, in the first step of each agent alone."""
+    payoff = np.random.default_rng(0).normal(size=(2, 2, 2))
+    spec = TeamSpec(3, 1, Discrete(2), team_reward=True)
+    actor = StochasticActor(spec, hidden=[], share="none").double()
+    layer = actor.network.layers[0]
+    assert isinstance(layer, TeamLinear)
+    with torch.no_grad():
+        for weight, bias, row in zip(layer.weights, layer.biases, EIGHTHS, strict=True):
+            weight.zero_()
+            bias.copy_(torch.from_numpy(row).log())
+    agreed: list[bool] = []
+    turns: list[int] = []
+
+    def minimise(loss: Tensor, max_grad_norm: float | None) -> dict[str, Tensor]:
+        found = torch.autograd.grad(loss, list(layer.biases), allow_unused=True)
+        (agent,) = [i for i, gradient in enumerate(found) if gradient is not None]
+        gradient = found[agent]
+        assert gradient is not None
+        logits, wanted = np.stack([bias.detach().numpy() for bias in layer.biases]), np.zeros(2)
+        for index in range(2):
+            for multiple, factor in ((1, 8), (-1, -8), (2, -1), (-2, 1)):
+                moved = logits.copy()
+                moved[agent, index] += multiple * 1e-3
+                wanted[index] += factor * expected_payoff(payoff, moved) / (12 * 1e-3)
+        agreed.append(np.allclose(-gradient.numpy(), wanted, rtol=0, atol=1e-10))
+        turns.append(agent)
+        with torch.no_grad():
+            layer.biases[agent].sub_(gradient, alpha=2.0)
+        return {}
+
+    step = PolicyGradientUpdate(spec, surrogate=surrogate, epochs=3, entropy_coef=0.0)
+    update = SequentialUpdate(spec, step=step, order=order)
+    learn = learning(actor, CentralisedCritic(spec, hidden=[4]).double(), minimise)
+    step.fit_critic = lambda batch, learning: {}  # type: ignore[method-assign]
+    update.update(every_joint_action(spec, payoff), learn)
+    assert len(agreed) == 9
+    assert sum(agreed) == right
+    assert all(agreed[::3])
+    assert turns[::3] == {"[2, 0, 1]": [2, 0, 1], "fixed": [0, 1, 2]}.get(str(order), turns[::3])
+
+
 # --- one agent --------------------------------------------------------------------------------------------------------------
 
 GAMMA, LMBDA, ENTROPY, VALUE, LR, MAX_NORM, ITERATIONS = 0.9, 0.8, 0.05, 0.5, 3e-3, 0.3, 3

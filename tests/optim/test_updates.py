@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -143,6 +144,95 @@ def test_what_alive_agents_saw_does_change_the_parameters(cls: type[Update]) -> 
         step.update(changed_batch, learning(actor, CentralisedCritic(DISCRETE, hidden=[4]), descent))
         losses.append(torch.cat([g.flatten() for g in descent.gradients[0] if g is not None]))
     assert not torch.allclose(losses[0], losses[1])
+
+
+@pytest.mark.parametrize("share", ["all", "none"])
+@pytest.mark.parametrize("value_norm", [True, "popart"])
+@pytest.mark.parametrize(("cls", "options"), EVERY_STEP)
+def test_values_of_dead_agents_are_left_out_on_request(
+    cls: type[Update], options: dict[str, Any], share: Any, value_norm: Any
+) -> None:
+    """MASK-1 for the critic: no target of an agent that is not alive reaches a parameter or a statistic, whatever it is."""
+    ended = []
+    for value in (0.0, 1e6, math.nan):
+        torch.manual_seed(1)
+        actor, critic = (
+            StochasticActor(DISCRETE, hidden=[7]),
+            LocalCritic(DISCRETE, hidden=[4], share=share, value_norm=value_norm),
+        )
+        batch = batch_of(actor)
+        batch[keys.ALIVE][:, 0] = False
+        for key in (keys.VALUE_TARGET, keys.STATE_VALUE):
+            batch.set(key, batch[key].masked_fill(~batch[keys.ALIVE], value))
+        update = cls(DISCRETE, **options, valued_agents="alive", minibatch_size=6)
+        torch.manual_seed(2)
+        metrics = update.update(batch, learning(actor, critic, Descent(nn.ModuleList([actor, critic]), lr=0.01)))
+        ended.append((snapshot(critic), metrics))
+    for found, metrics in ended[1:]:
+        for name, tensor in ended[0][0].items():
+            assert torch.equal(tensor, found[name]), name
+        assert all(torch.equal(metrics[name], tensor) for name, tensor in ended[0][1].items())
+
+
+def test_the_loss_of_the_values_of_those_alive_by_hand() -> None:
+    """The critic says 0; the targets of those alive are 1 and 3, in units of their mean 2 and deviation 1: -1 and 1."""
+    actor, critic = StochasticActor(DISCRETE, hidden=[4]), ConstantCritic(DISCRETE)
+    critic.normaliser = ValueNormaliser(enabled=True)
+    batch = batch_of(actor)
+    batch.set(keys.ALIVE, torch.zeros(B, T, N, 1, dtype=torch.bool))
+    batch[keys.ALIVE][0, :2, 1] = True
+    batch.set(keys.VALUE_TARGET, torch.full((B, T, N, 1), 50.0))
+    batch[keys.VALUE_TARGET][0, 0, 1], batch[keys.VALUE_TARGET][0, 1, 1] = 1.0, 3.0
+    step = PpoClipUpdate(DISCRETE, epochs=1, value_clip=None, valued_agents="alive")
+    descent = Descent(critic)
+    learn = learning(actor, critic, descent)
+    step.fit_critic(step.prepare(batch, learn), learn)
+    assert descent.losses == pytest.approx([0.5], abs=1e-4)
+
+
+def test_a_clip_by_dimension_is_the_sum_over_the_dimensions_that_agents_have() -> None:
+    """By loops: each dimension has a ratio and a clip of its own, and agents count alike, whatever they have of dimensions."""
+    torch.manual_seed(0)
+    actor = StochasticActor(CONTINUOUS, hidden=[7], output_gain=1.0).double()
+    batch = batch_of(StochasticActor(CONTINUOUS, hidden=[7], output_gain=1.0))
+    batch = batch.apply(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    step = PpoClipUpdate(CONTINUOUS, epochs=1, entropy_coef=0.0, value_coef=0.0, normalise_advantage=False, ratio="dimension")
+    descent = Descent(actor)
+    step.update(batch, learning(actor, CentralisedCritic(CONTINUOUS, hidden=[4]).double(), descent))
+    outputs = actor.network(batch[keys.OBSERVATION])
+    deviation = torch.stack([actor.log_deviation[group] for group in actor.groups]).exp()
+    total, alive, clipped = torch.zeros(()).double(), 0, 0
+    for b, t, i in itertools.product(range(B), range(T), range(N)):
+        alive += int(batch[keys.ALIVE][b, t, i])
+        for d in range((2, 2, 1)[i]) if batch[keys.ALIVE][b, t, i] else ():
+            x, advantage = batch[keys.ACTION][b, t, i, d], batch[keys.ADVANTAGE][b, t, i, 0]
+            now = (-0.5 * ((x - outputs[b, t, i, d]) / deviation[i, d]) ** 2).exp() / deviation[i, d]
+            then = (-0.5 * ((x - batch[keys.LOC][b, t, i, d]) / batch[keys.SCALE][b, t, i, d]) ** 2).exp() / batch[keys.SCALE][
+                b, t, i, d
+            ]
+            ratio = now / then
+            clipped += int(not 0.8 < ratio < 1.2)
+            total = total + torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+    assert clipped > 5
+    assert descent.losses[0] == pytest.approx(-(total / alive).item(), abs=1e-10)
+    for got, wanted in zip(descent.gradients[0], torch.autograd.grad(-total / alive, list(actor.parameters())), strict=True):
+        assert got is not None
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_where_actions_have_one_dimension_a_clip_by_dimension_is_that_of_the_agent() -> None:
+    found = []
+    for ratio in ("agent", "dimension"):
+        actor = StochasticActor(DISCRETE, hidden=[7])
+        torch.manual_seed(3)
+        for parameter in actor.parameters():
+            parameter.data.normal_()
+        descent = Descent(actor, lr=0.1)
+        step = PpoClipUpdate(DISCRETE, epochs=3, ratio=ratio)
+        step.update(batch_of(actor), learning(actor, CentralisedCritic(DISCRETE, hidden=[4]), descent))
+        found.append(descent.losses)
+    assert step.reads == PpoClipUpdate(DISCRETE).reads
+    assert found[0][1:] == found[1][1:]
 
 
 @pytest.mark.parametrize("cls", [PpoClipUpdate, PolicyGradientUpdate])
@@ -289,6 +379,65 @@ def test_the_order_is_fresh_and_uniform_and_the_critic_comes_last() -> None:
     wanted = (count - 1) / 36
     chi = sum((pairs[a, b] - wanted) ** 2 / wanted for a in frequency for b in frequency)
     assert chi < 66.6  # 0.1 % point with 35 degrees of freedom
+
+
+class StandingStep(MovingStep):
+    """Moves nothing and draws nothing."""
+
+    def fit_policy(self, batch: TensorDictBase, learning: Learning, agents: Sequence[int]) -> Metrics:
+        self.turns.append(("policy", list(agents), batch[keys.ADVANTAGE]))
+        return {"actor/loss": torch.zeros(())}
+
+
+@pytest.mark.parametrize(("order", "turns"), [("fixed", [0, 1, 2]), ([2, 0, 1], [2, 0, 1])])
+def test_a_given_order_holds_in_every_iteration_and_draws_nothing(order: Any, turns: list[int]) -> None:
+    actor, step = StochasticActor(DISCRETE, hidden=[], share="none"), StandingStep(DISCRETE)
+    update = SequentialUpdate(DISCRETE, step=step, order=order)
+    batch, critic = batch_of(actor, shape=(1, 1)), CentralisedCritic(DISCRETE, hidden=[])
+    drawn = torch.get_rng_state()
+    for _ in range(3):
+        update.update(batch, learning(actor, critic, Descent(actor)))
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert [agent for _, agents, _ in step.turns for agent in agents] == 3 * turns
+
+
+@pytest.mark.parametrize("order", [[0, 1], [0, 1, 1], [1, 2, 3], [0, 1, 2, 0], []])
+def test_an_order_that_does_not_name_every_agent_once_is_refused(order: list[int]) -> None:
+    with pytest.raises(OptionError, match=r"`order`: must name each of the 3 agents \(0 to 2\) once, got"):
+        SequentialUpdate(DISCRETE, step=PpoClipUpdate(DISCRETE), order=order)
+
+
+@pytest.mark.parametrize("share", ["all", [[0, 2], [1]]])
+@pytest.mark.parametrize(("cls", "options"), EVERY_STEP)
+def test_agents_that_share_parameters_can_take_turns(share: Any, cls: type[Update], options: dict[str, Any]) -> None:
+    """The ablation of Kuba et al. (2022): every turn moves what the agent shares, and no other network."""
+    torch.manual_seed(0)
+    actor, critic = StochasticActor(CONTINUOUS, hidden=[7], share=share), CentralisedCritic(CONTINUOUS, hidden=[4])
+    batch, step = batch_of(actor), cls(CONTINUOUS, **options)
+    modules = nn.ModuleList([actor, critic])
+    learn = learning(actor, critic, Descent(modules, lr=0.01))
+    prepared = step.prepare(batch, learn)
+    for agents in ([0], [1], [2]):
+        before = snapshot(actor)
+        step.fit_policy(prepared, learn, agents)
+        group = 0 if share == "all" else (0, 1, 0)[agents[0]]
+        moved = {name for name in changed(before, actor) if not name.endswith("identity")}
+        assert moved
+        assert all(name.endswith(f".{group}") for name in moved), moved
+    SequentialUpdate(CONTINUOUS, step=step).update(batch, learn)
+
+
+def test_the_teams_advantage_is_the_mean_of_those_alive() -> None:
+    actor = StochasticActor(DISCRETE, hidden=[7])
+    batch = batch_of(actor)
+    batch[keys.ALIVE][0, 0] = False
+    batch[keys.ADVANTAGE][~batch[keys.ALIVE]] = math.nan
+    step = PpoClipUpdate(DISCRETE, team_advantage=True, normalise_advantage=False)
+    prepared = step.prepare(batch, learning(actor, CentralisedCritic(DISCRETE, hidden=[4]), Descent(actor)))
+    for b, t in itertools.product(range(B), range(T)):
+        alive = [batch[keys.ADVANTAGE][b, t, i, 0].item() for i in range(N) if batch[keys.ALIVE][b, t, i]]
+        expected = sum(alive) / len(alive) if alive else 0.0
+        assert prepared[keys.ADVANTAGE][b, t, :, 0].tolist() == pytest.approx([expected] * N, abs=1e-6)
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -84,10 +84,10 @@ def test_every_contract_names_what_there_is(section: str, name: str) -> None:
                 assert part.name in TRAITS["env"]
     for key in (*_all(contract.reads), *_all(contract.writes)):
         assert keys.describe(key)
-    for target, traits in contract.needs.items():
+    for target, traits in (*contract.needs.items(), *contract.prefers.items()):
         part_kind = entry.options[target].part if target in entry.options else KINDS[target]
         assert part_kind is not None
-        assert set(_all(traits)) <= TRAITS[part_kind.section]
+        assert set(_all(tuple(traits))) <= TRAITS[part_kind.section]
     for option, limits in contract.at_most.items():
         assert option in entry.options
         for section_name, _, limit in (path.partition(".") for path in limits):

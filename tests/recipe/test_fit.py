@@ -15,7 +15,7 @@ from marlkit import keys
 from marlkit.errors import Problem, RecipeError
 from marlkit.recipe import load_recipe, shipped
 from marlkit.recipe.catalogue import components
-from marlkit.recipe.fit import check_fit
+from marlkit.recipe.fit import advice, check_fit
 from marlkit.recipe.wiring import WiringRow, dimensions, mermaid, shape, wiring
 
 HAPPO = ["actor.share=none", "env.pooled=true", "update=sequential", "update.step=ppo_clip"]
@@ -79,12 +79,26 @@ def test_critic_that_is_never_regressed(tmp_path: Path) -> None:
 
 
 def test_sequential_with_shared_parameters(tmp_path: Path) -> None:
-    overrides = [text for text in HAPPO if not text.startswith("actor")]
-    found = problem(tmp_path, overrides=overrides)
+    """They are allowed, after one warning that names the reason."""
+    recipe = read(tmp_path, overrides=[text for text in HAPPO if not text.startswith("actor")])
+    assert check_fit(recipe) == []
+    (found,) = advice(recipe)
     assert (found.where, found.source) == ("update", "override `update=sequential`")
-    assert f"`separate_parameters`, which actor `stochastic` ({tmp_path / 'team.yaml'}:2) lacks" in found.message
+    assert f"`separate_parameters`, which actor `stochastic` ({tmp_path / 'team.yaml'}:2) lacks: the turn of" in found.message
     assert found.remedy == "Set actor.share=none."
-    assert check_fit(read(tmp_path, overrides=HAPPO)) == []
+    assert advice(read(tmp_path, overrides=HAPPO)) == []
+
+
+def test_a_preferred_trait_that_no_option_gives_is_told_of_too(tmp_path: Path) -> None:
+    (tmp_path / "wishing.py").write_text(
+        "from marlkit import keys\nfrom marlkit.contract import Contract\nfrom marlkit.optim.ppo_clip import PpoClipUpdate\n"
+        "class WishingUpdate(PpoClipUpdate):\n"
+        "    contract = Contract(reads=(keys.ADVANTAGE,), traits=('on_policy',), prefers={'critic': {'wise': 'it errs'}})\n"
+    )
+    (found,) = advice(read(tmp_path, _swap("type: ppo_clip", "type: wishing.WishingUpdate")))
+    assert "expects the trait `wise`, which critic `centralised`" in found.message
+    assert found.message.endswith("lacks: it errs.")
+    assert found.remedy == "Nothing that was tried gives it."
 
 
 def test_condition_on_the_environment_is_traced_to_its_option(tmp_path: Path) -> None:

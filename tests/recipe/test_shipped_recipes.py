@@ -64,6 +64,14 @@ def test_happo_differs_from_mappo_where_the_paper_does() -> None:
     assert load_recipe("happo").options("update.step") == load_recipe("mappo").options("update")
 
 
+def test_the_a2c_family_differs_where_its_sources_do() -> None:
+    assert differing("happo", "haa2c") == {"update"}
+    assert differing("ippo", "ia2c") == {"env", "targets", "data", "estimator", "update", "trainer"}
+    assert differing("ia2c", "maa2c") == {"critic", "update"}
+    own, central = (load_recipe(name).options("update") for name in ("ia2c", "maa2c"))
+    assert {name for name in own if own[name] != central[name]} == {"entropy_coef"}
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_is_flat_and_fits_on_a_screen(name: str) -> None:
     lines = shipped()[name].read_text(encoding="utf-8").splitlines()
@@ -123,6 +131,10 @@ def test_any_sharing_runs(critic: str, share: str) -> None:
     ("name", "swap"),
     [
         ("happo", ["update.step=trust_region"]),
+        ("happo", ["update.order=fixed"]),
+        ("hatrpo", ["update.order=[2, 0, 1]"]),
+        ("mat", ["update.team_advantage=false", "update.ratio=dimension"]),
+        ("ia2c", ["estimator.standardise_reward=shift"]),
         ("f2a2_ddpg", ["opponents=true_policy"]),
         ("f2a2_ddpg", ["update.step.coupling=0"]),
         ("f2a2_ddpg", ["update.topology=none"]),
@@ -184,6 +196,7 @@ def test_variant_trains_and_changes_the_parameters(overrides: list[str], tmp_pat
             ["targets={type: soft, actor: false}"],
             r"targets\.actor: must be true, because the critic reads",
         ),
+        ("happo", ["update.order=[0, 1]"], r"update\.order: must name each of the 3 agents \(0 to 2\) once, got \[0, 1\]"),
         ("f2a2_ddpg", ["update.topology=[[0, 9]]"], r"update\.topology: edge \[0, 9\] names an agent that is not there"),
         ("mappo", ["actor.uniform_share=0.1"], r"actor\.uniform_share: mixes in discrete actions"),
     ],

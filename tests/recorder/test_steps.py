@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from small_runs import GRU, known, small
+from small_runs import GRU, VARIANTS, known, small
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
@@ -258,12 +258,13 @@ def trained(recipe: str, mode: str, folder: Path, monkeypatch: pytest.MonkeyPatc
     return ended, learners[0]
 
 
-VARIANTS = [(name, ()) for name in sorted(shipped())] + [
-    (name, tuple(GRU)) for name in sorted(shipped()) if len(known(name, GRU)) == len(GRU)
-]
+CASES = [pytest.param(name, (), id=name) for name in sorted(shipped())]
+CASES += [pytest.param(name, tuple(GRU), id=f"{name}-gru") for name in sorted(shipped()) if len(known(name, GRU)) == len(GRU)]
+CASES += [pytest.param(name, tuple(extra), id=f"{name}-options") for name, extra in VARIANTS]
 
 
-@pytest.mark.parametrize(("recipe", "extra"), VARIANTS, ids=[name + "-gru" * bool(extra) for name, extra in VARIANTS])
+@pytest.mark.filterwarnings("ignore:.*expects the trait `separate_parameters`")
+@pytest.mark.parametrize(("recipe", "extra"), CASES)
 def test_every_recipe_learns_the_same_either_way(
     recipe: str, extra: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,8 @@ import torch
 
 import marlkit
 from marlkit import load_recipe, run
-from marlkit.run.folder import _newer_options, own_checkpoint, run_recipe
+from marlkit.run.contents import newer_options, run_recipe
+from marlkit.run.folder import own_checkpoint
 
 OLD_RUNS = Path(__file__).parent / "old_runs"
 NAMES = ("coma", "f2a2_ddpg", "mappo")
@@ -95,4 +96,4 @@ def test_a_run_goes_on_as_it_began_where_the_default_of_a_newer_option_is_someth
     assert (recipe.config.critic.current, recipe.config.critic.style) == ("sampled", "v")
     assert own_checkpoint(folder / "checkpoints" / "last.ckpt", recipe)["marlkit"]["iteration"] == 1
     saved = {"critic.type": "marginalised", "critic.samples": 10}
-    assert _newer_options(recipe, saved)["critic.current"] == "sampled"
+    assert newer_options(recipe, saved)["critic.current"] == "sampled"

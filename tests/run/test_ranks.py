@@ -16,6 +16,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from ranks_of_gloo import SIZE, WithStream, learn_all, learner_of, learnt, played, ranks_run, tiny
+from small_runs import VARIANTS
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -33,7 +34,7 @@ from marlkit.run.start import can_be_started_again, new_trainer
 from marlkit.run.use import EVALUATION_SEED
 from marlkit.training.episode_returns import EpisodeReturns
 
-RECIPES = sorted(shipped())
+RECIPES = sorted(shipped()) + [" ".join([name, *options]) for name, options in VARIANTS]
 
 # --- what is learnt -------------------------------------------------------------------------------------------------------
 

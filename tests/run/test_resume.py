@@ -15,7 +15,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from small_runs import GRU, KilledError, killed_at, known, same, small, states, without_times
+from small_runs import GRU, VARIANTS, KilledError, killed_at, known, same, small, states, without_times
 
 from marlkit import interrupts, run
 from marlkit.errors import CheckpointError, Interrupted, RecipeError, RunError
@@ -31,8 +31,10 @@ CASES = [pytest.param(name, extra, id=f"{name}-{'gru' if extra else 'mlp'}") for
          for extra in ([], GRU) if known(name, extra) == extra]  # fmt: skip
 FORAGING = ["env=foraging", "env.map=5x5-2p-1f", "env.max_steps=7"]
 CASES.append(pytest.param("mappo", FORAGING, id="mappo-foraging"))
+CASES += [pytest.param(name, extra, id=f"{name}-options") for name, extra in VARIANTS]
 
 
+@pytest.mark.filterwarnings("ignore:.*expects the trait `separate_parameters`")
 @pytest.mark.parametrize(("name", "extra"), CASES)
 def test_killed_and_resumed_equals_uninterrupted(
     name: str, extra: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

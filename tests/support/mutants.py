@@ -537,10 +537,10 @@ mutant(
     policy=lambda self, outputs, batch, agents: StochasticActor.policy(self, outputs * self.common, batch, agents),
 )
 mutant(
-    "keeps agents apart",
+    "has the same policy of an agent alone",
     "another distribution alone",
     StochasticActor,
-    options={**SMALL, "share": "none"},
+    options=SMALL,
     policy=lambda self, outputs, batch, agents: StochasticActor.policy(
         self, outputs * (2.0 if agents is not None and len(agents) == 1 else 1.0), batch, agents
     ),
@@ -677,6 +677,17 @@ mutant(
     predictions=lambda self, batch: torch.stack([self.predict(batch), self.predict(batch) - 1]),
 )
 mutant(RULE, "no axis of networks", LocalCritic, options=SMALL, predictions=lambda self, batch: self.predict(batch))
+
+mutant(
+    "keeps its values with popart",
+    "scales, and does not shift",
+    LocalCritic,
+    options=SMALL,
+    rescale=lambda self, scale, shift: LocalCritic.rescale(self, scale, torch.zeros(())),
+)
+mutant(
+    "keeps its values with popart", "forgets its last layer", LocalCritic, options=SMALL, rescale=lambda self, scale, shift: None
+)
 
 RULE = "does not see the own action"
 READS_ACTION = of(LocalCritic, reads=(keys.OBSERVATION, keys.ACTION))

@@ -37,11 +37,13 @@ SMALL = [
 ]  # fmt: skip
 
 
-def tiny(name: str) -> Recipe:
-    """A shipped recipe, small, of which every minibatch is the whole batch."""
+def tiny(words: str) -> Recipe:
+    """A shipped recipe with options behind its name, small, of which every minibatch is the whole batch."""
+    name, *options = words.split()
     entries = load_recipe(name).entries
     split = [(text, *text.partition("=")[0].rpartition(".")[::2]) for text in SMALL]
-    return load_recipe(name, [text for text, path, option in split if path in entries and option in entries[path].options])
+    able = [text for text, path, option in split if path in entries and option in entries[path].options]
+    return load_recipe(name, [*able, *options])
 
 
 class WithStream(Ranks):
@@ -96,6 +98,7 @@ def learnt(recipe: Recipe, spec: TeamSpec, batch: TensorDict, ranks: Ranks) -> d
         for _ in range(ROUNDS):
             rows = batch.clone()
             learner.actor.eval()
+            learner.estimator.observe(rows, ranks)
             learner.annotate(rows)
             learner.estimator(rows)
             learner.actor.train()

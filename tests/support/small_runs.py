@@ -24,6 +24,14 @@ SMALL = [
     "trainer.checkpoint_seconds=0",
 ]  # fmt: skip
 """Overrides that make a recipe tiny; each recipe takes those that its components have."""
+VARIANTS = [
+    ("mappo", ["critic.value_norm=popart", "update.valued_agents=alive", "estimator.standardise_reward=shift",
+               "update.ratio=dimension", "update.team_advantage=true"]),
+    ("maddpg", ["critic.value_norm=popart", "estimator.standardise_reward=scale"]),
+    ("happo", ["update.order=fixed", "actor.share=all"]),
+    ("hatrpo", ["update.order=[2,0,1]", "actor.share=all", "critic.value_norm=popart", "critic.share=none"]),
+]  # fmt: skip
+"""Recipes with options that no shipped one has."""
 GRU = ["actor.body=gru", "actor.sequence_length=5"]
 
 

@@ -9,15 +9,18 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import marlkit
 from marlkit.functional.losses import approximate_kl, policy_gradient_loss, ppo_clip_loss
 from marlkit.functional.reduce import masked_mean
 from marlkit.functional.sequential import compound
+from marlkit.recipe import load_recipe
 
 assert_exact = functools.partial(torch.testing.assert_close, rtol=0.0, atol=1e-10)
 
@@ -305,3 +308,32 @@ def test_sequential_penalised_updates_never_lower_the_return(seed: int, agents: 
         assert after - before >= bound - 1e-12
         assert bound >= 0
     assert after - first > 0.1
+
+
+RADIUS = ["kl_limit=0.5", "damping=0.001", "backtrack_factor=0.99", "epochs=1", "minibatch_size=null"]
+"""A trust region in which a mean moves by one deviation: KL = 1/2."""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "means", "expected"),
+    [
+        (["mappo", "actor.share=none", "update=trust_region", *(f"update.{o}" for o in RADIUS)], (0.75, -0.75), -0.5625),
+        (["hatrpo", "update.order=[0,1]", *(f"update.step.{o}" for o in RADIUS)], (0.75, 1.25), 0.9375),
+        (["hatrpo", "update.order=[1,0]", *(f"update.step.{o}" for o in RADIUS)], (-1.25, -0.75), 0.9375),
+    ],
+    ids=["at once", "first first", "second first"],
+)
+def test_the_figures_of_the_product_game_come_out_of_a_recipe(
+    recipe: list[str], means: tuple[float, float], expected: float, tmp_path: Path
+) -> None:
+    """HA-1, by an iteration of training from (-0.25, 0.25), where the expected reward is -0.0625; up to sampling."""
+    name, *overrides = recipe
+    start = [-0.25, 0.25]
+    game = f"env={{type: product_game, start: {start}, num_envs: 40000}}"
+    short = ["data.steps=1", "actor.hidden=[]", "critic.hidden=[4]", "trainer.iterations=1", "trainer.video=false"]
+    short += ["trainer.evaluation_episodes=2"]
+    folder = marlkit.train(load_recipe(name, [game, *short, *overrides]), tmp_path, progress=False)
+    chosen = marlkit.load_policy(folder, "last")(torch.ones(1, 2, 1))
+    reached = [own + moved for own, moved in zip(start, chosen.flatten().tolist(), strict=True)]
+    assert reached == pytest.approx(means, abs=0.05)
+    assert reached[0] * reached[1] == pytest.approx(expected, abs=0.08)
