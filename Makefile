@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 IN_VENV := $(VENV)/bin/python -m
 
-.PHONY: help install train test lint bench combinations vocabulary learning fuzz torture clean
+.PHONY: help install train test lint bench combinations vocabulary learning evidence fuzz torture clean
 
 help:
 	@echo "make train      learn a VMAS task with the recipe mappo; results in runs/"
@@ -16,6 +16,7 @@ help:
 	@echo "make fuzz       10,000 recipes, overrides and run folders that are wrong at random (a quarter of an hour)"
 	@echo "make torture    trainings killed, interrupted and out of disk at random, resumed and compared bit for bit (an hour)"
 	@echo "make learning   the results of the README: every recipe on every task, five seeds (hours; goes on where it was stopped)"
+	@echo "make evidence CLAIM=...  put a claim of the sources to the test (hours; goes on where it was stopped); without CLAIM: a list"
 	@echo "make clean      remove .venv and caches; runs/ stays"
 
 install: $(STAMP)
@@ -71,6 +72,12 @@ vocabulary: $(STAMP)
 
 learning: $(STAMP)
 	$(IN_VENV) benchmarks.learning
+
+CLAIM ?=
+EVIDENCE ?=
+
+evidence: $(STAMP)
+	$(IN_VENV) evidence $(CLAIM) $(EVIDENCE)
 
 FUZZ_INPUTS ?= 10000
 

@@ -12,13 +12,10 @@ trained with changes that are not committed. Interrupted, the command goes on wi
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,16 +25,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.random_play import random_return
+from benchmarks.training import ROOT, train, uncommitted
 from marlkit import load_recipe
 from marlkit.comparison.figures import draw_curves, png, styles
 from marlkit.comparison.statistics import Array, Estimate, align, curve, estimate, interquartile_mean
 from marlkit.recipe import shipped
 from marlkit.recipe.wiring import is_discrete
 from marlkit.run.files import write_whole
-from marlkit.run.metrics_file import EVALUATION_RETURN, FRAMES, ITERATION, read_metrics
-from marlkit.run.versions import versions
+from marlkit.run.metrics_file import EVALUATION_RETURN, FRAMES, read_metrics
 
-ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "learning"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results:begin -->\n", "<!-- results:end -->"
@@ -49,8 +45,6 @@ FRAMES_EACH = 480_000
 
 EVALUATIONS = 25
 """Points of a curve."""
-
-COLUMNS = (ITERATION, FRAMES, EVALUATION_RETURN)
 
 
 @dataclass(frozen=True)
@@ -144,39 +138,20 @@ def _is_present(task: str, recipe: str, seed: int) -> bool:
     if not notes.exists():
         return False
     made = json.loads(notes.read_text())
-    same = _git("diff", "--quiet", made["commit"], "--", *CODE).returncode == 0
+    command = ["git", "-C", str(ROOT), "diff", "--quiet", made["commit"], "--", *CODE]
+    same = subprocess.run(command, capture_output=True, check=False).returncode == 0
     return same and made["overrides"] == overrides_of(task, recipe)
 
 
 def _refuse_uncommitted(work: Sequence[Any]) -> None:
-    if work and _git("status", "--porcelain", "--", *CODE, "benchmarks/learning.py").stdout.strip():
+    if work and uncommitted(*CODE, "benchmarks/learning.py"):
         sys.exit("There are changes that are not committed: their results could not be made again. Commit them first.")
-
-
-def _git(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
 
 
 def _train(job: tuple[str, str, int]) -> None:
     task, recipe, seed = job
-    overrides = overrides_of(task, recipe)
-    made = {name: value for name, value in versions().items() if name != "threads"}
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as root:
-        command = [sys.executable, "-m", "marlkit", "train", recipe, *overrides, f"seed={seed}"]
-        command += ["trainer.threads=1", "trainer.video=false", "--no-progress", "--root", root]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        metrics = read_metrics(next(Path(root).glob("*/*/metrics.csv")))
-    rows = [row for row in zip(*(metrics[column] for column in COLUMNS), strict=True) if row[2] == row[2]]
-    kept = _notes(task, recipe, seed).with_suffix(".csv")
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with kept.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows((int(iteration), int(frames), f"{value:.4f}") for iteration, frames, value in rows)
-    notes = {"overrides": overrides, "seconds": round(time.monotonic() - began), **made}
-    _notes(task, recipe, seed).write_text(json.dumps(notes, indent=2) + "\n")
-    print(f"{task} {recipe} seed {seed}: {rows[-1][2]:.2f}", flush=True)
+    found = train(recipe, overrides_of(task, recipe), seed, _notes(task, recipe, seed))
+    print(f"{task} {recipe} seed {seed}: {found:.2f}", flush=True)
 
 
 # --- what it shows -----------------------------------------------------------------------------------------------------------

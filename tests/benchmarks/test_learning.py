@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from benchmarks import learning
+from benchmarks import learning, training
 from marlkit import load_recipe
 
 JOBS = [(task, recipe) for task in learning.TASKS for recipe in learning.recipes_of(task)]
@@ -35,23 +36,21 @@ def test_the_main_job_is_the_training_of_mappo_on_balance() -> None:
 def test_a_result_of_other_code_or_options_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(learning, "RESULTS", tmp_path)
     (tmp_path / "balance").mkdir()
-    head = learning._git("rev-parse", "HEAD").stdout.strip()
+    command = ["git", "-C", str(training.ROOT), "rev-parse", "HEAD"]
+    head = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     if not head:
         pytest.skip("not in a checkout")
     notes = learning._notes("balance", "mappo", 0)
     assert not learning._is_present("balance", "mappo", 0)
     made = {"commit": head, "overrides": learning.overrides_of("balance", "mappo")}
-    changed = bool(learning._git("status", "--porcelain", "--", *learning.CODE).stdout)
+    changed = training.uncommitted(*learning.CODE)
     for replaced, present in (({}, not changed), ({"commit": "0" * 40}, False), ({"overrides": []}, False)):
         notes.write_text(json.dumps(made | replaced))
         assert learning._is_present("balance", "mappo", 0) == present
 
 
 def test_nothing_is_trained_with_changes_that_are_not_committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Dirty:
-        stdout = " M marlkit/keys.py"
-
-    monkeypatch.setattr(learning, "_git", lambda *words: Dirty())
+    monkeypatch.setattr(learning, "uncommitted", lambda *paths: True)
     learning._refuse_uncommitted([])
     with pytest.raises(SystemExit, match="Commit them first"):
         learning._refuse_uncommitted([("balance", "mappo", 0)])
