@@ -99,7 +99,7 @@ def _at_uniform(agents: int) -> list[str]:
 def _figure() -> Figure:
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    agents = np.arange(2, 21)
+    agents = range(2, 21)
     axes.fill_between(agents, [boundary(n) for n in agents], 1, color="tab:blue", alpha=0.25, label="8 is reached")
     axes.fill_between(agents, 0, [boundary(n) for n in agents], color="tab:orange", alpha=0.25, label="0 is reached")
     axes.plot(AGENTS, [found_boundary(n, MOVES[0]) for n in AGENTS], "ko", label="found by ascent")

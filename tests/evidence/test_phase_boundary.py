@@ -15,7 +15,7 @@ def advantage(agents: int, moves: int, first: float) -> float:
     found = 0.0
     for others in itertools.product(range(moves), repeat=agents - 1):
         weight = np.prod([first if move == 0 else (1 - first) / (moves - 1) for move in others])
-        found += weight * (payoff((0, *others)) - payoff((1, *others)))
+        found += float(weight) * (payoff((0, *others)) - payoff((1, *others)))
     return float(found)
 
 
