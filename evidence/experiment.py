@@ -19,6 +19,7 @@ What is kept of a training is a CSV of its evaluations, and beside it a JSON wit
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -76,12 +77,16 @@ class Experiment:
 
     def notes(self, task: str, arm: str, seed: int) -> Path:
         """Where the notes of a training are kept; its curve has the same name with another ending."""
-        return RESULTS / self.name / task / f"{arm}-seed{seed}.json"
+        return RESULTS / self.name / _file_name(task) / f"{_file_name(arm)}-seed{seed}.json"
 
     def kept(self, task: str, arm: str) -> list[Path]:
         """The curves of an arm on a task, in the order of the seeds."""
         notes = [self.notes(task, arm, seed) for seed in range(self.seeds)]
         return [note.with_suffix(".csv") for note in notes if note.exists()]
+
+
+def _file_name(words: str) -> str:
+    return re.sub(r"[^\w-]+", "_", words)
 
 
 def load(name: str) -> Experiment:
@@ -160,7 +165,7 @@ def _draw(experiment: Experiment, task: str, files: Mapping[str, Sequence[Path]]
     arm = next(iter(files))
     levels = {"random play": random_return(experiment.arms[arm][0], experiment.overrides(task, arm))}
     figure = draw_curves(curves, styles(curves), title=task, quantity=EVALUATION_RETURN, levels=levels)
-    write_whole(RESULTS / experiment.name / f"{task}.png", png(figure))
+    write_whole(RESULTS / experiment.name / f"{_file_name(task)}.png", png(figure))
 
 
 def _curve(files: Sequence[Path]) -> tuple[Array, Estimate]:

@@ -32,10 +32,12 @@ def settings(remedy: str) -> list[str]:
 
 @pytest.mark.parametrize("recipe", shipped())
 def test_every_scenario_is_one_override(recipe: str) -> None:
-    pooled = "reward: mean" in shipped()[recipe].read_text(encoding="utf-8")
+    env = load_recipe(recipe).config.env
+    pooled = env.reward != "individual"
+    own = [] if env.type == "vmas" else ["env.type=vmas"]
     # What differs between recipes are their options; every scenario is tried with each kind of them.
     for scenario in scenario_names() if recipe in ("happo", "maddpg") else ("passage", "multi_give_way", "mpe/simple_tag"):
-        found = problems(recipe, f"env.scenario={scenario}")
+        found = problems(recipe, *own, f"env.scenario={scenario}")
         if scenario not in OPPOSING or not pooled:
             assert not found, f"{scenario}: {found}"
             continue
@@ -44,7 +46,7 @@ def test_every_scenario_is_one_override(recipe: str) -> None:
         assert f"scenario `{scenario}` are opposed to each other" in refusal.message
         remedy = settings(refusal.remedy)
         assert "env.reward=individual" in remedy
-        assert not problems(recipe, f"env.scenario={scenario}", *remedy), remedy
+        assert not problems(recipe, *own, f"env.scenario={scenario}", *remedy), remedy
 
 
 @pytest.mark.parametrize("recipe", ["happo", "hatrpo"])

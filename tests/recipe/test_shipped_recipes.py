@@ -87,7 +87,7 @@ def test_recipe_is_flat_and_fits_on_a_screen(name: str) -> None:
     "task", [["env.scenario=balance", "env.scenario_options={n_agents: 3}"], UNEQUAL], ids=["balance", "unequal"]
 )
 def test_recipe_runs_on_every_kind_of_team_that_its_critic_takes(name: str, discrete: bool, task: list[str]) -> None:
-    overrides = [f"env.continuous_actions={str(not discrete).lower()}", *task]
+    overrides = ["env.type=vmas", f"env.continuous_actions={str(not discrete).lower()}", *task]
     if not discrete and "discrete" in needed_of_the_environment(name):
         with pytest.raises(RecipeError, match="needs the trait `discrete`"):
             load_recipe(name, overrides)
