@@ -249,20 +249,21 @@ class Completion:
                     mistaken = "a word" in problem and isinstance(options[name], (bool, int, float))
                     self.report(here, f"{problem}.", "Quote a word that reads as another value." if mistaken else "")
             for name, limits in entry.contract.at_most.items():
-                self._check_limit(plain, path, name, limits)
+                for limit in limits:
+                    self._check_limit(plain, path, name, limit.split(" * "))
             broken = any(problem.where.startswith(f"{path}.") for problem in self.problems)
             if entry.contract.check and entry.trusted and not broken:
                 for name, message in entry.ask(entry.contract.check, options, self.folders):
                     self.report(f"{path}.{name}", f"{message}.".replace("..", "."))
 
-    def _check_limit(self, plain: Any, path: str, name: str, limits: Sequence[str]) -> None:
+    def _check_limit(self, plain: Any, path: str, name: str, options: Sequence[str]) -> None:
         value = _get(plain, f"{path}.{name}")
-        factors = [_get(plain, limit) for limit in limits]
+        factors = [_get(plain, option) for option in options]
         if not all(type(number) is int and number >= 1 for number in (value, *factors)):
             return  # absent, or invalid and reported as that
         product = math.prod(factors)
         if value > product:
-            shown = " * ".join(f"{limit} ({factor})" for limit, factor in zip(limits, factors, strict=True))
+            shown = " * ".join(f"{option} ({factor})" for option, factor in zip(options, factors, strict=True))
             remedy = f"Set {path}.{name}={product} or less."
             self.report(f"{path}.{name}", f"must be at most {shown} = {product}, got {value}.", remedy)
 

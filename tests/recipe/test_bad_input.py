@@ -100,6 +100,7 @@ def test_options_that_do_not_fit_the_team_or_the_machine(
         ("update.epochs", 10**12, 10_000),
         ("actor.hidden", "[1000000000]", 16_384),
         ("critic.hidden", "[64, 1000000000]", 16_384),
+        ("env.scenario_options.n_agents", 100_000, 1000),
     ],
 )
 def test_sizes_that_no_machine_has(
@@ -108,6 +109,18 @@ def test_sizes_that_no_machine_has(
     said = refused_recipe(MAPPO, tmp_path, capsys, f"{option}={value}")
     assert f"{option}: " in said
     assert f"must be at most {most}" in " ".join(said.split())
+
+
+def test_networks_and_evaluations_that_do_not_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marlkit.training.memory.available_bytes", lambda: 2**30)
+    (tmp_path / "team.yaml").write_text(MAPPO)
+    wide = "critic.hidden=[4096, 4096, 4096, 4096, 4096, 4096]"
+    for override, says in (
+        (wide, r"critic\.hidden: the hidden layers need 1\.2 GiB .* 1\.0 GiB are free\. Make them narrower"),
+        ("trainer.evaluation_episodes=1000000000", r"trainer\.evaluation_episodes: 1000000000 episodes at once need"),
+    ):
+        with pytest.raises(RecipeError, match=says):
+            dry_run(load_recipe(tmp_path / "team.yaml", [override]))
 
 
 def test_more_processes_than_cores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
