@@ -93,7 +93,9 @@ def checkpoint_path(folder: Path, checkpoint: str) -> Path:
         raise RunError(f"there is no checkpoint `{checkpoint}`; choose best or last")
     path = folder / CHECKPOINTS / names[checkpoint]
     if not path.exists():
-        raise RunError(f"{path}: there is no such checkpoint yet.")
+        others = [other for other, name in names.items() if (folder / CHECKPOINTS / name).is_file()]
+        remedy = f" {names[others[0]]} is there: `--checkpoint {others[0]}` uses it." if others else ""
+        raise RunError(f"{path}: there is no such checkpoint yet.{remedy}")
     return path
 
 

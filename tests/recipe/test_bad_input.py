@@ -287,14 +287,47 @@ def tree(folder: Path) -> dict[str, bytes]:
     [
         (["gamma=0.9"], "gamma: is no section. Did you mean `estimator.gamma`?"),
         (["lr=1e-3"], "lr: is no section. Did you mean `optimizer.lr`?"),
+        (["env.scenario=json.JSONDecoder"], "`json.JSONDecoder` is no scenario: it must be a class that extends"),
+        (["env.n_packages=3"], "`vmas` has no such option. It takes: scenario,"),
+        (["env=navigation"], "`env.scenario=navigation`"),
+        (["task=navigation"], "task: is no section. Write `env.scenario`."),
+        (["critic.typ=local"], "Did you mean `type`?"),
+        (["actor=example_team"], "there is no actor called `example_team`. Write `example_team.RecurrentActor`."),
+        (["critic=DiscreteCritic"], "Write `example_team.DiscreteCritic`."),
+        (["critic=example_team:DiscreteCritic"], "Write `example_team.DiscreteCritic`."),
         (["critic.hidden=[32,", "32]"], "split it at a blank, quote the whole override."),
         (["env.scenario_options={n_agents:", "4}"], "split it at a blank, quote the whole override."),
     ],
 )
-def test_usual_slips_of_the_command_line_are_told_with_the_remedy(overrides: list[str], says: str) -> None:
+def test_usual_slips_of_the_command_line_are_told_with_the_remedy(
+    overrides: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1] / "support")
     with pytest.raises(RecipeError) as caught:
         load_recipe("mappo", overrides)
     assert says in str(caught.value)
+
+
+def test_an_option_of_a_part_is_pointed_to() -> None:
+    with pytest.raises(RecipeError, match=r"`ppo_clip` has it: `update\.step\.clip_epsilon`"):
+        load_recipe("happo", ["update.clip_epsilon=0.1"])
+
+
+def test_an_option_that_only_building_refuses_is_reported_where_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marlkit.envs._vmas.agents._counts", lambda match, agents: [4])
+    monkeypatch.setattr("marlkit.envs._vmas.agents._all_counts", lambda agents: [4])
+    with pytest.raises(RecipeError, match=r"override `env\.scenario_options\.n_agents=5`: .*has built 4 of them"):
+        dry_run(load_recipe("mappo", ["env.scenario_options.n_agents=5", "env.num_envs=96"]))
+
+
+def test_what_is_beside_a_missing_or_damaged_checkpoint_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = folder / "checkpoints" / BEST
+    best.write_bytes(best.read_bytes()[:-50])
+    said = refused(["evaluate", str(folder)], capsys)
+    assert "`--checkpoint last` uses it." in said
+    assert "training goes on" not in said
+    best.unlink()
+    assert "last.ckpt is there: `--checkpoint last` uses it." in refused(["evaluate", str(folder)], capsys)
 
 
 def test_a_run_takes_no_overrides(capsys: pytest.CaptureFixture[str]) -> None:
