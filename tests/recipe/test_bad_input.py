@@ -330,6 +330,11 @@ def test_what_is_beside_a_missing_or_damaged_checkpoint_is_named(folder: Path, c
     assert "last.ckpt is there: `--checkpoint last` uses it." in refused(["evaluate", str(folder)], capsys)
 
 
+def test_a_recipe_is_no_dictionary() -> None:
+    with pytest.raises(RecipeError, match=r"must be given by its name or its path, got a dict\. Write it to a YAML file"):
+        load_recipe({"extends": "mappo"})  # type: ignore[arg-type]
+
+
 def test_a_run_takes_no_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["resume", "runs/mappo/x", "trainer.iterations=5"])
