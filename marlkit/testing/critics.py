@@ -121,7 +121,7 @@ def values_each_agent_by_what_it_sees(critic: Critic) -> None:
     wanted = critic.predict(batch.clone())
     for agent in range(critic.spec.n_agents):
         moved = batch.clone()
-        moved[keys.OBSERVATION][:, agent] += 1.0
+        moved[keys.OBSERVATION][:, agent] += torch.randn(6, critic.spec.observation)
         blind = close(critic.predict(moved)[:, agent], wanted[:, agent])
         require(not blind, f"values agent {agent} without its own observation", "Row i is about agent i: keep the agents' order.")
 

@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDictBase
 
 from marlkit.component import Data
+from marlkit.errors import OptionError
 from marlkit.options import Hidden
 from marlkit.recipe import Recipe
 from marlkit.spec import TeamSpec
@@ -72,6 +73,19 @@ def refuse_large_networks(recipe: Recipe, spec: TeamSpec) -> None:
         needs = f"the hidden layers need {needed / GIB:.1f} GiB for parameters, gradients and moments"
         words = f"{needs}; {available / GIB:.1f} GiB are free."
         raise refusal(recipe, largest[0], words, "Make them narrower, or fewer.")
+
+
+def refuse_many_episodes(count: int, spec: TeamSpec) -> None:
+    """Check that what so many episodes at once show fits into the memory that is free; a lower bound.
+
+    Raises:
+        OptionError: it does not, or there are none.
+    """
+    available, needed = available_bytes(), 4 * count * (spec.n_agents * spec.observation + spec.state_size)
+    if count < 1:
+        raise OptionError("episodes", f"must be at least 1, got {count}")
+    if available is not None and needed > available:
+        raise OptionError("episodes", f"{count} at once need {needed / GIB:.1f} GiB; {available / GIB:.1f} GiB are free")
 
 
 def available_bytes() -> int | None:

@@ -261,6 +261,21 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
     assert trace.exists(), "it would have run"
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("seed", "-1", "must be at least 0"),
+        ("seed", "99999999999999999999", "must be at most"),
+        ("episodes", "0", "must be at least 1, got 0"),
+        ("episodes", "1000000000000", "1000000000000 at once need"),
+    ],
+)
+def test_impossible_episodes(option: str, value: str, says: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(["evaluate", str(finished), f"--{option}", value], capsys)
+    assert f"option `{option}`: " in said
+    assert says in " ".join(said.split())
+
+
 def test_an_edited_recipe_of_a_run_is_refused_where_it_is_wrong(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (folder / "recipe.yaml").read_text().replace("gamma: 0.99", "gamma: 1.99")
     (folder / "recipe.yaml").write_text(text)
