@@ -18,7 +18,7 @@ from marlkit.errors import ComponentError, did_you_mean
 from marlkit.recipe.source_reader import Class
 
 MOST = 1000
-"""Agents, packages and the like: what an option ``n_…`` of a scenario counts."""
+"""Agents, packages and the like: what an option ``n_…`` of VMAS' scenarios counts, and ``n_agents`` of any."""
 
 NOT_INSTALLED = "needs the simulator VMAS, which is not installed: `pip install marlkit[vmas]`"
 
@@ -117,7 +117,8 @@ def check(options: Mapping[str, Any], folders: Sequence[Path] = ()) -> Iterator[
         return
     for option, value in (options.get("scenario_options") or {}).items():
         message = None if known is None else unknown_option(scenario, str(option), known)
-        if message is None and str(option).startswith("n_") and type(value) is int and value > MOST:
+        counts = option == "n_agents" or (str(option).startswith("n_") and not is_own_class(scenario))
+        if message is None and counts and type(value) is int and value > MOST:
             message = f"must be at most {MOST}, got {value}: a scenario makes an object for each"
         if message is not None:
             yield f"scenario_options.{option}", message
