@@ -132,12 +132,13 @@ class Contract:
             of ``reads``.
         inherits: own options that hold a component whose traits this one has too, as a wrapper has.
         without: inherited traits that it does not pass on.
-        at_most: for an own option, the options (``"env.num_envs"``) whose product it may not exceed.
+        at_most: for an own option, what it may not exceed: options (``"data.capacity"``) or products of options
+            (``"env.num_envs * data.steps"``).
         check: ``"module:function"`` inside marlkit, called with the completed options and with the folders in which dotted paths
             are looked up; yields ``(option, message)`` pairs.
         derives: a function like ``check`` that returns the traits that no condition can say; ``None`` where only building tells.
         holds: for an own option that is a mapping of options: the own option that names whose options they are, and a function
-            like ``check`` that returns the names that it is known to take; ``None`` where there is nothing of that name.
+            like ``check`` that returns the names that it is known to take; ``None`` where that is not known.
         formerly: for own options that the component did not always have, what it did before it had them, where that is not the
             default: runs from then go on as they began.
         code: ``"module:function"`` inside marlkit, called with the completed options; yields the :class:`Code` that they name,

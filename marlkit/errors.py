@@ -146,9 +146,9 @@ class ComponentError(MarlkitError):
     """A name of no component, or a component whose source cannot be read."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The nearest of the known names; ``None`` if none is near."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+def nearest(word: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
+    """The nearest of the known names; ``None`` if none is as near as ``likeness``, from 0 to 1."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)), None)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

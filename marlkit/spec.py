@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -29,6 +29,13 @@ class Continuous:
     size: int
     low: Bounds | None = None
     high: Bounds | None = None
+
+    def __post_init__(self) -> None:
+        for name, bounds in (("low", self.low), ("high", self.high)):
+            rows = bounds if isinstance(bounds, Sequence) else [bounds]
+            fits = all(isinstance(row, Sequence) and len(row) == self.size for row in rows)
+            if bounds is not None and not fits:
+                raise ValueError(f"`{name}` must be a tuple with one tuple per agent, of {self.size} numbers each, got {bounds}")
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ class TeamSpec:
     groups: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.action, (Discrete, Continuous)):
+            raise TypeError(f"`action` must be Discrete(…) or Continuous(…), got {self.action!r}")
         if self.groups is not None and len(self.groups) != self.n_agents:
             raise ValueError(f"groups must name a group for each of the {self.n_agents} agents, got {self.groups}")
         if self.team_reward and self.opposing:

@@ -14,6 +14,7 @@ from synthetic_runs import write_run
 
 from marlkit import run
 from marlkit.recipe import load_recipe
+from marlkit.run.metrics_file import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -141,6 +142,27 @@ def test_the_example_component_passes_lint_and_types(tmp_path: Path) -> None:
             assert done.returncode == 0, done.stdout + done.stderr
     done = execute(["mypy", f"--config-file={ROOT / 'pyproject.toml'}", f"--cache-dir={ROOT / '.mypy_cache'}", *code], tmp_path)
     assert done.returncode == 0, done.stdout
+
+
+METRIC = r"(?:actor|critic|opponents|coupling|consensus|episode|evaluation|optimizer|time)/[a-z_]+"
+
+
+def test_every_file_and_metric_of_a_run_is_described(workshop: tuple[Path, Path]) -> None:
+    page = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
+    files = {path.relative_to(workshop[1]).as_posix() for path in workshop[1].rglob("*") if path.is_file()}
+    top = {name if not name.startswith("tensorboard/") else "tensorboard/" for name in files}
+    assert top | {"team.gif"} == set(re.findall(r"^\| `([^`]+)` \|", page.partition("## Columns")[0], flags=re.MULTILINE))
+    source = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "marlkit").rglob("*.py"))
+    logged = {name for name in read_metrics(workshop[1] / "metrics.csv") if "/agent_return/" not in name}
+    written = set(re.findall(rf'"({METRIC})"', source)) | logged
+    described = set(re.findall(r"`([a-z_]+(?:/[a-z_]+)?)`", "".join(line.split("|")[1] for line in _rows(page))))
+    described |= set(re.findall(rf"`({METRIC})`", page))
+    assert written == described
+
+
+def _rows(page: str) -> list[str]:
+    """The rows of the table of columns."""
+    return [line for line in page.partition("## Columns")[2].splitlines() if line.startswith("| `")]
 
 
 def test_files_that_the_readme_links_to_exist() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 from marlkit import keys
 from marlkit.cli import report
 from marlkit.contract import KINDS, When, as_yaml
-from marlkit.errors import MarlkitError, did_you_mean
+from marlkit.envs._vmas.scenarios import scenario_names, scenario_options
+from marlkit.errors import ComponentError, MarlkitError, did_you_mean
 from marlkit.options import describe_type
 from marlkit.recipe import combinations, shipped, vocabulary
 from marlkit.recipe.catalogue import Entry, Option, components, find
@@ -20,9 +21,10 @@ def print_list(what: str | None) -> None:
     """Print recipes and components.
 
     Args:
-        what: ``None`` for everything, ``"recipes"`` or one of them, ``"combinations"`` for the table of what fits together,
-            ``"traits"``, ``"keys"`` or ``"rules"`` for what contracts are made of and components are held to, a section
-            (``"critic"`` or ``"critics"``), or one component (``"critic.local"``, ``"local"``, ``"critic.my_package.MyCritic"``).
+        what: ``None`` for everything, ``"recipes"`` or one of them, ``"scenarios"`` of VMAS, ``"combinations"`` for the table of
+            what fits together, ``"traits"``, ``"keys"`` or ``"rules"`` for what contracts are made of and components are held to,
+            a section (``"critic"`` or ``"critics"``), or one component (``"critic.local"``, ``"local"``,
+            ``"my_package.MyCritic"``).
 
     Raises:
         MarlkitError: there is no recipe, section or component of that name.
@@ -35,6 +37,8 @@ def print_list(what: str | None) -> None:
         _print_recipes()
     elif what == "combinations":
         print(combinations.document(), end="")
+    elif what in ("scenario", "scenarios"):
+        _print_scenarios()
     elif what in ("traits", "keys", "rules"):
         print(_document(what), end="")
     elif (section := what if what in KINDS else what.removesuffix("s")) in KINDS:
@@ -79,11 +83,37 @@ def _component(what: str) -> Entry:
     section, _, name = what.partition(".")
     if section in KINDS and name:
         return find(section, name, [Path.cwd()])
+    if "." in what:
+        return _dotted(what)
     everywhere = {name: entry for kind in KINDS for name, entry in components(kind).items()}
     if what not in everywhere:
-        known = ["recipes", "combinations", "traits", "keys", "rules", *shipped(), *KINDS, *everywhere]
+        known = ["recipes", "scenarios", "combinations", "traits", "keys", "rules", *shipped(), *KINDS, *everywhere]
         raise MarlkitError(f"nothing is called `{what}`.{did_you_mean(what, known)} `marlkit list` shows everything.")
     return everywhere[what]
+
+
+def _dotted(what: str) -> Entry:
+    """The component at a dotted path, of whatever kind.
+
+    Raises:
+        ComponentError: it is none.
+    """
+    problems: list[ComponentError] = []
+    for kind in KINDS:
+        try:
+            return find(kind, what, [Path.cwd()])
+        except ComponentError as error:
+            problems.append(error)
+    raise problems[0]
+
+
+def _print_scenarios() -> None:
+    """The scenarios of VMAS and the options that each reads."""
+    rows = []
+    for name in scenario_names():
+        found = scenario_options(name)
+        rows.append((name, ", ".join(sorted(found.used)) if found is not None else ""))
+    report.print_sections("env.scenario", rows, ("scenario", "scenario_options"))
 
 
 def _print_component(entry: Entry) -> None:

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 if it succeeded, 1 if a file cannot be written, 2 if its input has to be corrected, 128 and the signal's number if a
         signal ended it.
     """
-    with listening(owner=arguments is None) as interrupts:
+    with listening(owner=arguments is None) as interrupts, report.plain_warnings():
         code = _run(_parse(sys.argv[1:] if arguments is None else arguments))
         if interrupts.owner and interrupts.received:
             end_process(code)
@@ -69,6 +69,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     # argparse takes no positional arguments after an option, but `marlkit check mappo --run seed=3` should work.
     parsed, rest = parser.parse_known_args(arguments)
+    if getattr(parsed, "recipe", "") is None:
+        parser.error(f"which recipe? `marlkit {parsed.command} mappo`, say; `marlkit list recipes` shows those there are")
     changes = [text for text in rest if "=" in text and not text.startswith("-")]
     if changes and "overrides" not in parsed:
         parser.error(f"`{parsed.command}` takes no overrides: set {changes[0]} in the run's recipe.yaml")
@@ -97,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument(
         "what",
         nargs="?",
-        help="`recipes`, `combinations`, `traits`, `keys`, `rules`, a recipe, a section or a component (`critic.local`)",
+        help="`recipes`, `scenarios`, `combinations`, `traits`, `keys`, `rules`, a recipe, a section or one component "
+        "(`critic.local`)",
     )
     evaluate = _with_run(commands, "evaluate", _evaluate, "play episodes with a trained team and report the return")
     evaluate.add_argument("--episodes", type=int, help="number of episodes (as during training)")
@@ -123,8 +126,8 @@ def _command(commands: Any, name: str, function: Function, text: str) -> argpars
 
 def _with_recipe(commands: Any, name: str, function: Function, text: str) -> argparse.ArgumentParser:
     parser = _command(commands, name, function, text)
-    parser.add_argument("recipe", help="name of a shipped recipe, or path of a YAML file")
-    parser.add_argument("overrides", nargs="*", help="changes: critic=marginalised critic.samples=100 seed=3")
+    parser.add_argument("recipe", nargs="?", help="name of a shipped recipe, or path of a YAML file")
+    parser.add_argument("overrides", nargs="*", default=[], help="changes: critic=marginalised critic.samples=100 seed=3")
     return parser
 
 

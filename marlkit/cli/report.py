@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from rich import box
@@ -11,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+import marlkit
 from marlkit import keys
 from marlkit.contract import KINDS
 from marlkit.errors import MarlkitError, Problem, RecipeError
@@ -79,6 +83,22 @@ def print_warnings(problems: Iterable[Problem]) -> None:
     """Print what may be wrong on standard error, separate from the output of a command."""
     for problem in problems:
         console(sys.stderr).print(Text("warning: ", style="yellow") + Text(str(problem)), soft_wrap=True)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Print warnings of marlkit within the block as one line each, without the line of code that gives them."""
+    usual, package = warnings.formatwarning, str(Path(marlkit.__file__).parent)
+
+    def plain(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+        own = filename.startswith(package) and issubclass(category, UserWarning)
+        return f"marlkit: {message}\n" if own else usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def print_interrupted(message: str) -> None:

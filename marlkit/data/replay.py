@@ -47,7 +47,10 @@ class ReplayData(Data):
 
     contract = Contract(
         writes=(keys.RECENT_OBSERVATION, keys.RECENT_ACTION, keys.RECENT_VALID),
-        at_most={"warm_up": ("data.capacity",), "batch_size": ("data.capacity",)},
+        at_most={
+            "warm_up": ("data.capacity", "env.num_envs * data.steps * trainer.iterations"),
+            "batch_size": ("data.capacity",),
+        },
     )
 
     def __init__(

@@ -45,7 +45,7 @@ class PpoClipUpdate(JointLossUpdate):
         ),
         traits=("per_agent", "by_gradient", "on_policy"),
         needs={"actor": ("stochastic",), "data": ("on_policy",)},
-        at_most={"minibatch_size": ("env.num_envs", "data.steps")},
+        at_most={"minibatch_size": ("env.num_envs * data.steps",)},
     )
 
     def __init__(

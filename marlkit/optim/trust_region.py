@@ -63,7 +63,7 @@ class TrustRegionUpdate(ActorCriticUpdate):
         reads=(keys.ACTION, keys.LOG_PROB, keys.ALIVE, keys.ADVANTAGE, keys.VALUE_TARGET),
         traits=("per_agent", "on_policy"),
         needs={"actor": ("stochastic",), "data": ("on_policy",)},
-        at_most={"minibatch_size": ("env.num_envs", "data.steps")},
+        at_most={"minibatch_size": ("env.num_envs * data.steps",)},
     )
 
     def __init__(

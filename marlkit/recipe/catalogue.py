@@ -13,10 +13,11 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import itertools
 import re
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from marlkit.errors import ComponentError, did_you_mean
 from marlkit.options import with_those_above
 from marlkit.recipe import docstrings
 from marlkit.recipe.scalars import shown
-from marlkit.recipe.source_reader import Class, KindStub, Module, Sources, annotation, attribute, evaluate
+from marlkit.recipe.source_reader import LARGEST_FILE, Class, KindStub, Module, Sources, annotation, attribute, evaluate
 
 REQUIRED: Any = inspect.Parameter.empty
 """The default of an option that must be given."""
@@ -114,6 +115,10 @@ class Entry:
         return found
 
 
+MOST_FILES = 200
+"""Files that are looked into for the class that a wrong name may mean."""
+
+
 def names(kind: Kind) -> dict[str, tuple[str, str]]:
     """Names of marlkit's own components of a kind, each with its module and class, in alphabetical order."""
     folder = PACKAGE.joinpath(*kind.package.split(".")[1:])
@@ -164,18 +169,32 @@ def find(kind: Kind | str, name: str, folders: Sequence[Path] = ()) -> Entry:
             raise ComponentError(f"`{shown(name)}` cannot be read: {error}") from error
     own = names(kind)
     if name not in own:
-        raise ComponentError(_unknown(kind, name, own))
+        raise ComponentError(_unknown(kind, name, own, folders))
     module, class_name = own[name]
     return _entry(kind, name, _class(f"{module}.{class_name}", Sources()))
 
 
-def _unknown(kind: Kind, name: str, own: Mapping[str, Any]) -> str:
+def _unknown(kind: Kind, name: str, own: Mapping[str, Any], folders: Sequence[Path]) -> str:
     elsewhere = [other.section for other in KINDS.values() if name in names(other)]
     if elsewhere:
         return f"`{name}` belongs in section `{elsewhere[0]}`; for `{kind.section}` there are: {', '.join(own)}"
     listed = ", ".join(own)
-    hint = did_you_mean(name, own)
+    beside = ((file.stem, found) for file, found in _beside(kind, folders))
+    meant = [f"{stem}.{found}" for stem, found in beside if name in (stem, found, f"{stem}:{found}")]
+    hint = f" Write `{meant[0]}`." if meant else did_you_mean(name, own)
     return f"there is no {kind.section} called `{name}`.{hint} There are: {listed}; or the dotted path of a class of your own"
+
+
+def _beside(kind: Kind, folders: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """Classes in the files of some folders whose names end as those of a kind do; nothing is run."""
+    pattern = re.compile(rf"^class (\w+{kind.suffix})\(", re.MULTILINE)
+    for file in itertools.islice((file for folder in folders for file in sorted(Path(folder).glob("*.py"))), MOST_FILES):
+        try:
+            small = file.stat().st_size < LARGEST_FILE
+            found = pattern.findall(file.read_text(encoding="utf-8")) if small and file.is_file() else []
+        except (OSError, ValueError):
+            continue
+        yield from ((file, name) for name in found)
 
 
 def _find_dotted(kind: Kind, name: str, folders: Sequence[Path]) -> Entry:
@@ -251,9 +270,16 @@ def _contract(owner: Class) -> Contract:
         raise ComponentError(f"{owner.module.file}:{expression.lineno}: the contract of `{owner.dotted}` is no Contract(...)")
     if wrong := _wrong_field(found):
         raise ComponentError(
-            f"{owner.module.file}:{expression.lineno}: `{wrong}` of the contract of `{owner.dotted}` is malformed"
+            f"{owner.module.file}:{expression.lineno}: `{wrong}` of the contract of `{owner.dotted}` is "
+            f"{_is_a_word(getattr(found, wrong)) or 'malformed'}"
         )
     return found
+
+
+def _is_a_word(value: Any) -> str | None:
+    """What to say of a word in place of a tuple, or of a table with one."""
+    words = [entry for entry in (value.values() if isinstance(value, Mapping) else [value]) if isinstance(entry, str)]
+    return f'one word: a tuple of one needs a comma, `("{words[0]}",)`' if words else None
 
 
 def _wrong_field(contract: Contract) -> str | None:

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from marlkit.contract import KINDS, Kind
 from marlkit.errors import ComponentError, Problem, did_you_mean, nearest
 from marlkit.options import Range, describe_type, problem_with
-from marlkit.recipe.catalogue import Entry, Option, find
+from marlkit.recipe.catalogue import Entry, Option, components, find
 from marlkit.recipe.interpolation import Sizes, entries, escape_missing, interpolated, leaves, literals
 from marlkit.recipe.located_yaml import MOST_VALUES, Located, Place
 from marlkit.recipe.merging import as_section
@@ -125,9 +125,18 @@ class Completion:
         plain = {option: value.plain() for option, value in given.items()}
         for option in entry.contract.holds:
             held = entry.held(option, plain, self.folders) or ()
-            near = name if name in held else None if nearest(name, entry.options) else nearest(name, held)
+            near = name if name in held else None if nearest(name, entry.options) else nearest(name, held, 0.75)
             if near:
                 return f"Did you mean `{path}.{option}.{near}`?"
+        for option, kind in ((option.name, option.part) for option in entry.options.values() if option.part is not None):
+            part = as_section(given[option]) if option in given else None
+            chosen = part["type"].value if part is not None and "type" in part else None
+            try:
+                inner = find(kind, chosen, self.folders) if isinstance(chosen, str) else None
+            except ComponentError:
+                continue  # told where it stands
+            if inner is not None and name in inner.options:
+                return f"`{inner.name}` has it: `{path}.{option}.{name}`."
         return ""
 
     def _entry(self, kind: Kind, given: Mapping[str, Located], path: str) -> Entry | None:
@@ -143,8 +152,17 @@ class Completion:
         try:
             return find(kind, name, self.folders)
         except ComponentError as error:
-            self.report(f"{path}.type", f"{str(error).rstrip('.')}.".replace("?.", "?"), at=at)
+            remedy = "" if "." in name else self._chosen_by(kind, name, path)
+            self.report(f"{path}.type", f"{str(error).rstrip('.')}.".replace("?.", "?"), remedy, at)
             return None
+
+    def _chosen_by(self, kind: Kind, name: str, path: str) -> str:
+        """The remedy for a value of an option, such as the name of a scenario, in place of a component."""
+        for entry in components(kind).values():
+            for option, (chooser, _) in entry.contract.holds.items():
+                if entry.held(option, {chooser: name}, self.folders) is not None:
+                    return f"To have it as {chooser} of `{entry.name}`: `{path}.{chooser}={name}`."
+        return ""
 
     def _option(self, option: Option, given: Located | None, path: str, entry: Entry, completed: dict[str, Any]) -> None:
         if given is None or given.value == MISSING:
@@ -249,20 +267,21 @@ class Completion:
                     mistaken = "a word" in problem and isinstance(options[name], (bool, int, float))
                     self.report(here, f"{problem}.", "Quote a word that reads as another value." if mistaken else "")
             for name, limits in entry.contract.at_most.items():
-                self._check_limit(plain, path, name, limits)
+                for limit in limits:
+                    self._check_limit(plain, path, name, limit.split(" * "))
             broken = any(problem.where.startswith(f"{path}.") for problem in self.problems)
             if entry.contract.check and entry.trusted and not broken:
                 for name, message in entry.ask(entry.contract.check, options, self.folders):
                     self.report(f"{path}.{name}", f"{message}.".replace("..", "."))
 
-    def _check_limit(self, plain: Any, path: str, name: str, limits: Sequence[str]) -> None:
+    def _check_limit(self, plain: Any, path: str, name: str, options: Sequence[str]) -> None:
         value = _get(plain, f"{path}.{name}")
-        factors = [_get(plain, limit) for limit in limits]
+        factors = [_get(plain, option) for option in options]
         if not all(type(number) is int and number >= 1 for number in (value, *factors)):
             return  # absent, or invalid and reported as that
         product = math.prod(factors)
         if value > product:
-            shown = " * ".join(f"{limit} ({factor})" for limit, factor in zip(limits, factors, strict=True))
+            shown = " * ".join(f"{option} ({factor})" for option, factor in zip(options, factors, strict=True))
             remedy = f"Set {path}.{name}={product} or less."
             self.report(f"{path}.{name}", f"must be at most {shown} = {product}, got {value}.", remedy)
 
@@ -287,14 +306,20 @@ def _wanted(option: Option) -> str:
     return f"Give {what}{': ' + option.description if option.description else '.'}"
 
 
+ELSEWHERE = {"task": "env.scenario", "environment": "env", "policy": "actor", "value": "critic", "buffer": "data"}
+"""Words that other libraries use, and what a recipe has in their place."""
+
+
 def _sections(word: str) -> str:
+    if word in ELSEWHERE:
+        return f"Write `{ELSEWHERE[word]}`."
     known = [*KINDS, *TOP_LEVEL]
     return f"{did_you_mean(word, known)} A recipe has the sections {', '.join(KINDS)}, and {', '.join(TOP_LEVEL)}.".strip()
 
 
 def _options(word: str, entry: Entry) -> str:
     taken = f"It takes: {', '.join(entry.options)}." if entry.options else "It takes no options."
-    return f"{did_you_mean(word, entry.options)} {taken}".strip()
+    return f"{did_you_mean(word, ['type', *entry.options])} {taken}".strip()
 
 
 def _plain(value: Any) -> Any:

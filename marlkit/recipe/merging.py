@@ -75,7 +75,7 @@ class Merge:
                 continue
             held = entry.held(option, {name: value.plain() for name, value in kept.items()}, self.folders)
             if held is None:
-                continue  # nothing of that name; the check of the merged recipe reports it
+                continue  # what it takes is not known, or there is nothing of that name: checking or building tells
             inherited = (old[option].mapping or {}) if option in old else {}
             stale = [name for name in inherited if name not in held and entries.get(name) is inherited[name]]
             stale = [name for name in stale if not entries[name].place.override]

@@ -160,6 +160,10 @@ def load_recipe(
     Raises:
         RecipeError: the recipe cannot be run; it carries all problems that were found.
     """
+    given: object = name_or_path
+    if not isinstance(given, (str, os.PathLike)):
+        message = f"must be given by its name or its path, got a {type(given).__name__}."
+        raise RecipeError([Place("recipe").problem("", message, "Write it to a YAML file, and give that.")])
     overrides = [overrides] if isinstance(overrides, str) else overrides
     path = _find(name_or_path, Path())
     merge = Merge(folders=[*_folders(path), *folders])

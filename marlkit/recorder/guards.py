@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from marlkit.recorder.python_values import (
     HOOKS,
     MISSING,
+    SEQUENCES,
     TABLES,
     contents,
     differences,
@@ -85,7 +86,8 @@ class Guards:
         for optimizer in optimizers:
             self._watch_state(optimizer)
         self._tensors = list({id(tensor): tensor for tensor in chain(reads.tensors.values(), tensors)}.values())
-        self._lie = _lie(self._tensors)
+        self._plain = [tensor for tensor in self._tensors if not isinstance(tensor, nn.Parameter)]
+        self._lie = self._lie_now()
         self._sizes, self._inside = self._sizes_now(), self._inside_now()
         text = " and ".join(self._texts) or "True"
         exec(compile(_SOURCE.format(text), "<guards>", "exec"), self._names)
@@ -100,15 +102,15 @@ class Guards:
         for guard in self._guards:
             for place in self._places(guard):
                 yield guard.label + place
-        if _lie(self._tensors) != self._lie:
-            yield "a tensor's memory or `requires_grad`"
+        if self._lie_now() != self._lie:
+            yield "a tensor's memory, shape or `requires_grad`"
 
     def _identical(self) -> bool:
         return (
             self._same()
             and self._sizes_now() == self._sizes
             and all(map(is_, self._inside_now(), self._inside))
-            and _lie(self._tensors) == self._lie
+            and self._lie_now() == self._lie
         )
 
     def _sizes_now(self) -> list[int]:
@@ -117,6 +119,12 @@ class Guards:
     def _inside_now(self) -> list[Any]:
         tables, dicts = map(dict.values, self._tables), map(dict.values, self._dicts)
         return [*chain.from_iterable(chain(tables, dicts, self._dicts, self._lists))]
+
+    def _lie_now(self) -> list[Any]:
+        """Where the tensors lie, how (of parameters only how large), and whether they take part in gradients."""
+        tensors, plain = self._tensors, self._plain
+        where = [*map(Tensor.data_ptr, tensors), *map(Tensor.numel, tensors), *map(_REQUIRES_GRAD, tensors)]
+        return [*where, *map(Tensor.size, plain), *map(Tensor.stride, plain)]
 
     def _places(self, guard: _Guard) -> list[str]:
         if guard.places is not None:
@@ -159,7 +167,7 @@ class Guards:
             self._texts.append(f"{self._name(thing)}.cell_contents is {self._name(before[0])}")
         elif isinstance(thing, dict):
             (self._tables if table else self._dicts).append(thing)
-        elif isinstance(before, list) and not isinstance(thing, CellType):
+        elif isinstance(thing, SEQUENCES):
             self._lists.append(thing)
         else:
             self._texts.append(f"not {self._name(places)}()")
@@ -189,11 +197,6 @@ class Guards:
 
 def _entry(space: Mapping[str, Any], name: str) -> Any:
     return space.get(name, MISSING)
-
-
-def _lie(tensors: list[Tensor]) -> list[Any]:
-    """Where the tensors lie, and whether they take part in gradients."""
-    return [*map(Tensor.data_ptr, tensors), *map(_REQUIRES_GRAD, tensors)]
 
 
 # --- the step itself ---------------------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ import pickle
 import random
 import sys
 import sysconfig
+from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, Sequence, Set
 from enum import Enum
 from functools import _lru_cache_wrapper, cache, cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 MISSING = object()
@@ -27,6 +29,9 @@ ATOMS = (bool, int, float, complex, str, bytes, type(None), Enum, np.generic, to
 
 
 SEQUENCES = (list, tuple, deque, set, frozenset)
+BUFFERS = (bytearray, memoryview, array)
+COLLECTIONS = (Mapping, Sequence, Set)
+"""Of a library, such as OmegaConf's, `UserDict` or `ChainMap`; those of a user tell what is read of them."""
 GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
 BAGS = (SimpleNamespace, argparse.Namespace)
 LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {"lightning", "numpy", "tensordict", "torch", "torchrl", "vmas"}
@@ -54,6 +59,10 @@ def contents(thing: Any) -> Any:
         return thing.copy()
     if isinstance(thing, GENERATORS):
         return _state(thing)
+    if isinstance(thing, BUFFERS):
+        return thing.tobytes() if not isinstance(thing, bytearray) else bytes(thing)
+    if is_collection(thing):
+        return dict(thing) if isinstance(thing, Mapping) else list(thing)
     own = getattr(thing, "__dict__", {})
     return {**own, **{name: getattr(thing, name) for name in _slots(type(thing)) if hasattr(thing, name)}}  # type: ignore[arg-type]
 
@@ -63,12 +72,12 @@ def differences(thing: Any, before: Any) -> list[str]:
     now = contents(thing)
     if isinstance(thing, np.ndarray):
         return [] if now.shape == before.shape and now.dtype == before.dtype and now.tobytes() == before.tobytes() else [""]
-    if isinstance(thing, GENERATORS):
+    if isinstance(thing, (*GENERATORS, *BUFFERS)):
         return [] if now == before else [""]
     if isinstance(now, list):
         return [] if len(now) == len(before) and all(map(same, now, before)) else [""]
     names = [name for name in {**before, **now} if not same(now.get(name, MISSING), before.get(name, MISSING))]
-    if isinstance(thing, dict):
+    if isinstance(thing, dict) or is_collection(thing):
         return [f"[{name!r}]" if isinstance(name, (str, int)) else "" for name in names]
     cls = type(thing)
     return [f".{name}" for name in names if not (is_internal(cls, name) or isinstance(_of_class(cls, name), cached_property))]
@@ -110,7 +119,16 @@ def is_code(owner: Any, name: str) -> bool:
 
 def is_container(thing: Any) -> bool:
     """Whether a thing is looked at with all that it holds."""
-    return isinstance(thing, (dict, *SEQUENCES, np.ndarray, *GENERATORS, *BAGS)) and not isinstance(thing, ATOMS)
+    if isinstance(thing, ATOMS):
+        return False
+    return isinstance(thing, (dict, *SEQUENCES, np.ndarray, *GENERATORS, *BAGS, *BUFFERS)) or is_collection(thing)
+
+
+def is_collection(thing: Any) -> bool:
+    """Whether a thing is a container of a library that is neither Python's own kind nor made of tensors."""
+    if isinstance(thing, (*ATOMS, dict, *SEQUENCES, TensorDictBase, nn.Module)) or not isinstance(thing, COLLECTIONS):
+        return False
+    return is_of_library(type(thing).__module__)
 
 
 def is_open(thing: Any) -> bool:
@@ -197,7 +215,15 @@ def restore(thing: Any, before: Any) -> None:
     elif isinstance(thing, (list, deque, dict, set)):
         thing.clear()
         (thing.extend if isinstance(thing, (list, deque)) else thing.update)(before)
-    elif not isinstance(thing, (tuple, frozenset)):
+    elif isinstance(thing, (bytearray, array)):
+        thing[:] = before if isinstance(thing, bytearray) else array(thing.typecode, before)
+    elif is_collection(thing):
+        if isinstance(thing, MutableMapping):
+            thing.clear()
+            thing.update(before)
+        elif isinstance(thing, MutableSequence):
+            thing[:] = before
+    elif not isinstance(thing, (tuple, frozenset, memoryview)):
         own = getattr(thing, "__dict__", {})
         for name in own.keys() - before.keys():
             del own[name]

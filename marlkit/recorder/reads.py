@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import CodeType, FunctionType, GetSetDescriptorType, MethodType, ModuleType
@@ -22,12 +23,10 @@ from torch import Tensor, nn
 
 from marlkit.recorder.python_values import (
     ATOMS,
-    BAGS,
     HOOKS,
     HOOKS_OF_OPTIMIZERS,
     LIBRARIES,
     MISSING,
-    SEQUENCES,
     TABLES,
     called,
     contents,
@@ -45,6 +44,9 @@ from marlkit.recorder.tape import NotRecordable
 
 LARGEST = 10_000
 """Entries of the largest container and elements of the largest array that can be compared before each replay."""
+
+UNWATCHED = (ContextVar, threading.local)
+"""What holds another value in another context."""
 
 _OF_TORCH = frozenset(vars(nn.Module())) - {"training", *TABLES}
 """What torch keeps in every module for itself."""
@@ -215,8 +217,11 @@ class Reads:
     def _methods(self, cls: type, name: str) -> None:
         """All definitions of a method or property, since one may call those above."""
         for base in cls.__mro__:
-            for function in functions_of(vars(base).get(name)):
+            found = vars(base).get(name)
+            for function in functions_of(found):
                 self.look_at(function)
+            if self.is_of_user(type(found).__module__) and hasattr(type(found), "__get__"):
+                self.meet(found, f"{base.__name__}.{name}")
 
     # --- what is come to -----------------------------------------------------------------------------------------------------
 
@@ -224,7 +229,7 @@ class Reads:
         """Come to a value of any kind.
 
         Raises:
-            NotRecordable: it is an iterator, or too large to be compared before each replay.
+            NotRecordable: it is an iterator, or too large or of no kind to be compared before each replay.
         """
         if isinstance(thing, ATOMS) or id(thing) in self._met:
             return
@@ -251,15 +256,22 @@ class Reads:
             self._meet_object(thing, label, decides)
 
     def _meet_container(self, thing: Any, label: str, decides: bool) -> None:
-        size = thing.size if isinstance(thing, np.ndarray) else len(thing) if isinstance(thing, (dict, *SEQUENCES)) else 0
+        size = thing.size if isinstance(thing, np.ndarray) else len(thing) if isinstance(thing, Sized) else 0
         if size > LARGEST:
             self._refuse(f"it reads `{label}`, whose {size:,} entries are too many to be compared before each replay")
-        before = contents(thing)
+        try:
+            before = contents(thing)
+        except Exception as error:  # such as a value of OmegaConf's that is missing
+            self._refuse(f"it reads `{label}`, which cannot be compared before each replay ({type(error).__name__})")
         self.held[id(thing)] = Held(thing, label, before, decides)
-        if isinstance(thing, (dict, *BAGS)):
+        if self.is_of_user(type(thing).__module__):  # of a subclass
+            self._meet_class(type(thing), made=True)
+            if hasattr(thing, "__dict__"):
+                self.meet(vars(thing), label, decides)
+        if isinstance(before, dict):
             for key, value in before.items():
                 self.meet(value, f"{label}[{key!r}]" if isinstance(key, (str, int)) else label, decides)
-        elif isinstance(thing, SEQUENCES):
+        elif isinstance(before, list):
             for place, value in enumerate(before):
                 self.meet(value, f"{label}[{place}]", decides)
 
@@ -268,6 +280,8 @@ class Reads:
         self.of_user |= self.is_of_user(cls.__module__)
         if isinstance(thing, Iterator) and (cls.__module__ in ("builtins", "itertools", "_io") or not hasattr(thing, "__dict__")):
             self._refuse(f"it reads `{label}`, an iterator ({cls.__name__}), which a replay would not advance")
+        if isinstance(thing, UNWATCHED):
+            self._refuse(f"it reads `{label}`, a {cls.__name__}, which cannot be compared before each replay")
         for function in functions_of(thing):
             self.look_at(function, decides)
         is_module = isinstance(thing, nn.Module)
@@ -327,6 +341,8 @@ class Reads:
 
     def _use(self, names: set[str], space: dict[str, Any], module: str) -> None:
         """Names that a function of the user's uses: of its own module, or of a module or class that it has from somewhere."""
+        if "globals" in names and "globals" not in space:
+            self._refuse(f"it uses `globals()` of {module}, which cannot be compared before each replay: name the variable")
         for name in names:
             if name in space:
                 self._variable(space, space, name, module)
@@ -348,12 +364,13 @@ class Reads:
 
     def _meet_class(self, cls: type, made: bool) -> None:
         """Come to a class; if the step may have ``made`` objects of it, which tell nothing, all its functions are looked at."""
-        for base in cls.__mro__:
+        of_class: type = type(cls)
+        for base in (*cls.__mro__, *of_class.__mro__):
             if not self.is_of_user(base.__module__):
                 continue
             self.of_user = True
             self._meet_space(base)
-            for value in vars(base).values() if made else ():
+            for value in vars(base).values() if made or issubclass(base, type) else ():
                 for function in functions_of(value):
                     self.look_at(function)
 

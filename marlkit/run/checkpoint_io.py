@@ -22,6 +22,7 @@ from lightning.fabric.utilities.types import _PATH
 from torch import Tensor
 
 from marlkit.errors import CheckpointError, CheckpointWriteError, WriteError, writing
+from marlkit.run.checkpoints import LAST
 from marlkit.run.files import partial_path, sync_folder
 from marlkit.saved import REMEDY, described, inventory, is_plain, refuse_altered
 
@@ -178,10 +179,8 @@ def _remedy(source: Path) -> str:
     """Another checkpoint of the run, if there is a whole one."""
     for other in sorted(source.parent.glob("*.ckpt")):
         if other.name != source.name and zipfile.is_zipfile(other) and _first_damaged(other) is None:
-            return (
-                f"{other.name} beside it is whole: `--checkpoint {other.stem}` uses it, and training goes on from it once it "
-                f"is copied to {source.name}."
-            )
+            goes_on = f", and training goes on from it once it is copied to {LAST}" if source.name == LAST else ""
+            return f"{other.name} beside it is whole: `--checkpoint {other.stem}` uses it{goes_on}."
     return REMEDY
 
 

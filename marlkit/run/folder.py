@@ -15,7 +15,7 @@ from marlkit.recipe.reading import Recipe
 from marlkit.run.checkpoint_io import load_checkpoint, of_file
 from marlkit.run.checkpoints import BEST, LAST
 from marlkit.run.contents import CHECKPOINTS, COMPONENT_FOLDERS, RECIPE, VERSIONS, flat, newer_options
-from marlkit.run.files import write_whole
+from marlkit.run.files import partial_path, write_whole
 from marlkit.run.versions import versions
 from marlkit.saved import COUNT, MAPPING, named, refuse_misfit
 from marlkit.training.assembly import choose_device
@@ -62,6 +62,26 @@ def refuse_links(folder: Path) -> None:
             raise RunError(f"{where} Replace it by what it points to, or repeat with --trust (in Python: trust=True).")
 
 
+def refuse_unwritable_checkpoints(folder: Path) -> None:
+    """Check that the checkpoints of a training can be written, before it begins.
+
+    Raises:
+        RunError: something else has their place.
+        WriteError: their folder cannot be written to.
+    """
+    path = folder / CHECKPOINTS
+    if (path.exists() or path.is_symlink()) and not path.is_dir():
+        what = f"a link to {path.readlink()}, which is not there" if path.is_symlink() and not path.exists() else "not a folder"
+        raise RunError(f"{path}: is {what}, and no checkpoint could be written. Put the folder of the checkpoints back.")
+    for name in (LAST, BEST):
+        if (path / name).is_dir():
+            raise RunError(f"{path / name}: is a folder, not a checkpoint file. Move it away.")
+    if path.is_dir():
+        with writing(path):
+            partial_path(path / LAST).touch()
+            partial_path(path / LAST).unlink()
+
+
 def checkpoint_path(folder: Path, checkpoint: str) -> Path:
     """The path of the checkpoint ``"best"`` or ``"last"`` of a run.
 
@@ -73,7 +93,9 @@ def checkpoint_path(folder: Path, checkpoint: str) -> Path:
         raise RunError(f"there is no checkpoint `{checkpoint}`; choose best or last")
     path = folder / CHECKPOINTS / names[checkpoint]
     if not path.exists():
-        raise RunError(f"{path}: there is no such checkpoint yet.")
+        others = [other for other, name in names.items() if (folder / CHECKPOINTS / name).is_file()]
+        remedy = f" {names[others[0]]} is there: `--checkpoint {others[0]}` uses it." if others else ""
+        raise RunError(f"{path}: there is no such checkpoint yet.{remedy}")
     return path
 
 

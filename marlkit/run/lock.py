@@ -34,6 +34,8 @@ def run_lock(folder: Path) -> Iterator[None]:
         RunError: another process trains in this folder, or no file can be written there.
     """
     path = folder / LOCK
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path}: is no file, so that the run cannot be locked against other processes. Remove it.")
     try:
         file = path.open("a+", encoding="utf-8")
     except OSError as error:

@@ -6,7 +6,9 @@ Each agent's action depends on its own observation only, unless the policy is ce
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor
@@ -17,7 +19,8 @@ from marlkit.errors import MarlkitError
 from marlkit.keys import Key
 from marlkit.spec import Continuous, TeamSpec
 
-Observations = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+Array = Tensor | np.ndarray
+Observations = Array | Sequence[Array] | Mapping[str, Array]
 
 
 class Policy:
@@ -48,8 +51,8 @@ class Policy:
         self._carried, self._is_first = None, True
 
     @torch.no_grad()
-    def __call__(self, observations: Observations, *, deterministic: bool = True, action_mask: Tensor | None = None) -> Tensor:
-        """Choose actions.
+    def __call__(self, observations: Observations, *, deterministic: bool = True, action_mask: Array | None = None) -> Tensor:
+        """Choose actions; tensors, NumPy arrays and lists of numbers are taken alike.
 
         Args:
             observations: ``[*, N, O]``; or one tensor ``[*, o_i]`` per agent in order, or by agent name.
@@ -94,8 +97,12 @@ class Policy:
                 names = ", ".join(self.spec.agent_names)
                 raise MarlkitError(f"observations are needed for {names}; missing or unknown: {sorted(missing)}")
             observations = [observations[name] for name in self.spec.agent_names]
+        if isinstance(observations, np.ndarray):
+            observations = _tensor(observations, "observations")
         if not isinstance(observations, Tensor):
-            observations = self._padded(observations)
+            if not isinstance(observations, Sequence):
+                raise MarlkitError(f"observations must be a tensor, or one per agent, got a {type(observations).__name__}")
+            observations = self._padded([_tensor(own, "observations") for own in observations])
         wanted = (self.spec.n_agents, self.spec.observation)
         if observations.shape[-2:] != wanted:
             raise MarlkitError(f"observations must end in [N, O] = {list(wanted)}, got {list(observations.shape)}")
@@ -111,10 +118,11 @@ class Policy:
             raise MarlkitError(f"observations must be one tensor [*, o_i] per agent with o_i = {{{named}}}, got shapes {shapes}")
         return torch.stack([torch.nn.functional.pad(own, (0, self.spec.observation - own.shape[-1])) for own in observations], -2)
 
-    def _available(self, action_mask: Tensor, leading: Sequence[int]) -> Tensor:
+    def _available(self, action_mask: Array, leading: Sequence[int]) -> Tensor:
         wanted = [*leading, self.spec.n_agents, self.spec.action_features]
         if not self.spec.discrete:
             raise MarlkitError("an action mask is for discrete actions; this team's are continuous")
+        action_mask = _tensor(action_mask, "the action mask")
         if list(action_mask.shape) != wanted or action_mask.dtype != torch.bool:
             raise MarlkitError(
                 f"the action mask must be bool [*, N, A] = {wanted}, got {action_mask.dtype} {list(action_mask.shape)}"
@@ -131,3 +139,12 @@ class Policy:
         if not isinstance(space, Continuous) or space.low is None or space.high is None:
             return action
         return torch.maximum(torch.minimum(action, action.new_tensor(space.high)), action.new_tensor(space.low))
+
+
+def _tensor(value: Any, what: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    try:
+        return torch.as_tensor(np.array(value))  # a copy: some arrays cannot be written to, of which torch would warn
+    except (TypeError, ValueError) as error:
+        raise MarlkitError(f"{what} must be made of numbers, got a {type(value).__name__} that is not ({error})") from error

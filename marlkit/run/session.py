@@ -25,7 +25,7 @@ from marlkit.run.contents import ANIMATION, CHECKPOINTS, CURVE, EPISODES, METRIC
 from marlkit.run.curve import draw_curve
 from marlkit.run.ddp import RanksLauncher
 from marlkit.run.episodes_file import EpisodesFile
-from marlkit.run.folder import new_run_folder, own_checkpoint, refuse_links
+from marlkit.run.folder import new_run_folder, own_checkpoint, refuse_links, refuse_unwritable_checkpoints
 from marlkit.run.lock import run_lock
 from marlkit.run.process import keep_freed_memory, spared_from_collection
 from marlkit.run.progress import IterationProgress
@@ -117,6 +117,8 @@ def resume(
         refuse_links(folder)
     trainer = new_trainer(recipe, folder, choose_device(recipe), progress=progress, profile=profile, callbacks=callbacks)
     with _run_of(trainer, folder) as interrupts:
+        if trainer.is_global_zero:
+            refuse_unwritable_checkpoints(folder)
         path = folder / CHECKPOINTS / LAST
         if not path.exists():
             _refuse_lost_checkpoint(folder)

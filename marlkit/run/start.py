@@ -18,7 +18,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.loggers import Logger
 
-from marlkit.errors import CheckpointError
+from marlkit.errors import CheckpointError, OptionError
 from marlkit.recipe.reading import Recipe
 from marlkit.run.checkpoint_io import AtomicCheckpointIO
 from marlkit.run.contents import METRICS, RECIPE
@@ -46,6 +46,7 @@ def new_trainer(
     options = recipe.config.trainer
     several = options.devices * options.nodes > 1
     _refuse_unfit_launch(recipe)
+    _refuse_unfit_callbacks(callbacks)
     # Lightning 2.6 calls a function that torch has since deprecated; the user cannot act on the warning.
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints do not apply here
@@ -73,6 +74,13 @@ def new_trainer(
     if profile and trainer.is_global_zero:
         trainer.callbacks.append(StepTimes())  # type: ignore[attr-defined]
     return trainer
+
+
+def _refuse_unfit_callbacks(callbacks: object) -> None:
+    given = callbacks if isinstance(callbacks, (list, tuple)) else [None]
+    if not all(isinstance(each, lightning.Callback) for each in given):
+        named = type(callbacks).__name__ if given == [None] else ", ".join(type(each).__name__ for each in given)
+        raise OptionError("callbacks", f"must be a list of callbacks that extend `lightning.Callback`, got {named}")
 
 
 def prepare_files(trainer: lightning.Trainer) -> None:

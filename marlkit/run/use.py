@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from marlkit.component import Actor, Environment
-from marlkit.errors import RunError
+from marlkit.errors import OptionError, RunError
+from marlkit.options import problem_with
+from marlkit.recipe.completing import Seed
 from marlkit.recipe.reading import Recipe
 from marlkit.recipe.trust import require_trust
 from marlkit.run.checkpoint_io import of_file
@@ -22,6 +24,7 @@ from marlkit.saved import named
 from marlkit.spec import TeamSpec
 from marlkit.training.assembly import build, build_environment, choose_device
 from marlkit.training.evaluation import Episodes, play_episodes
+from marlkit.training.memory import refuse_many_episodes
 from marlkit.training.restoring import refuse_other_team, refuse_unfit_parameters, saved_team
 
 FRAMES_PER_SECOND = 15.0
@@ -45,6 +48,9 @@ def evaluate(
         seed: of the episodes; ``None``: as in evaluations during training.
         checkpoint: ``"best"`` or ``"last"``.
         trust: whether the run may do what its recipe names beyond marlkit's own code (:mod:`marlkit.recipe.trust`).
+
+    Raises:
+        OptionError: there are too few or too many ``episodes``, or ``seed`` is none.
     """
     return play_checkpoint(Path(folder), checkpoint=checkpoint, count=episodes, seed=seed, trust=trust)[0].summary()
 
@@ -148,6 +154,11 @@ def play_checkpoint(
     path = checkpoint_path(folder, checkpoint)
     saved = own_checkpoint(path, recipe)
     device = choose_device(recipe)
+    if seed is not None and (problem := problem_with(seed, Seed)):
+        raise OptionError("seed", problem)
+    with of_file(path):
+        team = saved_team(saved["marlkit"]["spec"])
+    refuse_many_episodes(recipe.config.trainer.evaluation_episodes if count is None else count, team)
     env = evaluation_environment(recipe, device, count)
     with of_file(path):
         refuse_other_team(saved["marlkit"]["spec"], env.spec)

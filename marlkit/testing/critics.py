@@ -113,6 +113,20 @@ def _own_action_moved(critic: Critic, batch: TensorDict, agent: int) -> TensorDi
 
 
 @rule("critic")
+def values_each_agent_by_what_it_sees(critic: Critic) -> None:
+    """Where a critic reads observations and no state, agent i's row depends on agent i's observation."""
+    if keys.OBSERVATION not in critic.reads or keys.STATE in critic.reads:
+        return
+    batch = next(_batches(critic, (6,)))
+    wanted = critic.predict(batch.clone())
+    for agent in range(critic.spec.n_agents):
+        moved = batch.clone()
+        moved[keys.OBSERVATION][:, agent] += torch.randn(6, critic.spec.observation)
+        blind = close(critic.predict(moved)[:, agent], wanted[:, agent])
+        require(not blind, f"values agent {agent} without its own observation", "Row i is about agent i: keep the agents' order.")
+
+
+@rule("critic")
 def values_rows_the_same_in_any_batch(critic: Critic) -> None:
     """A row has the same value in a batch `[R]`, in `[B, T]` and alone in `[]`, whatever stands beside it."""
     for rows in _batches(critic, (6,)):

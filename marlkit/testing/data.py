@@ -173,7 +173,10 @@ def gives_batches_of_what_was_played(data: Data) -> None:
         rows = batch.reshape(-1)
         distance = (rows[keys.OBSERVATION].unsqueeze(1) - known[keys.OBSERVATION].unsqueeze(0)).abs().flatten(2).amax(-1)
         require(bool((distance.amin(1) < 1e-6).all()), "gives observations that were never seen", "Draw stored steps only.")
-        source = known[distance.argmin(1)]
+        places = distance.argmin(1)
+        few = len(rows) > 1 and len(places.unique()) == 1
+        require(not few, f"gives one step {len(rows)} times in a batch", "Draw each row by itself.")
+        source = known[places]
         for key in (keys.ACTION, keys.LOG_PROB, keys.REWARD, keys.TERMINATED, keys.following(keys.OBSERVATION)):
             same = key in leaves(rows) and close(rows[key], source[key])
             require(same, f"gives another `{keys.name(key)}` than belongs to the step", "Keep the parts of a step together.")

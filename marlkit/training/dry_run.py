@@ -23,7 +23,7 @@ from marlkit.training.assembly import build, build_environment, build_learner, c
 from marlkit.training.culprit import culprit, failure
 from marlkit.training.inspection import inspect_played
 from marlkit.training.learner import Learner
-from marlkit.training.memory import refuse_unfit_memory
+from marlkit.training.memory import refuse_large_networks, refuse_unfit_memory
 
 STEPS = 3
 """Steps of the rollout."""
@@ -47,6 +47,7 @@ def dry_run(recipe: Recipe) -> None:
     with rng.isolated(recipe.seed):
         env = build_environment(recipe, torch.device("cpu"), recipe.seed, num_envs=2)
         choose_monitor(recipe, env.spec)
+        refuse_large_networks(recipe, env.spec)
         learner = build_learner(recipe, env)
         full, learner.data = learner.data, _short_data(recipe, learner)
         watched = cast(Environment, WatchedEnvironment(env, who_is(learner.actor)))
@@ -56,6 +57,8 @@ def dry_run(recipe: Recipe) -> None:
         for section in ("env", "actor"):
             _check_shapes(played, section, learner)
         inspect_played(played, env, learner.actor, 0)
+        with _named("actor", learner, recipe):
+            _check_deterministic(played, learner)
         refuse_unfit_memory(recipe, full, played)
         _learn(batch, played, learner, recipe)
         with _named("env", learner, recipe):
@@ -72,7 +75,7 @@ def _learn(batch: TensorDictBase, played: TensorDictBase, learner: Learner, reci
             step(batch)
         _check_shapes(batch, section, learner)
         _check_unchanged(before, batch, section, learner)
-    steps = _FewSteps()
+    steps = _FewSteps(_who("update", learner))
     learning = Learning(learner.actor, learner.critic, learner.opponents, steps, progress=0.0)
     trained = _trained(learner)
     with _named("update", learner, recipe), suppress(_EnoughError):
@@ -80,7 +83,7 @@ def _learn(batch: TensorDictBase, played: TensorDictBase, learner: Learner, reci
     if learner.annotator.opponents_are_read:
         with _named("opponents", learner, recipe), suppress(_EnoughError):
             learner.opponents.observe(played)
-            learner.opponents.fit(batch, replace(learning, minimise=_FewSteps()))
+            learner.opponents.fit(batch, replace(learning, minimise=_FewSteps(_who("opponents", learner))))
     _check_training(learner, trained, stepped=steps.left < MOST_GRADIENTS)
 
 
@@ -116,9 +119,14 @@ class _EnoughError(Exception):
 
 
 class _FewSteps:
-    """Computes gradients and takes no step; ends an update that asks for many."""
+    """Computes gradients and takes no step; ends an update that asks for many.
 
-    def __init__(self) -> None:
+    Args:
+        who: asks for them.
+    """
+
+    def __init__(self, who: str) -> None:
+        self.who = who
         self.left = MOST_GRADIENTS
 
     def __call__(self, loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
@@ -126,6 +134,11 @@ class _FewSteps:
         if not self.left:
             raise _EnoughError
         self.left -= 1
+        if not loss.detach().isfinite().all():
+            raise MarlkitError(
+                f"dry run: {self.who} hands a loss of {loss.detach().flatten()[0]:g} to `learning.minimise`. Usual causes: a "
+                "division by zero, a logarithm or a root of 0, a mean of no rows."
+            )
         loss.backward()
         if adjust is not None:
             adjust()
@@ -210,6 +223,29 @@ def _check_metrics(metrics: object, who: str) -> None:
         if not isinstance(value, Tensor) or value.ndim:
             is_a = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise MarlkitError(f"dry run: {who} returns {is_a} as metric `{name}`: return a detached tensor without dimensions")
+        if value.requires_grad:
+            raise MarlkitError(
+                f"dry run: {who} returns metric `{name}` with its gradient, which holds memory: return it detached"
+            )
+
+
+def _check_deterministic(played: TensorDictBase, learner: Learner) -> None:
+    """Make sure that the most likely actions are no draws, where the actor draws at all when it is asked for them.
+
+    Raises:
+        MarlkitError: asked twice, it acts otherwise.
+    """
+    actor, first = learner.actor, played[:, 0]
+    seen = first.exclude("next", *(key for key in actor.writes if key in first.keys(True, True)))
+    before = rng.state()
+    with torch.no_grad():
+        action = actor(seen.clone(), deterministic=True)[keys.ACTION]
+        if not rng.drawn_since(before) or torch.equal(action, actor(seen.clone(), deterministic=True)[keys.ACTION]):
+            return
+    raise MarlkitError(
+        f"dry run: {_who('actor', learner)} draws its actions although `deterministic` asks for the most likely ones, so that "
+        "evaluations would differ: take the `mode()` of its distribution then"
+    )
 
 
 def _read_by(section: str, batch: TensorDictBase, learner: Learner) -> dict[keys.Key, Tensor]:

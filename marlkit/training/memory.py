@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import torch
 from tensordict import TensorDictBase
 
 from marlkit.component import Data
+from marlkit.errors import OptionError
+from marlkit.options import Hidden
 from marlkit.recipe import Recipe
+from marlkit.spec import TeamSpec
 from marlkit.training.assembly import refusal
 
 GIB = 2**30
@@ -35,12 +39,53 @@ def refuse_unfit_memory(recipe: Recipe, data: Data, played: TensorDictBase) -> N
         return
     # The processes of a CPU share its memory.
     needed = data.held_bytes(envs, played) * (1 if on_gpu else options.devices)
+    evaluated = options.evaluation_episodes * sum(tensor[0, 0].nbytes for tensor in played.values(True, True))
+    if evaluated > available:
+        needs = f"{options.evaluation_episodes} episodes at once need {evaluated / GIB:.1f} GiB for a step"
+        words = f"{needs}; {available / GIB:.1f} GiB are free."
+        raise refusal(recipe, "trainer.evaluation_episodes", words, "Evaluate fewer.")
     if needed > available:
         words = (
             f"{envs} environments and the data would hold {needed / GIB:.1f} GiB of steps; {available / GIB:.1f} GiB are free."
         )
         large = " or ".join(f"data.{name}" for name in ("steps", "capacity") if name in recipe.entries["data"].options)
         raise refusal(recipe, "env.num_envs", words, f"Lower env.num_envs{f' or {large}' if large else ''}.")
+
+
+def refuse_large_networks(recipe: Recipe, spec: TeamSpec) -> None:
+    """Check, before any is built, that the layers that a recipe names fit into the memory that is free.
+
+    It is a lower bound: parameters, gradients and an optimiser's two moments of what lies between two hidden layers.
+
+    Raises:
+        RecipeError: they do not.
+    """
+    available, needed, largest = available_bytes(), 0, ("", 0)
+    for path, entry in recipe.entries.items():
+        options = recipe.options(path)
+        copies = spec.n_agents if options.get("share") == "none" else 1
+        for name, option in entry.options.items():
+            if option.annotation == Hidden and options[name]:
+                size = 4 * 4 * copies * sum(map(operator.mul, options[name], options[name][1:]))
+                needed += size
+                largest = max(largest, (f"{path}.{name}", size), key=lambda found: found[1])
+    if available is not None and needed > available:
+        needs = f"the hidden layers need {needed / GIB:.1f} GiB for parameters, gradients and moments"
+        words = f"{needs}; {available / GIB:.1f} GiB are free."
+        raise refusal(recipe, largest[0], words, "Make them narrower, or fewer.")
+
+
+def refuse_many_episodes(count: int, spec: TeamSpec) -> None:
+    """Check that what so many episodes at once show fits into the memory that is free; a lower bound.
+
+    Raises:
+        OptionError: it does not, or there are none.
+    """
+    available, needed = available_bytes(), 4 * count * (spec.n_agents * spec.observation + spec.state_size)
+    if count < 1:
+        raise OptionError("episodes", f"must be at least 1, got {count}")
+    if available is not None and needed > available:
+        raise OptionError("episodes", f"{count} at once need {needed / GIB:.1f} GiB; {available / GIB:.1f} GiB are free")
 
 
 def available_bytes() -> int | None:

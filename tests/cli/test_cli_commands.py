@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,7 +104,15 @@ def test_problems_go_to_standard_error_with_exit_code_2(team: str, capsys: pytes
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["chek", "mappo"], ["check"], ["check", "mappo", "--rn"], ["evaluate", "x", "y"], ["play", "x", "--seed", "a"]],
+    [
+        [],
+        ["train"],
+        ["chek", "mappo"],
+        ["check"],
+        ["check", "mappo", "--rn"],
+        ["evaluate", "x", "y"],
+        ["play", "x", "--seed", "a"],
+    ],
 )
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -179,6 +188,41 @@ def test_list_of_a_users_component(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     out = capsys.readouterr().out
     assert "temperature" in out
     assert "[64, 64]" in out, "a list is no markup"
+
+
+def test_list_finds_the_kind_of_a_users_component(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(DATA)
+    assert main(["list", "example_team.DiscreteCritic"]) == 0
+    assert "temperature" in capsys.readouterr().out
+    assert main(["list", "example_team.Missing"]) == 2
+    assert "has no class `Missing`" in capsys.readouterr().err
+
+
+def test_list_of_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "scenarios"]) == 0
+    (balance,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("balance ")]
+    assert balance.split(None, 1)[1].strip() == "n_agents, package_mass, random_package_pos_on_line"
+
+
+def test_a_warning_is_one_line(library: SimpleNamespace) -> None:
+    said: list[str] = []
+
+    def resume(folder: Path, **_: bool) -> Path:
+        said.append(warnings.formatwarning("slow", UserWarning, f"{ROOT}/marlkit/run/session.py", 1))
+        said.append(warnings.formatwarning("old", DeprecationWarning, "/elsewhere.py", 1))
+        return folder
+
+    library.resume = resume
+    usual = warnings.formatwarning
+    assert main(["resume", "nowhere"]) == 0
+    assert said == ["marlkit: slow\n", "/elsewhere.py:1: DeprecationWarning: old\n"]
+    assert warnings.formatwarning is usual
+
+
+def test_a_command_without_a_recipe_names_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train"])
+    assert "which recipe? `marlkit train mappo`, say" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

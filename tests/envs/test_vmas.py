@@ -295,7 +295,7 @@ def test_another_simulations_state_is_refused() -> None:
         (
             "balance",
             {"n_agent": 4},
-            "scenario_options",
+            "scenario_options.n_agent",
             "no option `n_agent`. Did you mean `n_agents`? It has: n_agents, package_mass",
         ),
         ("balance", {"n_agents": 1}, "scenario_options", "assert self.n_agents > 1"),

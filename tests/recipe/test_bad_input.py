@@ -100,6 +100,7 @@ def test_options_that_do_not_fit_the_team_or_the_machine(
         ("update.epochs", 10**12, 10_000),
         ("actor.hidden", "[1000000000]", 16_384),
         ("critic.hidden", "[64, 1000000000]", 16_384),
+        ("env.scenario_options.n_agents", 100_000, 1000),
     ],
 )
 def test_sizes_that_no_machine_has(
@@ -108,6 +109,18 @@ def test_sizes_that_no_machine_has(
     said = refused_recipe(MAPPO, tmp_path, capsys, f"{option}={value}")
     assert f"{option}: " in said
     assert f"must be at most {most}" in " ".join(said.split())
+
+
+def test_networks_and_evaluations_that_do_not_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marlkit.training.memory.available_bytes", lambda: 2**30)
+    (tmp_path / "team.yaml").write_text(MAPPO)
+    wide = "critic.hidden=[4096, 4096, 4096, 4096, 4096, 4096]"
+    for override, says in (
+        (wide, r"critic\.hidden: the hidden layers need 1\.2 GiB .* 1\.0 GiB are free\. Make them narrower"),
+        ("trainer.evaluation_episodes=1000000000", r"trainer\.evaluation_episodes: 1000000000 episodes at once need"),
+    ):
+        with pytest.raises(RecipeError, match=says):
+            dry_run(load_recipe(tmp_path / "team.yaml", [override]))
 
 
 def test_more_processes_than_cores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,6 +261,21 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
     assert trace.exists(), "it would have run"
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("seed", "-1", "must be at least 0"),
+        ("seed", "99999999999999999999", "must be at most"),
+        ("episodes", "0", "must be at least 1, got 0"),
+        ("episodes", "1000000000000", "1000000000000 at once need"),
+    ],
+)
+def test_impossible_episodes(option: str, value: str, says: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(["evaluate", str(finished), f"--{option}", value], capsys)
+    assert f"option `{option}`: " in said
+    assert says in " ".join(said.split())
+
+
 def test_an_edited_recipe_of_a_run_is_refused_where_it_is_wrong(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (folder / "recipe.yaml").read_text().replace("gamma: 0.99", "gamma: 1.99")
     (folder / "recipe.yaml").write_text(text)
@@ -274,14 +302,52 @@ def tree(folder: Path) -> dict[str, bytes]:
     [
         (["gamma=0.9"], "gamma: is no section. Did you mean `estimator.gamma`?"),
         (["lr=1e-3"], "lr: is no section. Did you mean `optimizer.lr`?"),
+        (["env.scenario=json.JSONDecoder"], "`json.JSONDecoder` is no scenario: it must be a class that extends"),
+        (["env.n_packages=3"], "`vmas` has no such option. It takes: scenario,"),
+        (["env=navigation"], "`env.scenario=navigation`"),
+        (["task=navigation"], "task: is no section. Write `env.scenario`."),
+        (["critic.typ=local"], "Did you mean `type`?"),
+        (["actor=example_team"], "there is no actor called `example_team`. Write `example_team.RecurrentActor`."),
+        (["critic=DiscreteCritic"], "Write `example_team.DiscreteCritic`."),
+        (["critic=example_team:DiscreteCritic"], "Write `example_team.DiscreteCritic`."),
         (["critic.hidden=[32,", "32]"], "split it at a blank, quote the whole override."),
         (["env.scenario_options={n_agents:", "4}"], "split it at a blank, quote the whole override."),
     ],
 )
-def test_usual_slips_of_the_command_line_are_told_with_the_remedy(overrides: list[str], says: str) -> None:
+def test_usual_slips_of_the_command_line_are_told_with_the_remedy(
+    overrides: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1] / "support")
     with pytest.raises(RecipeError) as caught:
         load_recipe("mappo", overrides)
     assert says in str(caught.value)
+
+
+def test_an_option_of_a_part_is_pointed_to() -> None:
+    with pytest.raises(RecipeError, match=r"`ppo_clip` has it: `update\.step\.clip_epsilon`"):
+        load_recipe("happo", ["update.clip_epsilon=0.1"])
+
+
+def test_an_option_that_only_building_refuses_is_reported_where_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marlkit.envs._vmas.agents._counts", lambda match, agents: [4])
+    monkeypatch.setattr("marlkit.envs._vmas.agents._all_counts", lambda agents: [4])
+    with pytest.raises(RecipeError, match=r"override `env\.scenario_options\.n_agents=5`: .*has built 4 of them"):
+        dry_run(load_recipe("mappo", ["env.scenario_options.n_agents=5", "env.num_envs=96"]))
+
+
+def test_what_is_beside_a_missing_or_damaged_checkpoint_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = folder / "checkpoints" / BEST
+    best.write_bytes(best.read_bytes()[:-50])
+    said = refused(["evaluate", str(folder)], capsys)
+    assert "`--checkpoint last` uses it." in said
+    assert "training goes on" not in said
+    best.unlink()
+    assert "last.ckpt is there: `--checkpoint last` uses it." in refused(["evaluate", str(folder)], capsys)
+
+
+def test_a_recipe_is_no_dictionary() -> None:
+    with pytest.raises(RecipeError, match=r"must be given by its name or its path, got a dict\. Write it to a YAML file"):
+        load_recipe({"extends": "mappo"})  # type: ignore[arg-type]
 
 
 def test_a_run_takes_no_overrides(capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,7 +90,7 @@ def test_every_contract_names_what_there_is(section: str, name: str) -> None:
         assert set(_all(tuple(traits))) <= TRAITS[part_kind.section]
     for option, limits in contract.at_most.items():
         assert option in entry.options
-        for section_name, _, limit in (path.partition(".") for path in limits):
+        for section_name, _, limit in (path.partition(".") for product in limits for path in product.split(" * ")):
             assert any(limit in other.options for other in EVERYTHING[section_name].values())
     assert set(_all(contract.predictions)) <= set(_all(contract.writes))
     assert section != "critic" or contract.predictions

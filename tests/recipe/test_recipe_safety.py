@@ -135,6 +135,7 @@ def option(value: str, annotation: str = "Any") -> str:
         ("class Odd(Critic):\n    contract = Contract(reads=5)\n", "`reads` of the contract"),
         ("class Odd(Critic):\n    contract = Contract(reads=(1,))\n", "`reads` of the contract"),
         ("class Odd(Critic):\n    contract = Contract(traits='stochastic')\n", "`traits` of the contract"),
+        ("class Odd(Critic):\n    contract = Contract(traits=('a'))\n", 'a tuple of one needs a comma, `("a",)`'),
         ("class Odd(Critic):\n    contract = Contract(needs={'actor': 'stochastic'})\n", "`needs` of the contract"),
         ("class Odd(Critic):\n    contract = Contract(at_most={'a': 3})\n", "`at_most` of the contract"),
         ("class Odd(Critic):\n    contract = Contract(predicts=[])\n", "`predicts` of the contract"),

@@ -80,6 +80,13 @@ def test_options_that_the_new_scenario_does_not_take_are_dropped_with_a_note() -
     assert unused.options("env")["scenario_options"] == {}, "it takes n_agents and builds four all the same"
 
 
+def test_options_of_a_scenario_that_does_not_tell_its_own_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marlkit.envs._vmas.scenarios.options_of", lambda cls: None)
+    recipe = load_recipe("maddpg", ["env.scenario=flocking"])
+    assert set(recipe.options("env")["scenario_options"]) == {"n_agents", "collisions"}
+    assert recipe.notes == ()
+
+
 def test_the_same_scenario_keeps_its_options() -> None:
     for scenario in ("balance", "simple_spread"):
         recipe = load_recipe("mappo", [f"env.scenario={scenario}", "env.num_envs=97"])

@@ -185,7 +185,7 @@ def test_variant_trains_and_changes_the_parameters(overrides: list[str], tmp_pat
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("maddpg", ["data.warm_up=99999", "trainer.iterations=3"], r"data\.warm_up: must be at most 960, all joint steps of 3"),
+        ("maddpg", ["data.warm_up=99999", "trainer.iterations=3"], r"data\.warm_up: must be at most env.* = 960, got 99999"),
         (
             "maddpg",
             ["data.capacity=300", "data.warm_up=0"],

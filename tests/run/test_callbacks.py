@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
 import marlkit
-from marlkit.errors import CheckpointError
+from marlkit.errors import CheckpointError, OptionError
 from marlkit.recipe import Recipe
 from marlkit.run.checkpoint_io import load_checkpoint
 from marlkit.run.checkpoints import LAST
@@ -58,6 +58,13 @@ def flat(state: Any) -> list[Any]:
     if isinstance(state, (dict, list, tuple)):
         return [number for part in (state.values() if isinstance(state, dict) else state) for number in flat(part)]
     return [state]
+
+
+@pytest.mark.parametrize("given", [Callback(), [3], None, "early stopping"])
+def test_callbacks_that_are_no_list_of_callbacks_are_refused(given: Any, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="`callbacks`: must be a list of callbacks"):
+        marlkit.train("mappo", tmp_path, progress=False, callbacks=given)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_callback_sees_every_metric_of_every_iteration(tmp_path: Path) -> None:

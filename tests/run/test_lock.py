@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,13 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
             raise AssertionError
     finally:
         tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_lock_that_is_no_file_is_named(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / LOCK)
+    with pytest.raises(RunError, match=r"\.lock: is no file, .* Remove it"), run_lock(tmp_path):
+        raise AssertionError
 
 
 def test_partial_files_have_names_of_their_process_and_the_next_holder_removes_them(tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ def test_list_and_mapping_and_tensor_are_the_same_observations(policy: Policy) -
     expected = policy(padded)
     # The order of a mapping means nothing.
     named = dict(reversed(list(zip(policy.spec.agent_names, own, strict=True))))
-    for given in (own, tuple(own), named):
+    arrays = [each.numpy() for each in own]
+    for given in (own, tuple(own), named, padded.numpy(), arrays, dict(zip(policy.spec.agent_names, arrays, strict=True))):
         policy.reset()
         assert torch.equal(policy(given), expected)
 
@@ -167,6 +168,10 @@ def test_observations_that_do_not_fit_are_refused(policy: Policy) -> None:
         [torch.zeros(()) for _ in own],
         {name: each for name, each in named.items() if name != first},
         {**named, "unknown": own[0]},
+        None,
+        3.0,
+        ["x" for _ in own],
+        padded.numpy().astype(object),
     ]
     for given in wrong:
         with pytest.raises(MarlkitError, match=r"observation"):

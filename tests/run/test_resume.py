@@ -204,6 +204,28 @@ def test_pipes_in_a_run_do_not_hang_it(tmp_path: Path) -> None:
         assert read_versions(tmp_path / "versions.json") == {}
 
 
+@pytest.mark.parametrize("place", ["file", "link", "folder for a file", "read-only"])
+def test_checkpoints_that_cannot_be_written_are_refused_before_training(place: str, finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    checkpoints = copy / "checkpoints"
+    if place in ("file", "link"):
+        shutil.rmtree(checkpoints)
+        (copy / "curve.png").unlink(missing_ok=True)
+        checkpoints.write_text("") if place == "file" else checkpoints.symlink_to(copy / "nowhere")
+    elif place == "folder for a file":
+        (checkpoints / "best.ckpt").unlink()
+        (checkpoints / "best.ckpt").mkdir()
+    elif os.geteuid() == 0:
+        pytest.skip("the administrator may write anywhere")
+    else:
+        checkpoints.chmod(0o500)
+    says = {"file": "not a folder", "link": "which is not there", "read-only": "Permission denied"}
+    with pytest.raises(RunError, match=says.get(place, "is a folder, not a checkpoint file")):
+        run.resume(copy)
+    checkpoints.chmod(0o700) if place == "read-only" else None
+
+
 def test_a_checkpoint_of_another_recipe_is_refused(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     text = (finished / "recipe.yaml").read_text().replace("gamma: 0.99", "gamma: 0.9")

@@ -737,6 +737,15 @@ mutant(
 )
 
 
+mutant(
+    "values each agent by what it sees",
+    "in the next one's place",
+    LocalCritic,
+    options=SMALL,
+    predict=lambda self, batch: LocalCritic.predict(self, batch).roll(1, -2),
+)
+
+
 def _rows_alone(self: Any, batch: Any) -> Tensor:
     assert batch.batch_dims == 1
     return self.network(batch[keys.OBSERVATION])
@@ -1095,6 +1104,14 @@ mutant(
 mutant("goes on where it stopped", "starts anew", RolloutData, collect=_starts_anew)
 mutant("carries what the actor remembers", "forgets between iterations", RolloutData, collect=_forgets_hidden)
 mutant("gives batches of what was played", "rewards of other steps", ReplayData, batches=_shuffled_rewards)
+
+
+def _one_step_only(self: Any, played: Any, actor: Any) -> Any:
+    for batch in ReplayData.batches(self, played, actor):
+        yield batch[:1].expand(batch.batch_size).clone()
+
+
+mutant("gives batches of what was played", "one step again and again", ReplayData, batches=_one_step_only)
 mutant("gives what was just played", "twice", RolloutData, batches=_yields_twice)
 mutant("gives what was just played", "claims it", ReplayData, contract=of(ReplayData, traits=("on_policy",)))
 mutant("shows the recent past", "takes all for valid", RolloutData, _show_past=_wrong_past)

@@ -67,6 +67,19 @@ MISTAKES = {
     "a metric of several numbers": (
         "update", [("value.detach()", "target.detach()")], "returns a tensor .* as metric `critic/loss`: return a",
     ),
+    "a metric with its gradient": (
+        "update", [("policy.detach()", "policy")], "returns metric `actor/loss` with its gradient, .* return it detached",
+    ),
+    "a loss that is not finite": (
+        "update",
+        [(LOSS, f"({LOSS}) + (0 * policy).log()")],
+        "update (PlainUpdate) hands a loss of .* to `learning.minimise`. Usual causes: a division by zero",
+    ),
+    "an actor that draws when it should not": (
+        "actor",
+        [("policy.mode() if deterministic else policy.sample()", "policy.sample()")],
+        "actor (LinearActor) draws its actions although `deterministic` .* take the `mode()` of its distribution",
+    ),
     "a gradient without a step": (
         "update",
         [(f"norms = learning.minimise({LOSS}, max_grad_norm=10.0)", f"norms = ({LOSS}).backward() or {{}}")],

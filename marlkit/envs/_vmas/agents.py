@@ -60,7 +60,7 @@ def refuse_other_numbers(scenario: str, options: Mapping[str, Any], agents: Sequ
         if counts and wanted not in counts:
             built = counts[0]
             message = f"the scenario `{scenario}` was given `{option}: {wanted}` and has built {built} of them"
-            raise OptionError("scenario_options", f"{message}; leave `{option}` out, or set it to {built}")
+            raise OptionError(f"scenario_options.{option}", f"{message}; leave `{option}` out, or set it to {built}")
 
 
 def _all_counts(agents: Sequence[Any]) -> list[int]:

@@ -54,6 +54,8 @@ def find_class(path: str, folders: Sequence[Path] = ()) -> Class | None:
 
 def _find_class(path: str, folders: Sequence[Path]) -> Class | None:
     name, _, class_name = path.rpartition(".")
+    if name.partition(".")[0] in OPAQUE - {"vmas"}:
+        raise ComponentError(f"it must be a class that extends `{BASE}`")
     module = Sources(folders, OPAQUE - {"vmas"}).module(name)
     if class_name not in module.bindings:
         if _makes_names(module):

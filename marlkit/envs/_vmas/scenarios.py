@@ -17,6 +17,9 @@ from marlkit.envs._vmas.scenario_source import Options, find_class, opposes_agen
 from marlkit.errors import ComponentError, did_you_mean
 from marlkit.recipe.source_reader import Class
 
+MOST = 1000
+"""Agents, packages and the like: what an option ``n_…`` of VMAS' scenarios counts, and ``n_agents`` of any."""
+
 NOT_INSTALLED = "needs the simulator VMAS, which is not installed: `pip install marlkit[vmas]`"
 
 
@@ -112,19 +115,22 @@ def check(options: Mapping[str, Any], folders: Sequence[Path] = ()) -> Iterator[
     except ComponentError as error:
         yield "scenario", f"`{scenario}` is no scenario: {error}" if is_own_class(scenario) else str(error)
         return
-    for option in options.get("scenario_options") or {}:
+    for option, value in (options.get("scenario_options") or {}).items():
         message = None if known is None else unknown_option(scenario, str(option), known)
+        counts = option == "n_agents" or (str(option).startswith("n_") and not is_own_class(scenario))
+        if message is None and counts and type(value) is int and value > MOST:
+            message = f"must be at most {MOST}, got {value}: a scenario makes an object for each"
         if message is not None:
             yield f"scenario_options.{option}", message
 
 
 def held_options(options: Mapping[str, Any], folders: Sequence[Path] = ()) -> frozenset[str] | None:
-    """The names that ``scenario_options`` is known to take; ``None`` where there is no such scenario."""
+    """The names that ``scenario_options`` is known to take; ``None`` where its source does not tell, or there is none."""
     try:
         known = scenario_options(str(options.get("scenario")), folders)
     except ComponentError:
         return None
-    return frozenset() if known is None else known.used
+    return None if known is None else known.used
 
 
 def traits(options: Mapping[str, Any], folders: Sequence[Path] = ()) -> tuple[str, ...] | None:

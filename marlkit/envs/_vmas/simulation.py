@@ -244,7 +244,7 @@ def _refuse_unknown(scenario: str, options: dict[str, Any], known: Options) -> N
     for option in options:
         message = scenarios.unknown_option(scenario, option, known)
         if message is not None:
-            raise OptionError("scenario_options", message)
+            raise OptionError(f"scenario_options.{option}", message)
 
 
 def _failing_line(error: BaseException) -> str:

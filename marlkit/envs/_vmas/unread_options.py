@@ -54,7 +54,7 @@ def refuse_unread(path: str, scenario: type, options: Mapping[str, Any]) -> None
     for name in unread:
         if name not in words or not any(name in held for held in kept):
             message = f"scenario `{path}` has no option `{name}`: it does not read it"
-            raise OptionError("scenario_options", f"{message}.{did_you_mean(name, words)}")
+            raise OptionError(f"scenario_options.{name}", f"{message}.{did_you_mean(name, words)}")
 
 
 def _step(made: Any) -> None:
