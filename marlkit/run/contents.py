@@ -59,11 +59,12 @@ def newer_options(recipe: Recipe, saved: Mapping[str, Any]) -> dict[str, Any]:
 
     With its default a component does what it did before it had the option, unless its contract says with what else (`formerly`).
     """
-    known = {name.rpartition(".")[0] for name in saved}
+    sections = {name.rpartition(".")[0] for name in saved}
+    known = {*saved, *sections}  # a mapping is known by what it holds
     return {
         f"{path}.{name}": entry.contract.formerly.get(name, option.default)
         for path, entry in recipe.entries.items()
-        if path in known
+        if path in sections
         for name, option in entry.options.items()
         if f"{path}.{name}" not in known and not option.required
     }
