@@ -207,30 +207,30 @@ def test_variance_of_a_tabular_critic_splits_as_enumeration_does() -> None:
     assert "critic/variance_averaged" not in means
 
 
+@pytest.mark.parametrize("style", ["v", "q"])
 @pytest.mark.parametrize(("samples", "exact"), [(1, "never"), (3, "never"), (3, "always")])
-def test_theorem_1_of_the_marginalised_critic(samples: int, exact: str) -> None:
+def test_theorem_1_of_the_marginalised_critic(samples: int, exact: Any, style: Any) -> None:
     """The value at certain beliefs is enumerated; observed and predicted variance of the mean over K both meet it."""
-    critic = MarginalisedCritic(SPEC, hidden=[4], samples=samples, exact=exact, initialisation="uniform")  # type: ignore[arg-type]
+    of = learner(MarginalisedCritic(SPEC, hidden=[4], samples=samples, exact=exact, style=style, initialisation="uniform"))
     with torch.no_grad():
-        critic.action_layer.weights[0] *= 8
-    of = learner(critic)
+        of.critic.action_layer.weights[0] *= 8  # type: ignore[operator, union-attr, index]
     batch = batch_of(of, (10, 3))
-    policy = policy_of(of, batch)
     rows = of.opponents(of.actor(batch.flatten()))
-    q = torch.zeros(30, 2, 2, dtype=torch.float64)
-    for other in (0, 1):
-        certain = torch.tensor([[1e4, 0.0], [0.0, 1e4]])[other].expand(30, 1, 2, 2)
-        q[:, :, other] = critic(rows.copy().set(keys.OPPONENT_LOGITS, certain))[keys.STATE_VALUE].squeeze(-1).double()
-    believed = [policy[:, 1], policy[:, 0]]
-    parts = [parts_of(q[:, i, None], torch.ones(30, 1), believed[i]) for i in (0, 1)]
-    state, others = (sum(each[part] for each in parts) / 2 for part in ("state", "others"))
+    policy, key = policy_of(of, batch), keys.ACTION_VALUES if style == "q" else keys.STATE_VALUE
+    certain = [rows.copy().set(keys.OPPONENT_LOGITS, torch.eye(2)[other].expand(30, 1, 2, 2) * 1e4) for other in (0, 1)]
+    q = torch.stack([of.critic(each)[key].detach().double() for each in certain], -1)
+    own = policy if style == "q" else torch.ones(30, 2, 1)
+    parts = [parts_of(q[:, i], own[:, i], policy[:, 1 - i]) for i in (0, 1)]
+    expected = {part: (parts[0][part] + parts[1][part]) / 2 for part in ("own", "others", "state")}
+    expected["averaged"] = expected["own"] + expected["state"]
+    expected["averaged"] += expected["others"] / (math.inf if exact == "always" else samples)
+    expected["averaged_predicted"] = expected["averaged"]
     means, errors = averages(of, rows.reshape(10, 3), 60)
-    expected = {"state": state, "others": others}
-    expected["averaged"] = expected["averaged_predicted"] = state + others / (math.inf if exact == "always" else samples)
-    for name, value in expected.items():
-        assert abs(means[f"critic/variance_{name}"] - value) < 5 * errors[f"critic/variance_{name}"] + 1e-6, name
-    assert others > 10 * errors["critic/variance_others"]
-    assert "critic/variance_own" not in means
+    assert ("critic/variance_own" in means) == (style == "q")
+    for name in ("others", "state", "averaged", "averaged_predicted", *(["own"] if style == "q" else [])):
+        error = errors[f"critic/variance_{name}"]
+        assert abs(means[f"critic/variance_{name}"] - expected[name]) < 5 * error + 1e-6, name
+        assert expected[name] > 5 * error, name
 
 
 def test_a_critic_of_continuous_samples_is_valued_at_certain_actions() -> None:
