@@ -283,9 +283,9 @@ def test_variance_of_the_policy_gradient_between_environments(share: str) -> Non
     for name, parameters in owners.items():
         own = {id(parameter) for parameter in parameters}
         each = [torch.cat([g.flatten() for p, g in zip(of.actor.parameters(), s, strict=True) if id(p) in own]) for s in samples]
-        mean = sum(each) / 4
-        expected = sum((gradient - mean).square().sum() for gradient in each) / 3 / 4
-        assert found[name] == pytest.approx(float(expected), rel=1e-4)
+        mean = torch.stack(each).mean(0)
+        expected = sum((gradient - mean).square().sum().item() for gradient in each) / 3 / 4
+        assert found[name] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_gradient_of_one_environment_varies_between_its_sequences() -> None:
@@ -308,7 +308,8 @@ def test_divergence_between_the_policies_before_and_after() -> None:
         for parameter in of.actor.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
     diagnostics.after(batch, of.actor)
-    new, total = policy_of(of, batch), 0.0
+    new = policy_of(of, batch)
+    total = 0.0
     for row, agent in itertools.product(range(12), range(2)):
         if (row, agent) != (0, 1):
             total += sum(float(p) * math.log(float(p) / float(q)) for p, q in zip(old[row, agent], new[row, agent], strict=True))
