@@ -104,7 +104,7 @@ class Diagnostics(nn.Module):
             self._old = self._policy(batch, learning.actor)
 
     def after(self, batch: TensorDictBase, actor: Actor) -> None:
-        """Measure how far learning from the batch has moved the policy."""
+        """Measure how far learning from the batch ``[*, T]`` has moved the policy."""
         if self._old is not None:
             with rng.isolated(self.seed), torch.no_grad():
                 new = self._policy(batch, actor)

@@ -306,7 +306,7 @@ def test_divergence_between_the_policies_before_and_after() -> None:
     old = policy_of(of, batch)
     with torch.no_grad():
         for parameter in of.actor.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
+            parameter.add_(0.3 * torch.randn_like(parameter))
     diagnostics.after(batch, of.actor)
     new = policy_of(of, batch)
     total = 0.0
