@@ -100,8 +100,10 @@ class Diagnostics(nn.Module):
     def before(self, batch: TensorDictBase, learning: Learning, estimator: Estimator, update: Update, iteration: int) -> None:
         """Measure a batch ``[*, T]`` that ``estimator`` has estimated and ``update`` is to learn from."""
         with rng.isolated(rank_seed(self.seed, learning.ranks.index) + SEED + iteration), torch.no_grad():
-            self._found.append(self._measured(batch, learning, estimator, update))
-            self._old = self._policy(batch, learning.actor)
+            parts = _Parts.copied(learning, update)
+            self._found.append(self._measured(batch, learning, estimator, update, parts))
+            # Of the copy: parameters of the distribution may be those of the network, which move.
+            self._old = self._policy(batch, parts.actor)
 
     def after(self, batch: TensorDictBase, actor: Actor) -> None:
         """Measure how far learning from the batch ``[*, T]`` has moved the policy."""
@@ -130,9 +132,10 @@ class Diagnostics(nn.Module):
         """Continue from :meth:`get_extra_state`."""
         self.td_error_sum = state["td_error_sum"]
 
-    def _measured(self, batch: TensorDictBase, learning: Learning, estimator: Estimator, update: Update) -> Metrics:
+    def _measured(
+        self, batch: TensorDictBase, learning: Learning, estimator: Estimator, update: Update, parts: _Parts
+    ) -> Metrics:
         found: Metrics = {}
-        parts = _Parts.copied(learning, update)
         if "td_error" in self.wanted:
             found["critic/td_error"] = self._td_error(batch, parts.critic, estimator)
         if "variance" in self.wanted:
