@@ -406,6 +406,11 @@ class Critic(ModuleComponent, ABC):
         assert found is not None, f"{type(self).__name__} declares no `predicts`"
         return found
 
+    @property
+    def averaged_samples(self) -> float:
+        """Number K of samples of the others' actions that a value is the mean over: 1, infinity for the exact mean."""
+        return 1.0
+
     @abstractmethod
     def predict(self, batch: TensorDictBase) -> Tensor:
         """The prediction of :attr:`predicts` in normalised units, with gradient: ``[*, N, 1]``.
@@ -496,6 +501,17 @@ class Estimator(ModuleComponent, ABC):
 
         These are held in buffers, and are the same on all ``ranks``.
         """
+
+    @property
+    def discount(self) -> float | None:
+        """The discount factor: its option ``gamma``, or that of an estimator that it holds; ``None`` where there is none."""
+        parts = (part.discount for part in self._parts().values() if isinstance(part, Estimator))
+        return self.options["gamma"] if "gamma" in self.options else next(parts, None)
+
+    def rewards(self, batch: TensorDictBase) -> Tensor:
+        """The rewards that returns are made of, ``[B, T, N, 1]``: those received, unless it changes them."""
+        parts = (part.rewards(batch) for part in self._parts().values() if isinstance(part, Estimator))
+        return next(parts, batch[keys.REWARD])
 
     @abstractmethod
     def forward(self, batch: TensorDictBase) -> TensorDictBase:

@@ -109,6 +109,9 @@ Initialisation = Literal["orthogonal", "xavier", "uniform"]
 """How weights are drawn at the start (:func:`marlkit.nn.initialisation.initialise`)."""
 
 ReplayMode = Literal["record", "graph"]
+Diagnostic = Literal["td_error", "variance", "gradient", "kl"]
+"""What can be measured beside a training: `docs/diagnostics.md`."""
+
 CompileMode = Literal["none", ReplayMode]
 """How steps run: operation by operation, as recorded operations, or as a CUDA graph (:mod:`marlkit.recorder.recording`)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, cast
 
 import torch
@@ -124,6 +125,11 @@ class OverOthersCritic(Critic):
         table = marginal.joint_actions(spec.n_agents - 1, spec.action_features) if enumerated else None
         self.register_buffer("others", marginal.others_of(spec.n_agents), persistent=False)
         self.register_buffer("table", table, persistent=False)
+
+    @property
+    def averaged_samples(self) -> float:
+        """K; infinity where all joint actions of the others are summed over."""
+        return float(self.samples) if self.table is None else math.inf
 
     # --- evaluations ---------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from marlkit.component import Trainer
 from marlkit.contract import Contract
-from marlkit.options import CompileMode, NonNegativeFloat, NonNegativeInt, PositiveInt, Processes
+from marlkit.options import CompileMode, Diagnostic, NonNegativeFloat, NonNegativeInt, PositiveInt, Processes
 from marlkit.spec import TeamSpec
 
 
@@ -35,6 +35,8 @@ class LightningTrainer(Trainer):
             opposed to each other have no such return: name a group's or an agent's (`evaluation/group_return/…`), or the
             latest evaluation makes it.
         checkpoint_seconds: time between checkpoints of the last state; what a kill can lose.
+        diagnostics: what to measure beside the training, which stays the same bit for bit (`docs/diagnostics.md`): `all`, or some
+            of `td_error`, `variance` of the critic's estimate, `gradient` and `kl` of the policy.
         logger: a Lightning logger beside the CSV file and TensorBoard.
         logger_options: its constructor's arguments.
         video: draw an episode of the trained team at the end.
@@ -59,6 +61,7 @@ class LightningTrainer(Trainer):
         evaluation_steps: PositiveInt = 1000,
         monitor: str | None = None,
         checkpoint_seconds: NonNegativeFloat = 60.0,
+        diagnostics: Literal["all"] | list[Diagnostic] = [],  # noqa: B006
         logger: Literal["wandb", "mlflow", "comet", "neptune"] | None = None,
         logger_options: dict[str, Any] | None = None,
         video: bool = True,
@@ -77,6 +80,7 @@ class LightningTrainer(Trainer):
         self.evaluation_steps = evaluation_steps
         self.monitor = monitor
         self.checkpoint_seconds = checkpoint_seconds
+        self.diagnostics = diagnostics
         self.logger = logger
         self.logger_options = logger_options or {}
         self.video = video

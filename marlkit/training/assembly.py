@@ -112,11 +112,12 @@ def build_learner(recipe: Recipe, env: Environment, **extras: Any) -> Learner:
     rng.seed_all(recipe.seed)
     components = {section: build(recipe, section, env.spec) for section in LEARNING_SECTIONS}
     options = recipe.config.trainer
-    known = {"iterations": options.iterations, "precision": options.precision, "recipe": recipe.to_yaml(), "seed": recipe.seed}
+    known = {name: options[name] for name in ("iterations", "precision", "diagnostics")}
     try:
-        return Learner(env=env, **known, **components, **extras)
-    except OptionError as error:  # of the targets, which see the networks only here
-        raise refusal(recipe, f"targets.{error.option}", error.message) from error
+        return Learner(env=env, recipe=recipe.to_yaml(), seed=recipe.seed, **known, **components, **extras)
+    except OptionError as error:  # of the targets, which see the networks only here, or of what is measured of all
+        section = "trainer" if error.option in known else "targets"
+        raise refusal(recipe, f"{section}.{error.option}", error.message) from error
 
 
 def choose_monitor(recipe: Recipe, spec: TeamSpec) -> str | None:

@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning
 import torch
@@ -27,6 +27,7 @@ from marlkit.recorder.steps import StepRecorder
 from marlkit.saved import named
 from marlkit.training.annotation import Annotator
 from marlkit.training.culprit import naming_the_culprit
+from marlkit.training.diagnostics import Diagnostics
 from marlkit.training.episode_returns import EpisodeReturns
 from marlkit.training.inspection import Witness, all_finite, inspect_played
 from marlkit.training.precision import Precision, Products
@@ -45,6 +46,7 @@ class Learner(lightning.LightningModule):
         precision: in which hidden layers multiply, see :mod:`marlkit.training.precision`; while ``evaluate`` plays, float32.
         seed: of the recipe; from it come the draws that several ranks share, and where each other rank's own begin.
         compile: how steps run that come again and again, see :mod:`marlkit.recorder.steps`.
+        diagnostics: what to measure beside the training, see :mod:`marlkit.training.diagnostics`.
     """
 
     share_done: Tensor
@@ -68,6 +70,7 @@ class Learner(lightning.LightningModule):
         precision: Precision = "float32",
         seed: int = 0,
         compile: CompileMode = "none",
+        diagnostics: Literal["all"] | Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -94,6 +97,9 @@ class Learner(lightning.LightningModule):
         self._learning: Learning | None = None  # one object, so that recorded steps find it unchanged by identity
         self._metrics: dict[str, float] = {}
         self._wire()
+        self.diagnostics = None
+        if diagnostics:
+            self.diagnostics = Diagnostics(diagnostics, estimator=estimator, critic=critic, seed=seed)
         self.products = Products([actor, critic, opponents, targets], precision, env.device.type)
 
     def _wire(self) -> None:
@@ -142,7 +148,7 @@ class Learner(lightning.LightningModule):
             with self._timed("estimate", seconds):
                 self.estimate(batch)
             learns(True)
-            with self._timed("update", seconds):
+            with self._diagnosed(batch, seconds), self._timed("update", seconds):
                 history.append(self.learn(batch))
             learns(False)
         self._finish(played, batch, mean_metrics(history), seconds)
@@ -170,6 +176,18 @@ class Learner(lightning.LightningModule):
         learning = self.learning()
         metrics = self.update.update(batch, learning)
         return metrics | self.opponents.fit(batch, learning) if self.annotator.opponents_are_read else metrics
+
+    @contextmanager
+    def _diagnosed(self, batch: TensorDictBase, seconds: dict[str, float]) -> Iterator[None]:
+        """Measure an estimated batch ``[*, T]`` around what is learnt from it, where that is wanted."""
+        if self.diagnostics is None:
+            yield
+            return
+        with self._timed("diagnostics", seconds):
+            self.diagnostics.before(batch, self.learning(), self.estimator, self.update, self.iteration)
+        yield
+        with self._timed("diagnostics", seconds):
+            self.diagnostics.after(batch, self.actor)
 
     def estimate(self, batch: TensorDictBase) -> None:
         """Write value targets, and advantages where there is a baseline, on an annotated batch ``[B, T]``."""
@@ -255,6 +273,8 @@ class Learner(lightning.LightningModule):
         frames = played.batch_size.numel() * self.ranks.size
         self.frames += frames
         logged = {name: float(value) for name, value in self.ranks.mean_each(metrics).items()}
+        if self.diagnostics is not None:
+            logged |= self.diagnostics.take(self.ranks)
         logged |= self.returns.take(played, self.ranks)
         logged |= {f"time/{name}": value for name, value in seconds.items()}
         logged["time/frames_per_second"] = frames / sum(seconds.values())

@@ -18,11 +18,11 @@ def has_agent_returns(spec: TeamSpec) -> bool:
 
 def return_names(kind: str, spec: TeamSpec) -> list[str]:
     """The metrics of returns of one ``kind`` (``episode``, ``evaluation``); see :func:`return_metrics`."""
-    groups = [f"{kind}/group_return/{_word(group)}" for group in spec.members] or [f"{kind}/return"]
-    return groups + [f"{kind}/agent_return/{_word(name)}" for name in spec.agent_names if has_agent_returns(spec)]
+    groups = [f"{kind}/group_return/{as_word(group)}" for group in spec.members] or [f"{kind}/return"]
+    return groups + [f"{kind}/agent_return/{as_word(name)}" for name in spec.agent_names if has_agent_returns(spec)]
 
 
-def _word(name: str) -> str:
+def as_word(name: str) -> str:
     """A name without spaces, which loggers do not take; some scenarios of VMAS call their agents `agent 0`."""
     return "_".join(name.split())
 
@@ -49,4 +49,4 @@ def return_metrics(kind: str, spec: TeamSpec, team: float, agents: Tensor | None
 def by_group(agents: Tensor, spec: TeamSpec) -> Iterator[tuple[str, Tensor]]:
     """The mean over the agents of each group of ``[B, N]``, as ``[B]``."""
     for group, members in spec.members.items():
-        yield _word(group), agents[:, torch.tensor(members, device=agents.device)].mean(1)
+        yield as_word(group), agents[:, torch.tensor(members, device=agents.device)].mean(1)

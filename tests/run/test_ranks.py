@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -270,7 +271,7 @@ def test_ranks_stop_together_when_a_callback_stops_the_training(tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mappo", "f2a2_ddpg"])
 def test_two_ranks_stopped_and_resumed_equal_two_that_were_not(name: str, tmp_path: Path) -> None:
-    given = overrides(name)
+    given = overrides(name, "trainer.diagnostics=all")
     whole = Path(marlkit("train", name, *given, "trainer.iterations=4", "--root", str(tmp_path / "a")).stdout.strip())
     cut = Path(marlkit("train", name, *given, "trainer.iterations=2", "--root", str(tmp_path / "b")).stdout.strip())
     prolong(cut, 2, 4)
@@ -284,6 +285,7 @@ def test_two_ranks_stopped_and_resumed_equal_two_that_were_not(name: str, tmp_pa
     metrics = read_metrics(cut / "metrics.csv")
     assert metrics["iteration"] == [0, 1, 2, 3]
     assert metrics["frames"][-1] == SIZE * 4 * 10 * 4
+    assert metrics["critic/td_error_sum"] == pytest.approx(list(itertools.accumulate(metrics["critic/td_error"])))
 
 
 @pytest.fixture(scope="module")
