@@ -163,7 +163,7 @@ def test_returns_over_several_steps_need_data_in_order(name: str, tmp_path: Path
     found = [p for p in problems(tmp_path, overrides=[f"estimator={name}", "data=replay"]) if p.where == "estimator"]
     assert len(found) == 1
     assert f"`{name}` needs the trait `on_policy`, which data `replay`" in found[0].message
-    assert "rollout (`data=rollout`)" in found[0].remedy
+    assert "`data=rollout`" in found[0].remedy
 
 
 def test_one_step_returns_take_any_data(tmp_path: Path) -> None:

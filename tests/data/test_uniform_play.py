@@ -12,7 +12,7 @@ from tensordict import TensorDictBase
 from marlkit import keys, rng
 from marlkit.actors.stochastic import StochasticActor
 from marlkit.component import Runtime
-from marlkit.data.uniform import UniformData
+from marlkit.data.uniform_play import UniformPlayData
 from marlkit.envs.matrix_game import MatrixGameEnvironment
 from marlkit.errors import OptionError
 from marlkit.spec import Continuous, Discrete, TeamSpec
@@ -25,12 +25,12 @@ from marlkit.testing import check_component
     ids=["discrete", "continuous"],
 )
 def test_it_keeps_the_rules_of_data(spec: TeamSpec) -> None:
-    check_component(UniformData(spec))
+    check_component(UniformPlayData(spec))
 
 
 def played(spec: TeamSpec, actor: StochasticActor, envs: int, steps: int) -> TensorDictBase:
     rng.seed_all(0)
-    return UniformData(spec, steps=steps).collect(ScriptedEnvironment(spec, random_script(spec, envs, steps)), actor)
+    return UniformPlayData(spec, steps=steps).collect(ScriptedEnvironment(spec, random_script(spec, envs, steps)), actor)
 
 
 def test_every_joint_action_is_equally_likely_however_sharp_the_policy_is() -> None:
@@ -40,7 +40,7 @@ def test_every_joint_action_is_equally_likely_however_sharp_the_policy_is() -> N
         for parameter in actor.parameters():
             parameter.normal_(std=10.0)
     rng.seed_all(0)
-    batch = UniformData(env.spec, steps=1).collect(env, actor)
+    batch = UniformPlayData(env.spec, steps=1).collect(env, actor)
     action = batch[keys.ACTION].flatten(0, 1)
     counts = torch.bincount(action[:, 0] * 3 + action[:, 1], minlength=9).double()
     chi_squared = ((counts - 1000) ** 2 / 1000).sum()
@@ -73,4 +73,4 @@ def test_continuous_actions_fill_their_bounds() -> None:
 
 def test_actions_without_bounds_have_no_uniform_distribution() -> None:
     with pytest.raises(OptionError, match="choose rollout"):
-        UniformData(TeamSpec(2, 4, Continuous(2)))
+        UniformPlayData(TeamSpec(2, 4, Continuous(2)))

@@ -15,7 +15,7 @@ from marlkit.options import PositiveInt
 from marlkit.spec import Continuous, TeamSpec
 
 
-class UniformData(RolloutData):
+class UniformPlayData(RolloutData):
     """``steps`` joint steps of every environment, in which all agents act uniformly at random.
 
     Available actions are equally likely where they are discrete, all values between the bounds where they are continuous. The
