@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from marlkit import keys
 from marlkit.cli import report
 from marlkit.contract import KINDS, When, as_yaml
-from marlkit.envs._vmas.scenarios import scenario_names, scenario_options
 from marlkit.errors import ComponentError, MarlkitError, did_you_mean
 from marlkit.options import describe_type
 from marlkit.recipe import combinations, shipped, vocabulary
@@ -109,9 +109,10 @@ def _dotted(what: str) -> Entry:
 
 def _print_scenarios() -> None:
     """The scenarios of VMAS and the options that each reads."""
+    known = import_module(str(components("env")["vmas"].contract.check).partition(":")[0])
     rows = []
-    for name in scenario_names():
-        found = scenario_options(name)
+    for name in known.scenario_names():
+        found = known.scenario_options(name)
         rows.append((name, ", ".join(sorted(found.used)) if found is not None else ""))
     report.print_sections("env.scenario", rows, ("scenario", "scenario_options"))
 

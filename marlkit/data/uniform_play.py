@@ -10,7 +10,6 @@ from marlkit import keys
 from marlkit.component import Actor
 from marlkit.contract import Contract
 from marlkit.data.rollout import RolloutData
-from marlkit.errors import OptionError
 from marlkit.options import PositiveInt
 from marlkit.spec import Continuous, TeamSpec
 
@@ -18,10 +17,10 @@ from marlkit.spec import Continuous, TeamSpec
 class UniformPlayData(RolloutData):
     """``steps`` joint steps of every environment, in which all agents act uniformly at random.
 
-    Available actions are equally likely where they are discrete, all values between the bounds where they are continuous. The
-    action's log-probability is that of this behaviour, so that the ratio of an update is that of the policy to it. Everything
-    else that the actor writes, such as logits, is the actor's: what samples the others' policies finds these. In games of one
-    step this is the uniform data of Jafferjee et al. 2022 (section 5.1), drawn anew in each iteration.
+    Available actions are equally likely where they are discrete, all values between the bounds where they are continuous (-1 and
+    1 where there are none). The action's log-probability is that of this behaviour, so that the ratio of an update is that of the
+    policy to it. Everything else that the actor writes, such as logits, is the actor's: what samples the others' policies finds
+    these. In games of one step this is the uniform data of Jafferjee et al. 2022 (section 5.1), drawn anew in each iteration.
 
     Only each agent's own ratio corrects for the behaviour, as in every update of marlkit: values are those of what the others
     did, not of what they would do now, unless the critic marginalises.
@@ -29,9 +28,6 @@ class UniformPlayData(RolloutData):
     Args:
         spec: the team.
         steps: length T of a rollout; the batch of an iteration has ``num_envs * steps`` joint steps.
-
-    Raises:
-        OptionError: continuous actions have no bounds.
     """
 
     contract = Contract(
@@ -41,26 +37,25 @@ class UniformPlayData(RolloutData):
 
     def __init__(self, spec: TeamSpec, *, steps: PositiveInt = 100) -> None:
         super().__init__(spec, steps=steps)
-        space = spec.action
-        if isinstance(space, Continuous) and (space.low is None or space.high is None):
-            raise OptionError("type", "draws uniformly between the bounds of actions, and these have none: choose rollout")
+        self._bounds: tuple[Tensor, Tensor] | None = None
+        if isinstance(spec.action, Continuous):
+            reach = torch.ones(spec.n_agents, spec.action.size)
+            low, high = spec.action.low, spec.action.high
+            self._bounds = (-reach if low is None else torch.tensor(low), reach if high is None else torch.tensor(high))
 
     def choose(self, seen: TensorDictBase, actor: Actor) -> TensorDictBase:
         """The actor's step ``[B]`` with an action and a log-probability of the behaviour."""
         chosen = super().choose(seen, actor)
         available = actor.available(seen)
-        draw = self._between_bounds if isinstance(self.spec.action, Continuous) else _among
-        action, log_prob = draw(available)
+        action, log_prob = _among(available) if self._bounds is None else _between(*self._bounds, available)
         return chosen.set(keys.ACTION, action).set(keys.LOG_PROB, log_prob)
 
-    def _between_bounds(self, dims: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions and log-probabilities for the dimensions ``[*, N, D]`` that an agent has."""
-        space = self.spec.action
-        assert isinstance(space, Continuous)
-        low, high = (torch.tensor(bound, device=dims.device) for bound in (space.low, space.high))
-        action = torch.where(dims, low + (high - low) * torch.rand(dims.shape, device=dims.device), 0.0)
-        width = torch.where(dims, high - low, 1.0)
-        return action, -width.log().sum(-1, keepdim=True)
+
+def _between(low: Tensor, high: Tensor, dims: Tensor) -> tuple[Tensor, Tensor]:
+    """Actions and log-probabilities between bounds ``[N, D]`` for the dimensions ``[*, N, D]`` that an agent has."""
+    low, high = low.to(dims.device), high.to(dims.device)
+    action = torch.where(dims, low + (high - low) * torch.rand(dims.shape, device=dims.device), 0.0)
+    return action, -torch.where(dims, high - low, 1.0).log().sum(-1, keepdim=True)
 
 
 def _among(mask: Tensor) -> tuple[Tensor, Tensor]:

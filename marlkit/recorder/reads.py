@@ -163,8 +163,10 @@ class Reads:
         if self._problem is not None and kind is None:
             raise self._problem  # which the step has caught
 
-    def is_of_user(self, module: str) -> bool:
+    def is_of_user(self, module: Any) -> bool:
         """Whether a module is neither marlkit's nor a library's; a package that a component is from is no library."""
+        if not isinstance(module, str):  # some types in C have none
+            return False
         package = module.partition(".")[0]
         return package in self._packages or not (package == "marlkit" or is_of_library(module))
 

@@ -26,7 +26,7 @@ SPEC = TeamSpec(n_agents=3, observation=5, action=Continuous(2))
 
 @pytest.mark.parametrize("gradient", [False, True])
 def test_the_counted_work_is_what_the_critic_does(gradient: bool) -> None:
-    critic = MarginalisedCritic(SPEC, samples=7, exact="never", hidden=[16, 16], chunk=42)
+    critic = MarginalisedCritic(SPEC, current="sampled", samples=7, exact="never", hidden=[16, 16], chunk=42)
     batch = fake_batch(SPEC, [4], keys=critic.reads)
     work = perla_floor.critic_work(agents=3, action_features=2, state=SPEC.state_size, samples=7, width=16)
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(gradient):

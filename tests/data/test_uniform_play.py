@@ -14,7 +14,6 @@ from marlkit.actors.stochastic import StochasticActor
 from marlkit.component import Runtime
 from marlkit.data.uniform_play import UniformPlayData
 from marlkit.envs.matrix_game import MatrixGameEnvironment
-from marlkit.errors import OptionError
 from marlkit.spec import Continuous, Discrete, TeamSpec
 from marlkit.testing import check_component
 
@@ -71,6 +70,9 @@ def test_continuous_actions_fill_their_bounds() -> None:
     assert batch[keys.LOG_PROB][..., 0].allclose(expected)
 
 
-def test_actions_without_bounds_have_no_uniform_distribution() -> None:
-    with pytest.raises(OptionError, match="choose rollout"):
-        UniformPlayData(TeamSpec(2, 4, Continuous(2)))
+def test_actions_without_bounds_lie_between_minus_one_and_one() -> None:
+    spec = TeamSpec(2, 4, Continuous(2))
+    batch = played(spec, StochasticActor(spec), envs=100, steps=20)
+    assert batch[keys.ACTION].abs().amax() <= 1
+    assert batch[keys.ACTION].abs().mean().allclose(torch.tensor(0.5), atol=0.02)
+    assert batch[keys.LOG_PROB].allclose(torch.tensor(-2 * math.log(2)))

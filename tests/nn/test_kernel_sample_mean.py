@@ -136,7 +136,7 @@ SPEC = TeamSpec(3, 4, Continuous(2), action_sizes=(2, 1, 2))
 
 def critic_and_batch(**options: Any) -> tuple[Any, Any]:
     torch.manual_seed(0)
-    options = {"hidden": [8, 6], "samples": 9, "value_norm": False, **options}
+    options = {"current": "sampled", "hidden": [8, 6], "samples": 9, "value_norm": False, **options}
     net = MarginalisedCritic(SPEC, **options).double()
     batch = fake_batch(SPEC, [4], [keys.STATE, keys.OBSERVATION, *net.reads])
     return net, batch.apply(lambda x: x.double() if x.is_floating_point() else x)
