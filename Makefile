@@ -4,11 +4,12 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 IN_VENV := $(VENV)/bin/python -m
 
-.PHONY: help install train test lint bench combinations vocabulary learning evidence fuzz torture clean
+.PHONY: help install train test exhaustive lint bench combinations vocabulary learning evidence fuzz torture clean
 
 help:
 	@echo "make train      learn a VMAS task with the recipe mappo; results in runs/"
 	@echo "make test       style, types and tests"
+	@echo "make exhaustive the tests of which make test takes a sample: all combinations of components, GRUs in every recipe"
 	@echo "make lint       style and types only"
 	@echo "make bench      where the time of an iteration goes, against bare loops too (minutes; larger: see benchmarks/README.md)"
 	@echo "make combinations  rewrite docs/combinations.md: which components fit together"
@@ -44,6 +45,9 @@ lint: $(STAMP)
 # One process per core; a file's tests stay together, because some share what takes long to make.
 test: lint
 	$(IN_VENV) pytest --numprocesses auto --dist loadfile
+
+exhaustive: $(STAMP)
+	$(IN_VENV) pytest --numprocesses auto -m exhaustive
 
 # A few minutes as it stands, on a CPU. BENCH_SIZES="" takes the recipes' own sizes; STICKS is a folder with the measuring sticks.
 BENCH_DEVICE ?= cpu

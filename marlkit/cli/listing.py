@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +108,9 @@ def _dotted(what: str) -> Entry:
 
 def _print_scenarios() -> None:
     """The scenarios of VMAS and the options that each reads."""
-    known = import_module(str(components("env")["vmas"].contract.check).partition(":")[0])
-    rows = []
-    for name in known.scenario_names():
-        found = known.scenario_options(name)
-        rows.append((name, ", ".join(sorted(found.used)) if found is not None else ""))
+    vmas = components("env")["vmas"]
+    known = vmas.ask(f"{str(vmas.contract.check).partition(':')[0]}:listing", {}, ())
+    rows = [(name, ", ".join(options)) for name, options in known.items()]
     report.print_sections("env.scenario", rows, ("scenario", "scenario_options"))
 
 

@@ -246,7 +246,8 @@ components inside components. The same contracts decide these, and `marlkit chec
 {deeper}.
 
 Made by `make combinations`. The table has {accepted} combinations. A test trains {tried} of them for two iterations and resumes
-them, so that any three choices in different columns that fit together are in one of them; and one with each of those named above.
+them (`make exhaustive`; `make test` takes every third), so that any three choices in different columns that fit together are in
+one of them; and one with each of those named above.
 The rest is decided by contracts alone.
 
 """

@@ -116,7 +116,14 @@ def set_otherwise() -> list[Any]:
     return [pytest.param(each, id=f"{each.name}-sampled") for each in sampled]
 
 
-@pytest.mark.parametrize("found", [*combinations.tried(), *combinations.deeper(), *set_otherwise()], ids=lambda found: found.name)
+def tried() -> list[Any]:
+    """All that are said to be trained; two of three by `make exhaustive` only."""
+    exhaustive = {number: [pytest.mark.exhaustive] for number in (1, 2)}
+    found = enumerate(combinations.tried())
+    return [pytest.param(each, id=each.name, marks=exhaustive.get(number % 3, [])) for number, each in found]
+
+
+@pytest.mark.parametrize("found", [*tried(), *combinations.deeper(), *set_otherwise()], ids=lambda found: found.name)
 def test_accepted_combinations_train_and_resume_exactly(found: Combination) -> None:
     with rng.isolated(0):
         learner = learner_of(found, seed=1)

@@ -46,6 +46,12 @@ def scenario_names() -> list[str]:
     return list(scenario_files())
 
 
+def listing(options: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, list[str]]:
+    """All scenarios with the names of the options that each is known to read."""
+    found = {name: scenario_options(name, folders) for name in scenario_names()}
+    return {name: sorted(known.used) if known is not None else [] for name, known in found.items()}
+
+
 def full_name(name: str) -> str | None:
     """The full name of a scenario that may be called without its folder; ``None`` where there is none of that name."""
     if name in scenario_files():
