@@ -25,14 +25,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.random_play import random_return
-from benchmarks.training import ROOT, train, uncommitted
+from benchmarks.training import ROOT, draw, train, uncommitted
 from marlkit import load_recipe
-from marlkit.comparison.figures import draw_curves, png, styles
-from marlkit.comparison.statistics import Array, Estimate, align, curve, estimate, interquartile_mean
+from marlkit.comparison.statistics import estimate, interquartile_mean
 from marlkit.recipe import shipped
 from marlkit.recipe.wiring import is_discrete
-from marlkit.run.files import write_whole
-from marlkit.run.metrics_file import EVALUATION_RETURN, FRAMES, read_metrics
+from marlkit.run.metrics_file import EVALUATION_RETURN, read_metrics
 
 RESULTS = Path(__file__).parent / "results" / "learning"
 README = ROOT / "README.md"
@@ -165,10 +163,7 @@ def summarise() -> dict[str, Any]:
         files = {recipe: [note.with_suffix(".csv") for note in found] for recipe, found in noted.items() if found}
         if files:
             random = round(random_return(next(iter(files)), TASKS[task].overrides), 2)
-            curves = {recipe: _curve(found) for recipe, found in files.items()}
-            levels = {"random play": random}
-            figure = draw_curves(curves, styles(curves), title=task, quantity=EVALUATION_RETURN, levels=levels)
-            write_whole(RESULTS / f"{task}.png", png(figure))
+            draw(files, RESULTS / f"{task}.png", title=task, random=random)
             commits = sorted(
                 {json.loads(f.with_suffix(".json").read_text())["commit"] for found in files.values() for f in found}
             )
@@ -181,13 +176,6 @@ def figures(curves: Sequence[Path]) -> dict[str, Any]:
     last = np.array([read_metrics(file)[EVALUATION_RETURN][-1] for file in curves])
     mean, low, high = (round(float(part), 2) for part in estimate([last], interquartile_mean))
     return {"seeds": len(curves), "mean": mean, "interval": [low, high]}
-
-
-def _curve(files: Sequence[Path]) -> tuple[Array, Estimate]:
-    """Frames and the estimate over the seeds."""
-    runs = [read_metrics(file) for file in files]
-    frames, values = align([(np.array(run[FRAMES]), np.array(run[EVALUATION_RETURN])) for run in runs])
-    return frames, curve(values)
 
 
 def section(summary: Mapping[str, Any]) -> str:

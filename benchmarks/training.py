@@ -9,10 +9,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from marlkit.comparison.figures import draw_curves, png, styles
+from marlkit.comparison.statistics import Array, Estimate, align, curve
 from marlkit.errors import MarlkitError
+from marlkit.run.files import write_whole
 from marlkit.run.metrics_file import EVALUATION_RETURN, FRAMES, ITERATION, read_metrics
 from marlkit.run.versions import versions
 
@@ -62,3 +67,24 @@ def uncommitted(*paths: str) -> bool:
     """Whether there are changes of these paths that are not committed, so that results could not be made again."""
     command = ["git", "-C", str(ROOT), "status", "--porcelain", "--", *paths]
     return bool(subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip())
+
+
+def draw(files: Mapping[str, Sequence[Path]], path: Path, *, title: str, random: float) -> None:
+    """Draw what was kept of trainings on one task: interquartile means over the seeds, and the return of random play.
+
+    Args:
+        files: the CSV files of each group.
+        path: the picture.
+        title: of it.
+        random: the return.
+    """
+    curves = {group: curve_of(found) for group, found in files.items()}
+    levels = {"random play": random}
+    write_whole(path, png(draw_curves(curves, styles(curves), title=title, quantity=EVALUATION_RETURN, levels=levels)))
+
+
+def curve_of(files: Sequence[Path]) -> tuple[Array, Estimate]:
+    """Frames ``[P]``, and the interquartile mean of the evaluations over the runs of some CSV files."""
+    runs = [read_metrics(file) for file in files]
+    frames, values = align([(np.array(run[FRAMES]), np.array(run[EVALUATION_RETURN])) for run in runs])
+    return frames, curve(values)

@@ -29,14 +29,13 @@ import numpy as np
 import yaml
 
 from benchmarks.random_play import random_return
-from benchmarks.training import train, uncommitted
+from benchmarks.training import draw, train, uncommitted
 from marlkit import load_recipe
-from marlkit.comparison.figures import draw_curves, png, styles
-from marlkit.comparison.statistics import Array, Estimate, align, curve, estimate, improvement, interquartile_mean
+from marlkit.comparison.statistics import estimate, improvement, interquartile_mean
 from marlkit.comparison.tables import markdown_table, with_interval
 from marlkit.errors import MarlkitError
 from marlkit.run.files import write_whole
-from marlkit.run.metrics_file import EVALUATION_RETURN, FRAMES, read_metrics
+from marlkit.run.metrics_file import EVALUATION_RETURN, read_metrics
 
 HERE = Path(__file__).parent / "experiments"
 RESULTS = Path(__file__).parent / "results"
@@ -161,17 +160,9 @@ def summarise(experiment: Experiment) -> None:
 
 
 def _draw(experiment: Experiment, task: str, files: Mapping[str, Sequence[Path]]) -> None:
-    curves = {arm: _curve(found) for arm, found in files.items()}
     arm = next(iter(files))
-    levels = {"random play": random_return(experiment.arms[arm][0], experiment.overrides(task, arm))}
-    figure = draw_curves(curves, styles(curves), title=task, quantity=EVALUATION_RETURN, levels=levels)
-    write_whole(RESULTS / experiment.name / f"{_file_name(task)}.png", png(figure))
-
-
-def _curve(files: Sequence[Path]) -> tuple[Array, Estimate]:
-    runs = [read_metrics(file) for file in files]
-    frames, values = align([(np.array(run[FRAMES]), np.array(run[EVALUATION_RETURN])) for run in runs])
-    return frames, curve(values)
+    random = random_return(experiment.arms[arm][0], experiment.overrides(task, arm))
+    draw(files, RESULTS / experiment.name / f"{_file_name(task)}.png", title=task, random=random)
 
 
 def _task_table(experiment: Experiment, task: str, files: Mapping[str, Sequence[Path]]) -> str:

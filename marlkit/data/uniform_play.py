@@ -8,10 +8,9 @@ from torch import Tensor
 
 from marlkit import keys
 from marlkit.component import Actor
-from marlkit.contract import Contract
 from marlkit.data.rollout import RolloutData
-from marlkit.options import PositiveInt
-from marlkit.spec import Continuous, TeamSpec
+from marlkit.nn.actions import ActionRange
+from marlkit.spec import Continuous
 
 
 class UniformPlayData(RolloutData):
@@ -30,32 +29,22 @@ class UniformPlayData(RolloutData):
         steps: length T of a rollout; the batch of an iteration has ``num_envs * steps`` joint steps.
     """
 
-    contract = Contract(
-        writes=(keys.RECENT_OBSERVATION, keys.RECENT_ACTION, keys.RECENT_VALID),
-        traits=("on_policy",),
-    )
-
-    def __init__(self, spec: TeamSpec, *, steps: PositiveInt = 100) -> None:
-        super().__init__(spec, steps=steps)
-        self._bounds: tuple[Tensor, Tensor] | None = None
-        if isinstance(spec.action, Continuous):
-            reach = torch.ones(spec.n_agents, spec.action.size)
-            low, high = spec.action.low, spec.action.high
-            self._bounds = (-reach if low is None else torch.tensor(low), reach if high is None else torch.tensor(high))
-
     def choose(self, seen: TensorDictBase, actor: Actor) -> TensorDictBase:
         """The actor's step ``[B]`` with an action and a log-probability of the behaviour."""
         chosen = super().choose(seen, actor)
         available = actor.available(seen)
-        action, log_prob = _among(available) if self._bounds is None else _between(*self._bounds, available)
+        action, log_prob = _among(available) if self.spec.discrete else self._within_bounds(available)
         return chosen.set(keys.ACTION, action).set(keys.LOG_PROB, log_prob)
 
-
-def _between(low: Tensor, high: Tensor, dims: Tensor) -> tuple[Tensor, Tensor]:
-    """Actions and log-probabilities between bounds ``[N, D]`` for the dimensions ``[*, N, D]`` that an agent has."""
-    low, high = low.to(dims.device), high.to(dims.device)
-    action = torch.where(dims, low + (high - low) * torch.rand(dims.shape, device=dims.device), 0.0)
-    return action, -torch.where(dims, high - low, 1.0).log().sum(-1, keepdim=True)
+    def _within_bounds(self, dims: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions and log-probabilities for the dimensions ``[*, N, D]`` that an agent has."""
+        space = self.spec.action
+        assert isinstance(space, Continuous)
+        # Made within the step: a recording takes in no tensors that a component does not hold.
+        span = ActionRange(space, self.spec.n_agents).to(dims.device)
+        action = span.middle + span.half_range * (2 * torch.rand(dims.shape, device=dims.device) - 1)
+        width = torch.where(dims, 2 * span.half_range, 1.0)
+        return torch.where(dims, action, 0.0), -width.log().sum(-1, keepdim=True)
 
 
 def _among(mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,6 +65,6 @@ def test_figures_and_curves_are_over_the_seeds(tmp_path: Path) -> None:
     assert found["seeds"] == 5
     assert found["mean"] == 5.0
     assert found["interval"][0] < 5.0 < found["interval"][1]
-    frames, curve = learning._curve(files)
+    frames, curve = training.curve_of(files)
     assert frames.tolist() == [100, 200]
     assert curve.value.tolist() == [2.0, 5.0]

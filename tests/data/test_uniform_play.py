@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from marlkit.actors.stochastic import StochasticActor
 from marlkit.component import Runtime
 from marlkit.data.uniform_play import UniformPlayData
 from marlkit.envs.matrix_game import MatrixGameEnvironment
+from marlkit.recorder.steps import StepRecorder
 from marlkit.spec import Continuous, Discrete, TeamSpec
 from marlkit.testing import check_component
 
@@ -76,3 +78,12 @@ def test_actions_without_bounds_lie_between_minus_one_and_one() -> None:
     assert batch[keys.ACTION].abs().amax() <= 1
     assert batch[keys.ACTION].abs().mean().allclose(torch.tensor(0.5), atol=0.02)
     assert batch[keys.LOG_PROB].allclose(torch.tensor(-2 * math.log(2)))
+
+
+@pytest.mark.parametrize("action", [Discrete(3), Continuous(2)], ids=["discrete", "continuous"])
+def test_its_steps_are_recorded(action: Discrete | Continuous) -> None:
+    spec = TeamSpec(2, 4, action)
+    actor, data = StochasticActor(spec), UniformPlayData(spec, steps=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.collect(ScriptedEnvironment(spec, random_script(spec, 3, 5)), actor, StepRecorder("record", actor))
