@@ -38,7 +38,7 @@ BEGIN, END = "<!-- results:begin -->\n", "<!-- results:end -->"
 CODE = ("marlkit", "recipes", "constraints.txt")
 """What decides a training."""
 
-FRAMES_EACH = 480_000
+FRAMES_EACH = 240_000
 """Joint steps of every training."""
 
 EVALUATIONS = 25

@@ -22,14 +22,15 @@ def test_every_training_is_a_recipe_that_fits_and_has_the_common_budget(task: st
     assert config.trainer.iterations == learning.EVALUATIONS * config.trainer.evaluation_interval
 
 
-def test_the_main_job_is_the_training_of_mappo_on_balance() -> None:
+def test_mappo_on_balance_is_the_main_job_but_for_its_length() -> None:
     job, shipped = (
         OmegaConf.to_container(load_recipe("mappo", overrides).config)
         for overrides in (learning.overrides_of("balance", "mappo"), [])
     )
     assert isinstance(job, dict)
     assert isinstance(shipped, dict)
-    job["trainer"]["evaluation_interval"] = shipped["trainer"]["evaluation_interval"]
+    for length in ("iterations", "evaluation_interval"):
+        job["trainer"][length] = shipped["trainer"][length]
     assert job == shipped
 
 
