@@ -8,12 +8,17 @@ modules and classes.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property, partial
+from mmap import mmap
+from multiprocessing.managers import BaseProxy
+from multiprocessing.shared_memory import SharedMemory
+from multiprocessing.sharedctypes import SynchronizedBase
 from types import CodeType, FunctionType, GetSetDescriptorType, MethodType, ModuleType
 from typing import Any, Self
 
@@ -45,8 +50,8 @@ from marlkit.recorder.tape import NotRecordable
 LARGEST = 10_000
 """Entries of the largest container and elements of the largest array that can be compared before each replay."""
 
-UNWATCHED = (ContextVar, threading.local)
-"""What holds another value in another context."""
+UNWATCHED = (ContextVar, threading.local, ctypes.Structure.__base__, mmap, SharedMemory, SynchronizedBase, BaseProxy)
+"""What holds another value in another context, or memory that another process or the language C may write."""
 
 _OF_TORCH = frozenset(vars(nn.Module())) - {"training", *TABLES}
 """What torch keeps in every module for itself."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import multiprocessing
 import os
 import random
 import sys
@@ -699,6 +701,59 @@ class PerThread(Update):
         return self.held.weight
 
 
+class OfC(Update):
+    def __init__(self) -> None:
+        self.value: Any = self.make()
+        super().__init__()
+
+    def make(self) -> Any:
+        return ctypes.c_double(1.0)
+
+    def set(self, value: float) -> None:
+        self.value.value = value
+
+    def weight(self) -> Any:
+        return self.value.value
+
+
+class SharedValue(OfC):
+    def make(self) -> Any:
+        return multiprocessing.Value("d", 1.0)
+
+
+class SharedWithoutLock(OfC):
+    def make(self) -> Any:
+        return multiprocessing.Value("d", 1.0, lock=False)
+
+
+class SharedArray(OfC):
+    def make(self) -> Any:
+        return multiprocessing.Array("d", [1.0])
+
+    def set(self, value: float) -> None:
+        self.value[0] = value
+
+    def weight(self) -> Any:
+        return self.value[0]
+
+
+class ArrayOfC(SharedArray):
+    def make(self) -> Any:
+        return (ctypes.c_double * 1)(1.0)
+
+
+class CountsInC(Update):
+    def __init__(self) -> None:
+        self.count = ctypes.c_int(0)
+        super().__init__()
+
+    def set(self, value: float) -> None: ...
+
+    def weight(self) -> Any:
+        self.count.value += 1
+        return self.count.value
+
+
 class GlobalByName(Global):
     def weight(self) -> Any:
         return globals()["WEIGHT"]
@@ -781,11 +836,13 @@ WAYS = [
     DataReplaced, Decay, RateReplaced, StateCleared, GradMode,
     Config, ConfigInConfig, ConfigList, ConfigMissing, UserDicts, UserDictOfUser, Chain, NumberArray, Bytes,
     ListWithAttribute, DictWithClassAttribute, Contextual, PerThread, GlobalByName, OfMetaclass, ByDescriptor,
-    Resized, Transposed,
+    Resized, Transposed, OfC, SharedValue, SharedWithoutLock, SharedArray, ArrayOfC,
 ]  # fmt: skip
 
 
-REFUSED = {StateCleared, ConfigMissing, Contextual, PerThread, GlobalByName}
+REFUSED = {
+    StateCleared, ConfigMissing, Contextual, PerThread, GlobalByName, OfC, SharedValue, SharedWithoutLock, SharedArray, ArrayOfC,
+}  # fmt: skip
 """Not recorded at all: the step makes the state, or reads what cannot be compared."""
 
 
@@ -1075,7 +1132,7 @@ class CountsInOptimizer(Attribute):
 OWN = [
     Counter, Appends, Writes, CountsInGlobal, CountsInClass, CountsInCell, CountsInFunction, CountsInArray, Advances,
     AdvancesCount, AdvancesCell, OwnRandom, OwnNumpy, GlobalRandom, Asks, CountsInOptimizer,
-    CountsInConfig, CountsInUserDict, CountsInBytes,
+    CountsInConfig, CountsInUserDict, CountsInBytes, CountsInC,
 ]  # fmt: skip
 
 
