@@ -50,7 +50,7 @@ from marlkit.recorder.tape import NotRecordable
 LARGEST = 10_000
 """Entries of the largest container and elements of the largest array that can be compared before each replay."""
 
-UNWATCHED = (ContextVar, threading.local, ctypes.Structure.__base__, mmap, SharedMemory, SynchronizedBase, BaseProxy)
+UNWATCHED = (ContextVar, threading.local, ctypes.Structure.__mro__[-2], mmap, SharedMemory, SynchronizedBase, BaseProxy)
 """What holds another value in another context, or memory that another process or the language C may write."""
 
 _OF_TORCH = frozenset(vars(nn.Module())) - {"training", *TABLES}
