@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.random_play import random_return
-from benchmarks.training import ROOT, draw, train, uncommitted
+from benchmarks.training import CODE, ROOT, draw, train, uncommitted
 from marlkit import load_recipe
 from marlkit.comparison.statistics import estimate, interquartile_mean
 from marlkit.recipe import shipped
@@ -35,9 +35,6 @@ from marlkit.run.metrics_file import EVALUATION_RETURN, read_metrics
 RESULTS = Path(__file__).parent / "results" / "learning"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results:begin -->\n", "<!-- results:end -->"
-CODE = ("marlkit", "recipes", "constraints.txt")
-"""What decides a training."""
-
 FRAMES_EACH = 240_000
 """Joint steps of every training."""
 

@@ -24,6 +24,10 @@ from marlkit.run.versions import versions
 ROOT = Path(__file__).parent.parent
 
 
+CODE = ("marlkit", "recipes", "constraints.txt")
+"""What decides a training, beside its overrides."""
+
+
 def train(recipe: str, overrides: Sequence[str], seed: int, notes: Path, columns: Sequence[str] = ()) -> float:
     """Train on one thread and keep each evaluation: ``notes`` is a JSON of what was trained, beside a CSV of the same name.
 
@@ -41,6 +45,8 @@ def train(recipe: str, overrides: Sequence[str], seed: int, notes: Path, columns
         MarlkitError: the training fails; with its message.
     """
     made = versions(threads=1)
+    if "commit" in made and not uncommitted(*CODE):  # what else has changed, such as the results before this one, does not matter
+        made["commit"] = str(made["commit"]).removesuffix("-dirty")
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as root:
         command = [sys.executable, "-m", "marlkit", "train", recipe, *overrides, f"seed={seed}"]

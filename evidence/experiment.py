@@ -29,7 +29,7 @@ import numpy as np
 import yaml
 
 from benchmarks.random_play import random_return
-from benchmarks.training import draw, train, uncommitted
+from benchmarks.training import CODE, draw, train, uncommitted
 from marlkit import load_recipe
 from marlkit.comparison.statistics import estimate, improvement, interquartile_mean
 from marlkit.comparison.tables import markdown_table, with_interval
@@ -39,8 +39,6 @@ from marlkit.run.metrics_file import EVALUATION_RETURN, read_metrics
 
 HERE = Path(__file__).parent / "experiments"
 RESULTS = Path(__file__).parent / "results"
-CODE = ("marlkit", "recipes", "evidence/experiments", "constraints.txt")
-"""What decides a training."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def run(experiment: Experiment, *, seeds: int | None = None, jobs: int = 1) -> N
         for arm in experiment.arms
         if not _is_present(experiment, task, arm, seed)
     ]
-    if work and uncommitted(*CODE):
+    if work and uncommitted(*CODE, "evidence/experiments"):
         raise MarlkitError("There are changes that are not committed: their results could not be made again. Commit them first.")
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(lambda job: _train(experiment, *job), work))

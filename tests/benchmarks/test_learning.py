@@ -44,7 +44,7 @@ def test_a_result_of_other_code_or_options_is_made_again(monkeypatch: pytest.Mon
     notes = learning._notes("balance", "mappo", 0)
     assert not learning._is_present("balance", "mappo", 0)
     made = {"commit": head, "overrides": learning.overrides_of("balance", "mappo")}
-    changed = training.uncommitted(*learning.CODE)
+    changed = training.uncommitted(*training.CODE)
     for replaced, present in (({}, not changed), ({"commit": "0" * 40}, False), ({"overrides": []}, False)):
         notes.write_text(json.dumps(made | replaced))
         assert learning._is_present("balance", "mappo", 0) == present
