@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from benchmarks import learning, training
 from marlkit import load_recipe
+from marlkit.run.metrics_file import read_metrics
 
 JOBS = [(task, recipe) for task in learning.TASKS for recipe in learning.recipes_of(task)]
 
@@ -69,3 +70,30 @@ def test_figures_and_curves_are_over_the_seeds(tmp_path: Path) -> None:
     frames, curve = training.curve_of(files)
     assert frames.tolist() == [100, 200]
     assert curve.value.tolist() == [2.0, 5.0]
+
+
+# --- the results that are committed ---------------------------------------------------------------------------------------
+
+
+def test_the_readme_says_what_the_curves_say() -> None:
+    summary = json.loads((learning.RESULTS / "summary.json").read_text())
+    text = learning.README.read_text(encoding="utf-8")
+    assert text.partition(learning.BEGIN)[2].partition(learning.END)[0] == learning.section(summary)
+    for task, found in summary.items():
+        assert set(found["recipes"]) == set(learning.recipes_of(task))
+        for recipe, told in found["recipes"].items():
+            notes = sorted((learning.RESULTS / task).glob(f"{recipe}-seed*.json"))
+            assert told == learning.figures([note.with_suffix(".csv") for note in notes])
+
+
+@pytest.mark.parametrize(("task", "recipe"), JOBS)
+def test_every_result_has_the_common_budget_and_a_commit(task: str, recipe: str) -> None:
+    notes = sorted((learning.RESULTS / task).glob(f"{recipe}-seed*.json"))
+    assert len(notes) == 5
+    for note in notes:
+        told = json.loads(note.read_text())
+        assert told["overrides"] == learning.overrides_of(task, recipe)
+        assert len(told["commit"]) == 40
+        curve = read_metrics(note.with_suffix(".csv"))
+        assert len(curve["frames"]) == learning.EVALUATIONS
+        assert curve["frames"][-1] == learning.FRAMES_EACH
