@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,9 @@ def test_code_of_others_is_not_built(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(fuzz, "require_trust", lambda _: None)
     with pytest.raises(RuntimeError, match="without trust"):
         fuzz.build(recipe)
+
+
+def test_the_counts_that_are_kept_are_of_a_whole_run_without_failures() -> None:
+    found = json.loads((Path(fuzz.__file__).parent / "results" / "fuzz.json").read_text())
+    assert found["inputs"] == sum(found["counts"].values()) >= 10_000
+    assert found["failures"] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -66,3 +67,11 @@ def test_trials_follow_from_their_number_and_reach_everything() -> None:
     assert {made.recipe for made in trials} == set(shipped())
     assert {(blow.name, made.ranks > 1) for made in trials for blow in made.blows} >= {(name, True) for name in BY_NAME}
     assert all(blow.all_ranks for made in trials for blow in made.blows if made.ranks == 1)
+
+
+def test_the_counts_that_are_kept_are_of_a_whole_run_without_failures() -> None:
+    found = json.loads((Path(torture.__file__).parent / "results" / "torture.json").read_text())
+    assert found["trials"] == found["equal"] == sum(found["trials_by_recipe"].values()) >= 100
+    assert found["failures"] == []
+    assert found["longest_end_s"] < torture.LIMIT
+    assert not found["commit"].endswith("-dirty")
