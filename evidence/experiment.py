@@ -5,7 +5,8 @@ An experiment is a file in ``evidence/experiments``::
     frames: 400_000           # joint steps of each training
     seeds: 5
     evaluations: 20           # points of a curve
-    columns: [critic/loss]    # of metrics.csv to keep beside the evaluation's return; optional
+    settings: [env.max_steps=50]   # of all trainings; optional
+    columns: [critic/loss]    # of metrics.csv to keep, and to tell at the end, beside the evaluation's return; optional
     tasks:
       5x5-2p-1f: [env.type=foraging, env.map=5x5-2p-1f]
     arms:
@@ -52,6 +53,7 @@ class Experiment:
         arms: a recipe and overrides, by arm.
         compare: pairs of arms.
         columns: what else is kept.
+        settings: overrides of all trainings.
     """
 
     name: str
@@ -62,11 +64,12 @@ class Experiment:
     arms: Mapping[str, Sequence[str]]
     compare: Sequence[Sequence[str]] = ()
     columns: Sequence[str] = ()
+    settings: Sequence[str] = ()
 
     def overrides(self, task: str, arm: str) -> list[str]:
         """What is set in an arm's recipe on a task, but for the seed."""
         recipe, *changes = self.arms[arm]
-        own = [*self.tasks[task], *changes]
+        own = [*self.settings, *self.tasks[task], *changes]
         config = load_recipe(recipe, own).config
         iterations = max(1, self.frames // (config.env.num_envs * config.data.steps))
         interval = max(1, iterations // self.evaluations)
@@ -164,19 +167,17 @@ def _draw(experiment: Experiment, task: str, files: Mapping[str, Sequence[Path]]
 
 
 def _task_table(experiment: Experiment, task: str, files: Mapping[str, Sequence[Path]]) -> str:
-    """Interquartile means of the last evaluation and of the whole curve, and the probabilities of improvement."""
-    last = {arm: np.array([read_metrics(file)[EVALUATION_RETURN][-1] for file in found]) for arm, found in files.items()}
-    whole = {arm: np.array([np.mean(read_metrics(file)[EVALUATION_RETURN]) for file in found]) for arm, found in files.items()}
+    """Interquartile means of the last evaluation, of the whole curve and of the last entries of other columns; who improves."""
+    curves = {arm: [read_metrics(file) for file in found] for arm, found in files.items()}
+    last = {arm: np.array([curve[EVALUATION_RETURN][-1] for curve in found]) for arm, found in curves.items()}
+    whole = {arm: np.array([np.mean(curve[EVALUATION_RETURN]) for curve in found]) for arm, found in curves.items()}
+    others = [{arm: np.array([curve[name][-1] for curve in curves[arm]]) for arm in files} for name in experiment.columns]
     rows = [
-        [
-            arm,
-            str(len(found)),
-            with_interval(estimate([last[arm]], interquartile_mean)),
-            with_interval(estimate([whole[arm]], interquartile_mean)),
-        ]
+        [arm, str(len(found)), *(with_interval(estimate([of[arm]], interquartile_mean)) for of in (last, whole, *others))]
         for arm, found in files.items()
     ]
-    text = [f"**{task}**", "", markdown_table(["", "seeds", "last evaluation", "mean over the training"], rows)]
+    named = [f"`{name}` at the end" for name in experiment.columns]
+    text = [f"**{task}**", "", markdown_table(["", "seeds", "last evaluation", "mean over the training", *named], rows)]
     for one, other in experiment.compare:
         if one in files and other in files:
             ends, means = (with_interval(estimate([of[one], of[other]], improvement)) for of in (last, whole))
