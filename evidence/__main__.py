@@ -1,4 +1,4 @@
-"""Put a claim to the test, and write what was found into ``docs/evidence.md``.
+"""Put a claim to the test, and write what was found into ``docs/evidence.md`` and the README's table of systems.
 
     python -m evidence                              # list the claims
     python -m evidence perla-foraging --jobs 2      # train what is missing, then summarise
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from evidence import experiment
-from evidence.register import DOCUMENT, Claim, document, load_claims
+from evidence.register import DOCUMENT, README, Claim, document, load_claims, with_evidence
 from marlkit.errors import MarlkitError
 
 
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"{claim.name:28} {claim.verdict}")
             return
         DOCUMENT.write_text(document(claims.values()), encoding="utf-8")
+        README.write_text(with_evidence(README.read_text(encoding="utf-8"), claims.values()), encoding="utf-8")
     except MarlkitError as error:
         sys.exit(str(error))
 

@@ -14,6 +14,7 @@ from marlkit.errors import MarlkitError
 
 REGISTER = Path(__file__).parent / "claims.yaml"
 DOCUMENT = Path(__file__).parent.parent / "docs" / "evidence.md"
+README = Path(__file__).parent.parent / "README.md"
 VERDICTS = ("reproduced", "partly", "not reproduced", "not tested")
 SOURCES = {
     "PERLA": "Jafferjee et al. 2022, Semi-Centralised Multi-Agent Reinforcement Learning with Policy-Embedded Training",
@@ -37,6 +38,7 @@ class Claim:
         scripts: names of modules in ``evidence`` with a function ``main``.
         tests: that put it to the test, as pytest names them.
         budget: of what was run, in words.
+        recipes: that it is about, beside those of its experiments.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Claim:
     scripts: Sequence[str] = field(default_factory=tuple)
     tests: Sequence[str] = field(default_factory=tuple)
     budget: str = ""
+    recipes: Sequence[str] = field(default_factory=tuple)
 
 
 def load_claims(path: Path = REGISTER) -> dict[str, Claim]:
@@ -88,6 +91,15 @@ def _claim(place: str, entry: dict[str, Any]) -> Claim:
 def results_of(claim: Claim) -> list[Path]:
     """The folders of what was kept; of those that there are."""
     return [RESULTS / name for name in (*claim.experiments, *claim.scripts) if (RESULTS / name / "summary.md").exists()]
+
+
+def claims_about(recipe: str, claims: Iterable[Claim]) -> list[Claim]:
+    """Those whose experiments train a recipe, or that name it."""
+    return [
+        claim
+        for claim in claims
+        if recipe in claim.recipes or any(recipe == arm[0] for name in claim.experiments for arm in load(name).arms.values())
+    ]
 
 
 # --- the page ----------------------------------------------------------------------------------------------------------------
@@ -134,3 +146,22 @@ def _section(claim: Claim) -> str:
             ]
         lines += [""]
     return "\n".join(lines)
+
+
+def with_evidence(text: str, claims: Iterable[Claim]) -> str:
+    """The README with the last column of its table of systems written anew: the claims about each recipe and their verdicts."""
+    claims = list(claims)
+    before, head, rest = text.partition(TABLE_OF_SYSTEMS)
+    lines, end, after = rest.partition("\n\n")
+    return before + head + "\n".join(_with_cell(line, claims) for line in lines.split("\n")) + end + after
+
+
+TABLE_OF_SYSTEMS = "| recipe | actor | critic | update | source | evidence |\n|---|---|---|---|---|---|\n"
+"""How it begins."""
+
+
+def _with_cell(line: str, claims: Sequence[Claim]) -> str:
+    recipe = line.split("`")[1]
+    found = [f"[{claim.name}](docs/evidence.md#{claim.name}): {claim.verdict}" for claim in claims_about(recipe, claims)]
+    cell = "<br>".join(found) or "no claim of the sources"
+    return "|".join([*line.split("|")[:6], f" {cell} |"])

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from evidence.experiment import HERE, Experiment, load
-from evidence.register import DOCUMENT, document, load_claims, results_of
+from evidence.register import DOCUMENT, README, TABLE_OF_SYSTEMS, document, load_claims, results_of, with_evidence
 from marlkit.errors import MarlkitError
-from marlkit.recipe import load_recipe
+from marlkit.recipe import load_recipe, shipped
 
 CLAIMS = load_claims()
 EXPERIMENTS = sorted(path.stem for path in HERE.glob("*.yaml"))
@@ -21,6 +21,13 @@ def test_the_page_says_what_the_register_and_the_results_say() -> None:
     assert DOCUMENT.read_text(encoding="utf-8") == document(CLAIMS.values()), "run `python -m evidence --document`"
 
 
+def test_the_readme_shows_each_recipe_with_its_evidence() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert text == with_evidence(text, CLAIMS.values()), "run `python -m evidence --document`"
+    table = text.partition(TABLE_OF_SYSTEMS)[2].partition("\n\n")[0]
+    assert sorted(line.split("`")[1] for line in table.split("\n")) == sorted(shipped())
+
+
 def test_a_verdict_rests_on_something() -> None:
     for claim in CLAIMS.values():
         if claim.verdict != "not tested":
@@ -29,6 +36,7 @@ def test_a_verdict_rests_on_something() -> None:
             assert Path(test.partition("::")[0]).exists(), test
         for name in claim.experiments:
             assert name in EXPERIMENTS, name
+        assert set(claim.recipes) <= set(shipped())
 
 
 @pytest.mark.parametrize(
