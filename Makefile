@@ -44,7 +44,7 @@ lint: $(STAMP)
 
 # One process per core; a file's tests stay together, because some share what takes long to make.
 test: lint
-	$(IN_VENV) pytest --numprocesses auto --dist loadfile
+	$(IN_VENV) pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 exhaustive: $(STAMP)
 	$(IN_VENV) pytest --numprocesses auto -m exhaustive
