@@ -115,10 +115,10 @@ Nothing was tuned towards a published figure. Budgets are what two cores do in h
 is not reproduced, this says what was seen within that budget, not that the claim is wrong. Values are interquartile means over
 the seeds with 95 % bootstrap intervals ([how to read them](comparing.md)).
 
-That single equations are right is shown elsewhere: by closed forms and enumeration in `tests/theory`, and by public code, to which
-advantages, value normalisation, the losses and gradients of PPO, HAPPO and COMA, HATRPO's whole step and MAT's networks are equal to
-1e-12 on fixed batches (`tests/theory/test_public_code.py`; `tests/golden/make_public_code.py` names the commits and makes the numbers
-again).
+That single equations are right is shown elsewhere: by closed forms and enumeration in `tests/theory`, and by public code.
+Advantages, value normalisation, the losses and gradients of PPO, HAPPO and COMA, HATRPO's whole step and MAT's networks equal it
+to 1e-12 on fixed batches (`tests/theory/test_public_code.py`; `tests/golden/make_public_code.py` names the commits, and makes the
+numbers again).
 """
 
 
