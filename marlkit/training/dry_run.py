@@ -78,8 +78,14 @@ def _learn(batch: TensorDictBase, played: TensorDictBase, learner: Learner, reci
     steps = _FewSteps(_who("update", learner))
     learning = Learning(learner.actor, learner.critic, learner.opponents, steps, progress=0.0)
     trained = _trained(learner)
+    if learner.diagnostics is not None:
+        with _named("critic", learner, recipe):
+            learner.diagnostics.before(batch, learning, learner.estimator, learner.update, 0)
     with _named("update", learner, recipe), suppress(_EnoughError):
         _check_metrics(learner.update.update(batch, learning), _who("update", learner))
+    if learner.diagnostics is not None:
+        with _named("actor", learner, recipe):
+            learner.diagnostics.after(batch, learner.actor)
     if learner.annotator.opponents_are_read:
         with _named("opponents", learner, recipe), suppress(_EnoughError):
             learner.opponents.observe(played)

@@ -23,7 +23,7 @@ from marlkit.critics.centralised import CentralisedCritic
 from marlkit.critics.counterfactual import CounterfactualCritic
 from marlkit.critics.joint import JointCritic
 from marlkit.critics.marginalised import MarginalisedCritic
-from marlkit.errors import RecipeError
+from marlkit.errors import MarlkitError, RecipeError
 from marlkit.estimators.counterfactual import CounterfactualEstimator
 from marlkit.estimators.td_lambda import TdLambdaEstimator
 from marlkit.nn.normalisers import ValueNormaliser
@@ -35,6 +35,7 @@ from marlkit.spec import Continuous, Discrete, TeamSpec
 from marlkit.testing import fake_batch
 from marlkit.training.assembly import build_environment, build_learner
 from marlkit.training.diagnostics import Diagnostics
+from marlkit.training.dry_run import dry_run
 from marlkit.training.learner import Learner
 
 SPEC = TeamSpec(2, 3, Discrete(2))
@@ -395,3 +396,27 @@ def test_a_misspelt_diagnostic_is_refused() -> None:
 
 def test_what_is_not_asked_for_is_not_there() -> None:
     assert learner().diagnostics is None
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_the_dry_run_measures_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+    before = Diagnostics.before
+    monkeypatch.setattr(Diagnostics, "before", lambda self, *given: (before(self, *given), measured.append(self._found[-1])))
+    dry_run(load_recipe(name, [*small(name), "trainer.diagnostics=all"]))
+    assert len(measured) == 1
+    assert "critic/td_error" in measured[0]
+
+
+def test_what_diagnostics_cannot_do_with_a_critic_is_found_by_the_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(self: CentralisedCritic, batch: TensorDictBase) -> TensorDictBase:
+        if batch.batch_dims == 1:
+            raise ValueError("needs a time dimension")
+        return forward(self, batch)
+
+    forward = CentralisedCritic.forward
+    monkeypatch.setattr(CentralisedCritic, "forward", refuses)
+    dry_run(load_recipe("mappo", small("mappo")))
+    recipe = ["trainer.diagnostics=[variance]", *small("mappo")]
+    with pytest.raises(MarlkitError, match="dry run: .*CentralisedCritic.*needs a time dimension"):
+        dry_run(load_recipe("mappo", recipe))
