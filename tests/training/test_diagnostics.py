@@ -409,14 +409,18 @@ def test_the_dry_run_measures_too(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_diagnostics_cannot_do_with_a_critic_is_found_by_the_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(self: CentralisedCritic, batch: TensorDictBase) -> TensorDictBase:
-        if batch.batch_dims == 1:
-            raise ValueError("needs a time dimension")
+    def answers_twice(self: CentralisedCritic, batch: TensorDictBase) -> TensorDictBase:
+        if len(asked) == 2:
+            raise ValueError("answers twice only")
+        asked.append(batch)
         return forward(self, batch)
 
+    asked: list[TensorDictBase] = []
     forward = CentralisedCritic.forward
-    monkeypatch.setattr(CentralisedCritic, "forward", refuses)
+    monkeypatch.setattr(CentralisedCritic, "forward", answers_twice)
     dry_run(load_recipe("mappo", small("mappo")))
+    assert len(asked) == 2
+    asked.clear()
     recipe = ["trainer.diagnostics=[variance]", *small("mappo")]
-    with pytest.raises(MarlkitError, match="dry run: .*CentralisedCritic.*needs a time dimension"):
+    with pytest.raises(MarlkitError, match=r"dry run: .*CentralisedCritic.*answers twice only"):
         dry_run(load_recipe("mappo", recipe))
