@@ -400,9 +400,14 @@ def test_what_is_not_asked_for_is_not_there() -> None:
 
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_the_dry_run_measures_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = []
+    measured: list[dict[str, Tensor]] = []
     before = Diagnostics.before
-    monkeypatch.setattr(Diagnostics, "before", lambda self, *given: (before(self, *given), measured.append(self._found[-1])))
+
+    def noted(self: Diagnostics, *given: Any) -> None:
+        before(self, *given)
+        measured.extend(self._found)
+
+    monkeypatch.setattr(Diagnostics, "before", noted)
     dry_run(load_recipe(name, [*small(name), "trainer.diagnostics=all"]))
     assert len(measured) == 1
     assert "critic/td_error" in measured[0]
