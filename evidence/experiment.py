@@ -6,6 +6,7 @@ An experiment is a file in ``evidence/experiments``::
     seeds: 5
     evaluations: 20           # points of a curve
     settings: [env.max_steps=50]   # of all trainings; optional
+    failed_below: 0.1         # the last evaluation of a training that has failed; optional
     columns: [critic/loss]    # of metrics.csv to keep, and to tell at the end, beside the evaluation's return; optional
     tasks:
       5x5-2p-1f: [env.type=foraging, env.map=5x5-2p-1f]
@@ -54,6 +55,7 @@ class Experiment:
         compare: pairs of arms.
         columns: what else is kept.
         settings: overrides of all trainings.
+        failed_below: a training whose last evaluation is lower has failed; how many do is told.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Experiment:
     compare: Sequence[Sequence[str]] = ()
     columns: Sequence[str] = ()
     settings: Sequence[str] = ()
+    failed_below: float | None = None
 
     def overrides(self, task: str, arm: str) -> list[str]:
         """What is set in an arm's recipe on a task, but for the seed."""
@@ -178,6 +181,9 @@ def _task_table(experiment: Experiment, task: str, files: Mapping[str, Sequence[
     ]
     named = [f"`{name}` at the end" for name in experiment.columns]
     text = [f"**{task}**", "", markdown_table(["", "seeds", "last evaluation", "mean over the training", *named], rows)]
+    if experiment.failed_below is not None:
+        failed = ", ".join(f"{(last[arm] < experiment.failed_below).sum()} of {len(last[arm])} of {arm}" for arm in files)
+        text.append(f"Trainings that end below {experiment.failed_below:g}: {failed}.\n")
     for one, other in experiment.compare:
         if one in files and other in files:
             ends, means = (with_interval(estimate([of[one], of[other]], improvement)) for of in (last, whole))

@@ -286,28 +286,73 @@ def penalised_step(
     return best
 
 
+def iterate(process: RandomDecisionProcess, policies: np.ndarray, order: Sequence[int], caution: float) -> tuple[float, float]:
+    """One iteration of algorithm 1 on the policies, in place: the agents' surrogate gains and their penalised gains.
+
+    The penalty is ``caution`` times that of the theory.
+    """
+    _, visits, advantage = process.evaluate(policies)
+    penalty = caution * 4 * process.gamma * np.abs(advantage).max() / (1 - process.gamma) ** 2
+    weight = torch.from_numpy(visits[:, None] * process.joint_policy(policies)).reshape(-1, 1)
+    factor, gains, bound = torch.from_numpy(advantage).reshape(-1, 1), 0.0, 0.0
+    for agent in order:
+        old = process.log_prob(torch.from_numpy(policies[agent]).log(), agent)
+        policies[agent], gain, penalised = penalised_step(process, agent, policies[agent], factor, weight, penalty)
+        new = process.log_prob(torch.from_numpy(policies[agent]).log(), agent)
+        factor = compound(factor, new, old, torch.ones_like(factor, dtype=torch.bool))
+        gains, bound = gains + gain, bound + penalised
+    return gains, bound
+
+
 @pytest.mark.parametrize(("seed", "agents"), [(0, 2), (1, 2), (2, 3), (3, 3)])
 def test_sequential_penalised_updates_never_lower_the_return(seed: int, agents: int) -> None:
     process, generator = RandomDecisionProcess(seed, agents), np.random.default_rng(seed)
     policies = process.policies.copy()
     first, _, _ = process.evaluate(policies)
     for _ in range(100):
-        before, visits, advantage = process.evaluate(policies)
-        penalty = 4 * process.gamma * np.abs(advantage).max() / (1 - process.gamma) ** 2
-        weight = torch.from_numpy(visits[:, None] * process.joint_policy(policies)).reshape(-1, 1)
-        factor, gains, bound = torch.from_numpy(advantage).reshape(-1, 1), 0.0, 0.0
-        for agent in generator.permutation(agents):
-            old = process.log_prob(torch.from_numpy(policies[agent]).log(), agent)
-            policies[agent], gain, penalised = penalised_step(process, agent, policies[agent], factor, weight, penalty)
-            new = process.log_prob(torch.from_numpy(policies[agent]).log(), agent)
-            factor = compound(factor, new, old, torch.ones_like(factor, dtype=torch.bool))
-            gains, bound = gains + gain, bound + penalised
+        old = policies.copy()
+        before, visits, advantage = process.evaluate(old)
+        gains, bound = iterate(process, policies, generator.permutation(agents), caution=1.0)
         after, _, _ = process.evaluate(policies)
         expected_gain = np.sum(visits[:, None] * process.joint_policy(policies) * advantage) / (1 - process.gamma)
         assert gains == pytest.approx(expected_gain, abs=1e-10)
         assert after - before >= bound - 1e-12
         assert bound >= 0
     assert after - first > 0.1
+
+
+def best_response_gain(process: RandomDecisionProcess, policies: np.ndarray, agent: int) -> float:
+    """How much more the team would get if one agent alone did what is best, by policy iteration in its own process."""
+    value, _, _ = process.evaluate(policies)
+    answer, best = policies.copy(), -math.inf
+    for _ in range(50):
+        found, _, advantage = process.evaluate(answer)
+        if found <= best + 1e-14:
+            break
+        best = found
+        others = answer.copy()
+        others[agent] = 1.0
+        weighted = process.joint_policy(others) * advantage
+        own = [weighted[:, np.array(process.joint)[:, agent] == action].sum(-1) for action in range(process.n_actions)]
+        answer[agent] = np.eye(process.n_actions)[np.argmax(own, 0)]
+    return best - value
+
+
+@pytest.mark.parametrize(("seed", "agents"), [(0, 2), (1, 2), (2, 3)])
+def test_sequential_updates_in_random_order_end_where_no_agent_gains_alone(seed: int, agents: int) -> None:
+    """Theorem 3: every limit is a Nash equilibrium. A hundredth of the penalty gets there in reasonable time."""
+    process, generator = RandomDecisionProcess(seed, agents), np.random.default_rng(seed)
+    in_turn, first_only = process.policies.copy(), process.policies.copy()
+
+    def most(policies: np.ndarray) -> float:
+        return max(best_response_gain(process, policies, agent) for agent in range(agents))
+
+    assert most(in_turn) > 0.1
+    for _ in range(60):
+        iterate(process, in_turn, generator.permutation(agents), caution=0.01)
+        iterate(process, first_only, [0], caution=0.01)
+    assert most(in_turn) < 1e-3
+    assert most(first_only) > 0.1
 
 
 RADIUS = ["kl_limit=0.5", "damping=0.001", "backtrack_factor=0.99", "epochs=1", "minibatch_size=null"]
