@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -286,7 +286,7 @@ def penalised_step(
     return best
 
 
-def iterate(process: RandomDecisionProcess, policies: np.ndarray, order: Sequence[int], caution: float) -> tuple[float, float]:
+def iterate(process: RandomDecisionProcess, policies: np.ndarray, order: Iterable[int], caution: float) -> tuple[float, float]:
     """One iteration of algorithm 1 on the policies, in place: the agents' surrogate gains and their penalised gains.
 
     The penalty is ``caution`` times that of the theory.
