@@ -43,6 +43,10 @@ HERE = Path(__file__).parent / "experiments"
 RESULTS = Path(__file__).parent / "results"
 
 
+LEAST = 3
+"""Trainings of each arm from which the probability of improvement is told."""
+
+
 @dataclass(frozen=True)
 class Experiment:
     """See the module.
@@ -185,7 +189,7 @@ def _task_table(experiment: Experiment, task: str, files: Mapping[str, Sequence[
         failed = ", ".join(f"{(last[arm] < experiment.failed_below).sum()} of {len(last[arm])} of {arm}" for arm in files)
         text.append(f"Trainings that end below {experiment.failed_below:g}: {failed}.\n")
     for one, other in experiment.compare:
-        if one in files and other in files:
+        if one in files and other in files and min(len(files[one]), len(files[other])) >= LEAST:
             ends, means = (with_interval(estimate([of[one], of[other]], improvement)) for of in (last, whole))
             text.append(f"Probability that {one} is above {other}: {ends} at the end, {means} over the training.\n")
     return "\n".join(text)

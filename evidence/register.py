@@ -128,10 +128,12 @@ def document(claims: Iterable[Claim]) -> str:
     rows = [f"| [{claim.name}](#{claim.name}) | {claim.source} | {claim.claim} | {claim.verdict} |" for claim in claims]
     sources = [f"- {name}: {title}." for name, title in SOURCES.items()]
     head = [HEAD, "| name | source | claim | verdict |", "|---|---|---|---|", *rows, "", *sources, ""]
-    return "\n".join([*head, *map(_section, claims)])
+    shown: dict[str, str] = {}
+    return "\n".join([*head, *(_section(claim, shown) for claim in claims)])
 
 
-def _section(claim: Claim) -> str:
+def _section(claim: Claim, shown: dict[str, str]) -> str:
+    """What is said of a claim; ``shown`` notes by folder the claim under which its results stand."""
     lines = [f"## {claim.name}", "", f"{claim.claim} ({claim.source}, {claim.where})", ""]
     lines += [f"**{claim.verdict.capitalize()}.** {claim.finding.strip()}", ""]
     if claim.experiments or claim.scripts:
@@ -139,6 +141,10 @@ def _section(claim: Claim) -> str:
     if claim.tests:
         lines += [f"Tests: {', '.join(f'`{test}`' for test in claim.tests)}.", ""]
     for folder in results_of(claim):
+        under = shown.setdefault(folder.name, claim.name)
+        if under != claim.name:
+            lines += [f"The results stand under [{under}](#{under}).", ""]
+            continue
         lines += [(folder / "summary.md").read_text(encoding="utf-8").strip(), ""]
         for picture in sorted(folder.glob("*.png")):
             words = f"{claim.name}: {picture.stem}"
