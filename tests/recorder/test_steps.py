@@ -5,30 +5,20 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from small_runs import GRU, VARIANTS, known, small
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from marlkit import rng, run
+from marlkit import rng
 from marlkit.options import CompileMode
-from marlkit.recipe import load_recipe, shipped
 from marlkit.recorder.steps import SPARE, StepRecorder
-from marlkit.run.checkpoint_io import load_checkpoint
-from marlkit.run.checkpoints import LAST
-from marlkit.run.metrics_file import read_metrics
-from marlkit.training import assembly
-from marlkit.training.learner import Learner
 
 CUDA = pytest.mark.gpu
-CHANGING = ["optimizer.lr_end=0.1", "update.entropy_coef_end=0.5", "update.step.entropy_coef_end=0.5"]
-"""What steps take in beside their rows."""
 
 
 class Line(nn.Module):
@@ -237,81 +227,3 @@ def test_a_step_that_brings_tensors_along_is_not_recorded() -> None:
         warnings.simplefilter("error")
         for rows in batches(3):
             run_step("step", lambda some: {"loss": line.step(some)["loss"] + torch.tensor(2.0) * some["x"].sum().clone()}, rows)
-
-
-# --- whole trainings ------------------------------------------------------------------------------------------------------
-
-
-def trained(recipe: str, mode: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *extra: str) -> tuple[Path, Learner]:
-    learners: list[Learner] = []
-    build = assembly.build_learner
-
-    def remembered(*given: Any, **named: Any) -> Learner:
-        learners.append(build(*given, **named))
-        return learners[-1]
-
-    with monkeypatch.context() as patch:
-        patch.setattr("marlkit.run.session.build_learner", remembered)
-        changing = known(recipe, CHANGING)
-        recipe_ = load_recipe(recipe, [*small(recipe), *changing, *extra, f"trainer.compile={mode}"])
-        ended = run.train(recipe_, folder / mode, progress=False)
-    return ended, learners[0]
-
-
-CASES = [pytest.param(name, (), id=name) for name in sorted(shipped())]
-SAMPLED = ("mappo", "coma", "f2a2_ddpg")
-"""Recipes whose GRU variants `make test` takes; the others are left to `make exhaustive`."""
-CASES += [
-    pytest.param(name, tuple(GRU), id=f"{name}-gru", marks=[] if name in SAMPLED else pytest.mark.exhaustive)
-    for name in sorted(shipped())
-    if len(known(name, GRU)) == len(GRU)
-]
-CASES += [pytest.param(name, tuple(extra), id=f"{name}-options") for name, extra in VARIANTS]
-
-
-@pytest.mark.filterwarnings("ignore:.*expects the trait `separate_parameters`")
-@pytest.mark.parametrize(("recipe", "extra"), CASES)
-def test_every_recipe_learns_the_same_either_way(
-    recipe: str, extra: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Parameters, optimiser, environment, generators and all metrics but the times."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*not recorded.*")
-        (one, _), (other, learner) = (trained(recipe, mode, tmp_path, monkeypatch, *extra) for mode in ("none", "auto"))
-    assert any(known.recorded for known in learner.step_recorder._known.values())
-    states = [load_checkpoint(folder / "checkpoints" / LAST) for folder in (one, other)]
-    for state in states:
-        state["marlkit"].pop("recipe")
-    assert_same(states[0]["state_dict"], states[1]["state_dict"])
-    assert_same(states[0]["marlkit"], states[1]["marlkit"])
-    tables = [read_metrics(folder / "metrics.csv") for folder in (one, other)]
-    for name, values in tables[0].items():
-        if not name.startswith("time/"):
-            assert str(values) == str(tables[1][name]), name
-
-
-def assert_same(one: Any, other: Any) -> None:
-    if isinstance(one, Tensor):
-        assert torch.equal(one, other) or (one.isnan() == other.isnan()).all()
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key, value in one.items():
-            assert_same(value, other[key])
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other)
-        for left, right in zip(one, other, strict=True):
-            assert_same(left, right)
-    else:
-        assert str(one) == str(other)
-
-
-@CUDA
-@pytest.mark.parametrize("recipe", sorted(shipped()))
-def test_every_recipe_learns_with_graphs(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = "trainer.accelerator=cuda"
-    (one, _), (other, learner) = (trained(recipe, mode, tmp_path, monkeypatch, device) for mode in ("none", "graph"))
-    assert any(known.recorded for known in learner.step_recorder._known.values())
-    first, second = (load_checkpoint(folder / "checkpoints" / LAST)["state_dict"] for folder in (one, other))
-    for name, value in first.items():
-        if isinstance(value, Tensor):
-            torch.testing.assert_close(value, second[name], rtol=1e-2, atol=1e-3)

@@ -269,7 +269,7 @@ def test_ranks_stop_together_when_a_callback_stops_the_training(tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mappo", "f2a2_ddpg"])
+@pytest.mark.parametrize("name", [pytest.param("mappo", marks=pytest.mark.exhaustive), "f2a2_ddpg"])
 def test_two_ranks_stopped_and_resumed_equal_two_that_were_not(name: str, tmp_path: Path) -> None:
     given = overrides(name, "trainer.diagnostics=[td_error]")
     whole = Path(marlkit("train", name, *given, "trainer.iterations=4", "--root", str(tmp_path / "a")).stdout.strip())

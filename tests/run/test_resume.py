@@ -15,46 +15,17 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from small_runs import GRU, VARIANTS, KilledError, killed_at, known, same, small, states, without_times
+from small_runs import KilledError, killed_at, same, small, states, without_times
 
 from marlkit import interrupts, run
 from marlkit.errors import CheckpointError, Interrupted, RecipeError, RunError
 from marlkit.interrupts import SIGNALS
-from marlkit.recipe import load_recipe, shipped
+from marlkit.recipe import load_recipe
 from marlkit.run.checkpoint_io import load_checkpoint, save_checkpoint
 from marlkit.run.checkpoints import LAST
 from marlkit.run.metrics_file import read_metrics
 from marlkit.run.versions import read_versions, warn_of_other_process
 from marlkit.training.learner import Learner
-
-SAMPLED = ("coma", "happo", "mappo")
-"""Recipes whose GRU variants `make test` takes; the others are left to `make exhaustive`."""
-CASES = [pytest.param(name, [], id=f"{name}-mlp") for name in sorted(shipped())]
-CASES += [pytest.param(name, GRU, id=f"{name}-gru", marks=[] if name in SAMPLED else pytest.mark.exhaustive)
-          for name in sorted(shipped()) if known(name, GRU) == GRU]  # fmt: skip
-FORAGING = ["env=foraging", "env.map=5x5-2p-1f", "env.max_steps=7"]
-CASES.append(pytest.param("mappo", FORAGING, id="mappo-foraging"))
-CASES += [pytest.param(name, extra, id=f"{name}-options") for name, extra in VARIANTS]
-
-
-@pytest.mark.filterwarnings("ignore:.*expects the trait `separate_parameters`")
-@pytest.mark.parametrize(("name", "extra"), CASES)
-def test_killed_and_resumed_equals_uninterrupted(
-    name: str, extra: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = load_recipe(name, small(name, *extra))
-    whole = run.train(recipe, tmp_path / "whole", progress=False)
-    with monkeypatch.context() as patch:
-        killed_at(2, patch)
-        with pytest.raises(KilledError):
-            run.train(recipe, tmp_path / "cut", progress=False)
-    (cut,) = (tmp_path / "cut" / name).iterdir()
-    assert states(cut)["marlkit"]["iteration"] == 2
-    run.resume(cut, progress=False)
-    ended, expected = states(cut), states(whole)
-    for part in ("state_dict", "optimizer_states", "marlkit"):
-        assert same(ended[part], expected[part]), part
-    assert without_times(cut) == without_times(whole)
 
 
 def test_kill_9_at_any_moment_leaves_a_run_that_resumes(tmp_path: Path) -> None:
