@@ -246,3 +246,41 @@ def test_exact_policy_gradient_ends_on_the_side_of_the_boundary_where_it_began(s
         loss = 2 * policy_gradient_loss(log_prob, payoff(actions).unsqueeze(-1), weight)
         logits = logits - 0.5 * torch.autograd.grad(loss, logits)[0]
     assert masked_mean(payoff(actions).unsqueeze(-1), weight).item() == pytest.approx(limit, abs=0.2)
+
+
+# --- Theorem 6: an actor-critic with either estimator converges ---------------------------------------------------------------
+
+
+def expected_gradient(logits: Tensor, rewards: Tensor) -> Tensor:
+    """The exact gradient ``[2, A]`` of the expected reward of two independent softmax policies, ``rewards`` being ``[A, A]``."""
+    logits = logits.detach().requires_grad_()
+    own, other = logits.softmax(-1)
+    return torch.autograd.grad(own @ rewards @ other, logits)[0]
+
+
+@pytest.mark.parametrize("marginalised", [False, True], ids=["centralised", "PERLA"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_an_actor_critic_converges_to_a_point_without_gradient(seed: int, marginalised: bool) -> None:
+    """A critic that learns from noisy rewards in faster steps than the actor's, K = 4 samples, two agents of three actions."""
+    generator = torch.Generator().manual_seed(seed)
+    rewards = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    logits, critic = torch.zeros(2, 3, dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64)
+    first = expected_gradient(logits, rewards).norm()
+    for step in range(1, 1001):
+        policies = logits.softmax(-1)
+        actions = torch.stack([policy.multinomial(64, replacement=True, generator=generator) for policy in policies], -1)
+        noise = torch.randn(64, generator=generator, dtype=torch.float64)
+        own, other = actions.unbind(-1)
+        error = rewards[own, other] + noise - critic[own, other]
+        critic = critic.index_put((own, other), step**-0.55 * error / 8, accumulate=True)
+        if marginalised:
+            drawn = torch.stack([policy.multinomial(256, replacement=True, generator=generator) for policy in policies], -1)
+            samples = drawn.unflatten(0, (64, 4))
+            values = [critic[own[:, None], samples[..., 1]].mean(-1), critic[samples[..., 0], other[:, None]].mean(-1)]
+        else:
+            values = [critic[own, other]] * 2
+        logits = logits.detach().requires_grad_()
+        log_prob = logits.log_softmax(-1)[torch.arange(2), actions].unsqueeze(-1)
+        loss = 2 * policy_gradient_loss(log_prob, torch.stack(values, -1).unsqueeze(-1), torch.ones_like(log_prob))
+        logits = logits - 6 * step**-0.65 * torch.autograd.grad(loss, logits)[0]
+    assert expected_gradient(logits, rewards).norm() < 0.1 * first
