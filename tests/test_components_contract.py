@@ -54,7 +54,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
 
 
 def variants(entry: Entry) -> list[dict[str, Any]]:
-    """The defaults, and every value of an option that the contract depends on."""
+    """The defaults, every value of an option that the contract depends on, and twins."""
     conditions = {
         str(part)
         for field in (entry.contract.reads, entry.contract.writes, entry.contract.traits)
@@ -63,7 +63,8 @@ def variants(entry: Entry) -> list[dict[str, Any]]:
         for part in item.parts
         if part.value is not None
     }
-    return [{}, *({str(k): v for k, v in OmegaConf.from_dotlist([c]).items()} for c in sorted(conditions))]
+    twins = [{"twins": True}] if "twins" in entry.options else []
+    return [{}, *twins, *({str(k): v for k, v in OmegaConf.from_dotlist([c]).items()} for c in sorted(conditions))]
 
 
 def cases() -> list[Any]:

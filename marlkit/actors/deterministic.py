@@ -11,11 +11,12 @@ from torch import Tensor
 from marlkit import keys
 from marlkit.component import Actor
 from marlkit.contract import Contract, When
+from marlkit.errors import OptionError
 from marlkit.functional.schedule import linear
 from marlkit.nn.actions import ActionRange
 from marlkit.nn.distributions import CategoricalTeam, NormalTeam, TeamDistribution
 from marlkit.nn.networks import TeamNetwork, group_of_agents
-from marlkit.options import Activation, Hidden, Initialisation, PositiveFloat, Share
+from marlkit.options import Activation, Hidden, Initialisation, NonNegativeFloat, PositiveFloat, Share
 from marlkit.spec import Continuous, TeamSpec
 
 
@@ -42,6 +43,12 @@ class DeterministicActor(Actor):
         exploration: deviation of the noise on continuous actions, in half-ranges; 0.05 to 0.3.
         exploration_end: its value at the end of the training, reached linearly; `null`: unchanged.
         temperature: of the relaxation of discrete actions; 1 in MADDPG.
+        target_noise: deviation of normal noise on the continuous actions that values are bootstrapped with, in half-ranges, so
+            that neighbouring actions have similar values; 0.2 in TD3. Discrete ones are drawn from the policy.
+        target_noise_limit: what that noise is cut to on both sides, in half-ranges; 0.5 in TD3.
+
+    Raises:
+        OptionError: ``target_noise`` is given for discrete actions.
     """
 
     contract = Contract(
@@ -75,10 +82,17 @@ class DeterministicActor(Actor):
         exploration: PositiveFloat = 0.1,
         exploration_end: PositiveFloat | None = None,
         temperature: PositiveFloat = 1.0,
+        target_noise: NonNegativeFloat = 0.0,
+        target_noise_limit: PositiveFloat = 0.5,
     ) -> None:
         super().__init__()
+        if target_noise and spec.discrete:
+            message = f"is for continuous actions; discrete ones are drawn from the policy: must be 0 here, got {target_noise}"
+            raise OptionError("target_noise", message)
         self.spec = spec
         self.temperature = temperature
+        self.target_noise = target_noise
+        self.target_noise_limit = target_noise_limit
         self.explorations = (exploration, exploration_end)
         self.network = TeamNetwork(
             spec.observation,
@@ -112,9 +126,17 @@ class DeterministicActor(Actor):
         return self._write(batch, policy, policy.mode() if deterministic else policy.sample())
 
     def bootstrap(self, batch: TensorDictBase) -> TensorDictBase:
-        """Choose ``mu``, without noise; of discrete actions a sample, which is the policy itself; batch ``[*]``."""
+        """Choose ``mu``, with no other noise than the target's; of discrete actions a sample of the policy; batch ``[*]``."""
         policy = self.distribution(batch)
-        return self._write(batch, policy, policy.sample() if self.spec.discrete else policy.mode())
+        if self.range is None:
+            return self._write(batch, policy, policy.sample())
+        action = policy.mode()
+        if self.target_noise:
+            noise = (self.target_noise * torch.randn_like(action)).clamp(-self.target_noise_limit, self.target_noise_limit)
+            bound = self.range.half_range
+            # Not beyond what the policy can choose, where no value was ever learnt.
+            action = (action + bound * noise - self.range.middle).clamp(-bound, bound) + self.range.middle
+        return self._write(batch, policy, action)
 
     def reparametrised(self, batch: TensorDictBase) -> Tensor:
         """``mu`` ``[*, N, D]``, or a straight-through sample ``[*, N, A]``, with gradient."""

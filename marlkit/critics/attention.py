@@ -11,6 +11,7 @@ from torch import Tensor
 
 from marlkit import keys
 from marlkit.contract import Contract
+from marlkit.critics._twins import twin_of
 from marlkit.critics._vector import VectorCritic
 from marlkit.errors import OptionError
 from marlkit.functional.attention import attended, weights_of_others
@@ -39,6 +40,7 @@ class AttentionCritic(VectorCritic):
         layer_norm: normalise the observation and the hidden layers' outputs.
         initialisation: `orthogonal` (Saxe et al. 2014; MAPPO's), `xavier` (Glorot and Bengio 2010), or `uniform`, as
             `torch.nn.Linear` starts, without gains.
+        twins: have two networks, each regressed, and value by the smaller of theirs (Fujimoto et al. 2018).
         value_norm: regress on running-normalised targets (Yu et al. 2022); `popart`: and rewrite the last layer whenever their
             scale changes, so that no value does (van Hasselt et al. 2016).
 
@@ -65,6 +67,7 @@ class AttentionCritic(VectorCritic):
         activation: Activation = "leaky_relu",
         layer_norm: bool = False,
         initialisation: Initialisation = "orthogonal",
+        twins: bool = False,
         value_norm: ValueNorm = True,
     ) -> None:
         super().__init__()
@@ -84,13 +87,16 @@ class AttentionCritic(VectorCritic):
         self.query, self.key = (linear(size, size, (0,), gain=1.0, bias=False) for _ in range(2))
         self.value = linear(size, size, (0,), gain=gain)
         self.head = network(2 * size, spec.action_features, hidden=[size], output_gain=1.0, agent_id=False)
+        self.twin = twin_of(self) if twins else None
 
     def rescale(self, scale: Tensor, shift: Tensor) -> None:
         """Replace every prediction ``f`` by ``scale f + shift``, ``[]`` each."""
         self.head.rescale(scale, shift)
+        if self.twin is not None:
+            self.twin.rescale(scale, shift)
 
     def action_values(self, batch: TensorDictBase) -> Tensor:
-        """``Q_i`` in normalised units, ``[1, *, N, A]``."""
+        """``Q_i`` in normalised units, ``[K, *, N, A]``; K is 2 with twins."""
         observation = batch[keys.OBSERVATION]
         joint = action_features(batch[keys.JOINT_ACTION], self.spec, observation.dtype)
         own = self.activation(self.own_encoder(observation))
@@ -101,4 +107,5 @@ class AttentionCritic(VectorCritic):
             features.unflatten(-1, (self.heads, -1))
             for features in (self.query(own), self.key(others), self.activation(self.value(others)))
         )
-        return self.head(torch.cat([own, attended(weights_of_others(query, key), value)], -1)).unsqueeze(0)
+        values = self.head(torch.cat([own, attended(weights_of_others(query, key), value)], -1)).unsqueeze(0)
+        return values if self.twin is None else torch.cat([values, self.twin.action_values(batch)])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.nn import functional as F
 
 from marlkit import keys
 from marlkit.contract import Contract, When
+from marlkit.critics._twins import twin_of
 from marlkit.critics._vector import VectorCritic
 from marlkit.functional.counterfactual import others_features
 from marlkit.nn.actions import action_features
@@ -35,6 +37,7 @@ class CounterfactualCritic(VectorCritic):
         layer_norm: normalise the state, the own observation and the hidden layers' outputs.
         initialisation: `orthogonal` (Saxe et al. 2014; MAPPO's), `xavier` (Glorot and Bengio 2010), or `uniform`, as
             `torch.nn.Linear` starts, without gains.
+        twins: have two networks, each regressed, and value by the smaller of theirs (Fujimoto et al. 2018).
         value_norm: regress on running-normalised targets (Yu et al. 2022); `popart`: and rewrite the last layer whenever their
             scale changes, so that no value does (van Hasselt et al. 2016).
     """
@@ -67,6 +70,7 @@ class CounterfactualCritic(VectorCritic):
         activation: Activation = "tanh",
         layer_norm: bool = False,
         initialisation: Initialisation = "orthogonal",
+        twins: bool = False,
         value_norm: ValueNorm = True,
     ) -> None:
         super().__init__()
@@ -93,13 +97,16 @@ class CounterfactualCritic(VectorCritic):
         beside = partial(TeamLinear, outputs=width, groups=groups, gain=1.0, bias=False, initialisation=initialisation)
         self.action_layer = beside(actions, further_inputs=inputs - actions)
         self.observation_layer = beside(observation, further_inputs=inputs - observation) if own_observation else None
+        self.twin = twin_of(self) if twins else None
 
     def rescale(self, scale: Tensor, shift: Tensor) -> None:
         """Replace every prediction ``f`` by ``scale f + shift``, ``[]`` each."""
         self.network.rescale(scale, shift, self.action_layer)
+        if self.twin is not None:
+            self.twin.rescale(scale, shift)
 
     def action_values(self, batch: TensorDictBase) -> Tensor:
-        """``Q_i`` in normalised units, ``[1, *, N, A]``."""
+        """``Q_i`` in normalised units, ``[K, *, N, A]``; K is 2 with twins."""
         state = batch[keys.STATE].unsqueeze(-2)
         if not self.single_group:
             state = state.expand(*state.shape[:-2], self.spec.n_agents, -1)
@@ -110,4 +117,5 @@ class CounterfactualCritic(VectorCritic):
             if self.layer_norm:
                 observation = F.layer_norm(observation, observation.shape[-1:])
             entered = entered + self.observation_layer(observation)
-        return self.network.leave(entered).unsqueeze(0)
+        values = self.network.leave(entered).unsqueeze(0)
+        return values if self.twin is None else torch.cat([values, self.twin.action_values(batch)])

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from marlkit import keys
 from marlkit.component import Critic, least
 from marlkit.contract import Contract, When
+from marlkit.critics._twins import twin_of
 from marlkit.nn.actions import ActionBounds, action_features
 from marlkit.nn.networks import TeamLinear, TeamNetwork, group_of_agents
 from marlkit.nn.normalisers import ValueNormaliser
@@ -36,6 +37,7 @@ class JointCritic(Critic):
         layer_norm: normalise the view and the hidden layers' outputs.
         initialisation: `orthogonal` (Saxe et al. 2014; MAPPO's), `xavier` (Glorot and Bengio 2010), or `uniform`, as
             `torch.nn.Linear` starts, without gains.
+        twins: have two networks, each regressed, and value by the smaller of theirs (Fujimoto et al. 2018).
         value_norm: regress on running-normalised targets (Yu et al. 2022); `popart`: and rewrite the last layer whenever their
             scale changes, so that no value does (van Hasselt et al. 2016).
     """
@@ -65,6 +67,7 @@ class JointCritic(Critic):
         activation: Activation = "tanh",
         layer_norm: bool = False,
         initialisation: Initialisation = "orthogonal",
+        twins: bool = False,
         value_norm: ValueNorm = True,
     ) -> None:
         super().__init__()
@@ -94,28 +97,32 @@ class JointCritic(Critic):
         sizes = torch.tensor(spec.own_action_sizes).unsqueeze(-1)
         self.register_buffer("owned", torch.arange(spec.action_features) < sizes, persistent=False)
         self.bounds = ActionBounds(spec)
+        self.twin = twin_of(self) if twins else None
 
     def rescale(self, scale: Tensor, shift: Tensor) -> None:
         """Replace every prediction ``f`` by ``scale f + shift``, ``[]`` each."""
         self.network.rescale(scale, shift, self.action_layer)
+        if self.twin is not None:
+            self.twin.rescale(scale, shift)
 
     def predict(self, batch: TensorDictBase) -> Tensor:
         """``Q_i`` of the actions taken in normalised units, ``[*, N, 1]``."""
         return least(self.predictions(batch))
 
     def predictions(self, batch: TensorDictBase) -> Tensor:
-        """``Q_i`` of the actions taken in normalised units, ``[1, *, N, 1]``."""
+        """``Q_i`` of the actions taken in normalised units, ``[K, *, N, 1]``; K is 2 with twins."""
         dtype = self.action_layer.weights[0].dtype
         own, joint = (action_features(batch[key], self.spec, dtype) for key in (keys.ACTION, keys.JOINT_ACTION))
         return self.action_value(batch, own, joint)
 
     def action_value(self, batch: TensorDictBase, own: Tensor, joint: Tensor) -> Tensor:
-        """``Q_i`` ``[1, *, N, 1]`` with ``own`` ``[*, N, F]`` for agent i's entry in its view of ``joint`` ``[*, V, N, F]``."""
+        """``Q_i`` ``[K, *, N, 1]`` with ``own`` ``[*, N, F]`` for agent i's entry in its view of ``joint`` ``[*, V, N, F]``."""
         joint, own = self._executed(joint), self._executed(own)
         one_view = joint.shape[-3] == 1
         before = joint.squeeze(-3) if one_view else joint.diagonal(dim1=-3, dim2=-2).movedim(-1, -2)
         change = torch.einsum("...nf,hnf->...nh", own - before, self._own_weight())
-        return self.network.leave(self._entered(batch) + self._from_joint(joint.flatten(-2)) + change).unsqueeze(0)
+        values = self.network.leave(self._entered(batch) + self._from_joint(joint.flatten(-2)) + change).unsqueeze(0)
+        return values if self.twin is None else torch.cat([values, self.twin.action_value(batch, own, joint)])
 
     def _executed(self, action: Tensor) -> Tensor:
         return self.bounds(action).masked_fill(~self.owned, 0.0)

@@ -1,4 +1,7 @@
-"""Deterministic policy gradients (Lillicrap et al. 2016; MADDPG, Lowe et al. 2017), with F2A2's joint gradients on request."""
+"""Deterministic policy gradients (DDPG, MADDPG, TD3), with F2A2's joint gradients on request.
+
+Lillicrap et al. 2016; Lowe et al. 2017; Fujimoto et al. 2018.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from marlkit.functional.reduce import masked_mean, sum_of
 from marlkit.keys import Key
 from marlkit.learning import Learning, Metrics
 from marlkit.nn.actions import action_features
-from marlkit.options import Finite, NonNegativeFloat, PositiveFloat, Probability
+from marlkit.options import Finite, NonNegativeFloat, PositiveFloat, PositiveInt, Probability
 from marlkit.spec import TeamSpec
 
 JOINT: Key = ("opponents", "joint_features")
@@ -34,7 +37,8 @@ LOGIT_PENALTY = 1e-3
 class DdpgUpdate(Update):
     """One step of the critic on ``mean((Q_i(a) - y)^2)``, then one of the actor on ``-mean Q_i(a_1, .., mu_i(o_i), .., a_N)``.
 
-    Of a critic with several networks each is regressed, and the actor climbs the first (Fujimoto et al. 2018).
+    Of a critic with several networks each is regressed, and the actor climbs the first. With twins, `actor_every: 2`, noise on
+    the target's actions and copies that wait for the actor this is TD3.
 
     Agent i's actor receives the gradient of ``Q_i`` through its own action only, and the critic none from the actor's loss.
     ``coupling`` adds to each what it owes to the other's objective (F2A2, Proposition 4; :mod:`marlkit.functional.coupling` has
@@ -46,6 +50,7 @@ class DdpgUpdate(Update):
         others: the others' actions in the actor's loss: `played` as in the batch (MADDPG), or `believed` to be chosen now.
         actor_weight: alpha1, weight of the actor's objective.
         critic_weight: alpha2, weight of the critic's.
+        actor_every: updates from one step of the actor to the next, the first with the first update; 2 in TD3.
         coupling: kappa, share of the joint gradients: 0 is DDPG, 1 is F2A2-DDPG.
         ratio_limit: eps, what ratios of the current policy and the one that played are cut to; 1 in F2A2.
         coefficient_floor: what the coupled actor's coefficient is raised to; `null`, as published: it may turn ascent to descent.
@@ -53,6 +58,8 @@ class DdpgUpdate(Update):
         huber_delta: error beyond which the critic's loss grows linearly, in normalised units; `null`: squared loss.
         max_grad_norm: gradient norm that actor and critic are each clipped to; `null`: unclipped.
     """
+
+    updates: Tensor
 
     contract = Contract(
         reads=(
@@ -70,6 +77,7 @@ class DdpgUpdate(Update):
         others: Literal["played", "believed"] = "played",
         actor_weight: PositiveFloat = 1.0,
         critic_weight: PositiveFloat = 1.0,
+        actor_every: PositiveInt = 1,
         coupling: Probability = 0.0,
         ratio_limit: PositiveFloat = 1.0,
         coefficient_floor: Finite | None = None,
@@ -81,6 +89,7 @@ class DdpgUpdate(Update):
         self.spec = spec
         self.others = others
         self.weights = {"actor_weight": actor_weight, "critic_weight": critic_weight}
+        self.actor_every = actor_every
         self.coupling = coupling
         self.ratio_limit = ratio_limit
         self.coefficient_floor = coefficient_floor
@@ -90,20 +99,37 @@ class DdpgUpdate(Update):
         self.action_penalty = (LOGIT_PENALTY if action_penalty is None else action_penalty) if spec.discrete else 0.0
         self.huber_delta = huber_delta
         self.max_grad_norm = max_grad_norm
+        if actor_every > 1:
+            self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def update(self, batch: TensorDictBase, learning: Learning) -> Metrics:
-        """Critic, then actor, on a batch ``[*, T]``."""
+        """Critic, then actor if it is its turn, on a batch ``[*, T]``."""
         actor, critic = learning.actor, learning.critic
         believing = set(learning.opponents.reads) - set(actor.writes) if self.others == "believed" else ()
         wanted = dict.fromkeys([*self.reads, *actor.reads, *critic.reads, *believing])
         critic.learn_scale(batch[keys.VALUE_TARGET], learning.ranks)
+
+        def only_critic(given: TensorDictBase) -> Metrics:
+            rows = units(given, actor.sequence_length)
+            if self.coupling:
+                rows.set(JOINT, self._joint_action(rows, learning))
+            return self._fit_critic(rows, learning)
 
         def both(given: TensorDictBase) -> Metrics:
             rows = units(given, actor.sequence_length)
             rows.set(JOINT, self._joint_action(rows, learning))
             return self._fit_critic(rows, learning) | self._fit_actor(rows, learning)
 
-        return learning.run_step("update", both, batch.select(*wanted))
+        if self._is_actors_turn():
+            return learning.run_step("update", both, batch.select(*wanted))
+        return learning.run_step("critic", only_critic, batch.select(*wanted))
+
+    def _is_actors_turn(self) -> bool:
+        if self.actor_every == 1:
+            return True
+        due = int(self.updates) % self.actor_every == 0
+        self.updates += 1
+        return due
 
     def _fit_critic(self, rows: TensorDictBase, learning: Learning) -> Metrics:
         predictions = learning.critic.predictions(rows)
