@@ -11,7 +11,6 @@ from torch import Tensor
 from marlkit import keys
 from marlkit.component import Actor
 from marlkit.contract import Contract, When
-from marlkit.errors import OptionError
 from marlkit.functional.schedule import linear
 from marlkit.nn.actions import ActionRange
 from marlkit.nn.distributions import CategoricalTeam, NormalTeam, TeamDistribution
@@ -46,9 +45,6 @@ class DeterministicActor(Actor):
         target_noise: deviation of normal noise on the continuous actions that values are bootstrapped with, in half-ranges, so
             that neighbouring actions have similar values; 0.2 in TD3. Discrete ones are drawn from the policy.
         target_noise_limit: what that noise is cut to on both sides, in half-ranges; 0.5 in TD3.
-
-    Raises:
-        OptionError: ``target_noise`` is given for discrete actions.
     """
 
     contract = Contract(
@@ -86,9 +82,6 @@ class DeterministicActor(Actor):
         target_noise_limit: PositiveFloat = 0.5,
     ) -> None:
         super().__init__()
-        if target_noise and spec.discrete:
-            message = f"is for continuous actions; discrete ones are drawn from the policy: must be 0 here, got {target_noise}"
-            raise OptionError("target_noise", message)
         self.spec = spec
         self.temperature = temperature
         self.target_noise = target_noise

@@ -66,6 +66,26 @@ def test_mu_lies_in_the_range_of_each_agent_and_is_what_is_bootstrapped_with(sha
         torch.testing.assert_close(action, expected)
 
 
+def test_actions_that_values_are_bootstrapped_with_are_smoothed_within_limits() -> None:
+    """Normal noise of deviation 0.2, cut at 0.3, in half-ranges, and never beyond what the policy can choose."""
+    actor, batch = actor_of(CONTINUOUS, target_noise=0.2, target_noise_limit=0.3), seen(CONTINUOUS, 1)
+    batch = batch.expand(20_000).clone()
+    torch.manual_seed(0)
+    mu, action = middle_of_play(actor, batch), actor.bootstrap(batch)[keys.ACTION]
+    noise = ((action - mu) / HALF)[:, OWNED]
+    room = ((MIDDLE + HALF - mu) / HALF)[0, OWNED], ((mu - MIDDLE + HALF) / HALF)[0, OWNED]
+    assert not action[:, ~OWNED].any()
+    for dimension, (above, below) in enumerate(zip(*room, strict=True)):
+        drawn = noise[:, dimension]
+        top, bottom = min(above.item(), 0.3), -min(below.item(), 0.3)
+        assert (drawn.max().item(), drawn.min().item()) == pytest.approx((top, bottom), abs=1e-5)
+        inside = (drawn < top - 1e-5) & (drawn > bottom + 1e-5)
+        share = torch.distributions.Normal(0.0, 0.2).cdf(torch.tensor([bottom, top])).diff().item()
+        assert inside.float().mean().item() == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / 20_000))
+    torch.testing.assert_close(actor.reparametrised(batch), mu)
+    torch.testing.assert_close(batch[keys.LOC], mu)
+
+
 def test_what_is_played_is_mu_with_noise_and_its_log_probability() -> None:
     actor, batch = actor_of(CONTINUOUS, exploration=0.25), seen(CONTINUOUS, 1)
     batch = batch.expand(20_000).clone()

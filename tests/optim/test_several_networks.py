@@ -175,3 +175,21 @@ def test_ddpg_regresses_every_network_and_the_actor_climbs_the_first() -> None:
 def test_joint_gradients_of_a_critic_of_two_networks_are_refused() -> None:
     with pytest.raises(OptionError, match="must be 0 with a critic of 2 networks"):
         ddpg(0.5)
+
+
+def test_the_actor_waits_for_the_critic_and_the_count_resumes() -> None:
+    """With `actor_every: 3` it takes a step in the updates 1, 4, 7; critics in all."""
+    actor, critic = DeterministicActor(CONTINUOUS, hidden=[4]), JointCritic(CONTINUOUS, hidden=[4], twins=True, value_norm=False)
+    batch = batch_for(actor)
+    batch.set(keys.JOINT_ACTION, batch[keys.ACTION].unsqueeze(-3))
+    kept: dict[str, Tensor] = DdpgUpdate(CONTINUOUS, actor_every=3).state_dict()
+    reached = []
+    for _ in range(7):
+        update, minimise = DdpgUpdate(CONTINUOUS, actor_every=3), Gradients(critic, actor)
+        update.load_state_dict(kept)
+        metrics = update.update(batch.clone(), Learning(actor, critic, TruePolicyOpponents(CONTINUOUS), minimise, 0.0))
+        kept = update.state_dict()
+        reached.append([any(slope is not None for network in loss[1:] for slope in network) for loss in minimise.found])
+        assert ("actor/loss" in metrics) == (len(minimise.found) == 2)
+    assert reached == [[False, True], [False], [False], [False, True], [False], [False], [False, True]]
+    assert not DdpgUpdate(CONTINUOUS).state_dict()

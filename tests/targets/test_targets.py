@@ -91,6 +91,25 @@ def test_soft_copies_move_by_tau_at_every_step() -> None:
     assert differ(state(targets.actor()), kept)
 
 
+def test_soft_copies_of_the_critic_wait_for_the_actor() -> None:
+    """The first, the third, … step of the critic moves its copy; every step of the actor moves its own."""
+    actor, critic = networks()
+    targets = SoftTargets(SPEC, tau=0.25, critic_interval=2)
+    targets.track(actor, critic)
+    moved: dict[str, list[bool]] = {"actor": [], "critic": []}
+    for _ in range(5):
+        before = {"actor": state(targets.actor()), "critic": state(targets.critic())}
+        move(critic, actor)
+        targets.follow(["critic", "actor"])
+        for name, copied in (("actor", targets.actor()), ("critic", targets.critic())):
+            moved[name].append(differ(state(copied), before[name]))
+        resumed = SoftTargets(SPEC, tau=0.25, critic_interval=2)
+        resumed.track(actor, critic)
+        resumed.load_state_dict(targets.state_dict())
+        targets = resumed
+    assert moved == {"actor": [True] * 5, "critic": [True, False, True, False, True]}
+
+
 def test_hard_copies_are_replaced_every_interval_each_by_its_own_count() -> None:
     actor, critic = networks()
     targets = HardTargets(SPEC, interval=3)
