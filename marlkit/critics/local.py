@@ -99,7 +99,7 @@ class LocalCritic(Critic):
 
     def action_values(self, batch: TensorDictBase) -> Tensor:
         """``Q_i`` of every own action, by each network, in normalised units: ``[K, *, N, A]`` (`style: q`)."""
-        return self.outputs(batch)
+        return self.outputs(batch) if self.style == "q" else super().action_values(batch)
 
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
         """Write the least of the values in real units; with `style: q` those of actions and their mean under the policy."""
