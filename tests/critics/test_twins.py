@@ -32,7 +32,7 @@ KINDS: list[Any] = [
 
 def critic_of(kind: type[Critic], spec: TeamSpec, options: dict[str, Any], **more: Any) -> Critic:
     torch.manual_seed(0)
-    critic = kind(spec, hidden=[4], **options, **more)  # type: ignore[call-arg]
+    critic = kind(spec, hidden=[4], **options, **more)
     with torch.no_grad():  # the last layers of some begin small
         for parameter in critic.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
