@@ -485,6 +485,10 @@ class Targets(Component, nn.Module, ABC):
     def critic(self) -> Critic:
         """The critic that values them."""
 
+    def chooser(self) -> Actor:
+        """The policy that chooses these actions off policy, if not :meth:`actor`, whose values of them then count."""
+        return self.actor()
+
     def follow(self, changed: Sequence[str], afterwards: Afterwards = at_once) -> None:
         """An optimiser step has changed these of ``"actor"`` and ``"critic"``; ``afterwards`` runs what is Python after it."""
 

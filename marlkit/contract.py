@@ -36,10 +36,14 @@ TRAITS: dict[str, Trait] = {
     "reparametrised": Trait(("actor",), "it gives fresh actions with the gradient of its parameters, by `reparametrised`"),
     "independent_agents": Trait(("actor",), "no agent's distribution depends on what another chooses"),
     "autoregressive": Trait(("actor",), "an agent may depend on the actions of the agents before it, on no others"),
+    "greedy": Trait(("actor",), "it owns `ACTION_VALUES`, and prefers of the available actions the one of the highest value"),
     "centralised_execution": Trait(("actor",), "an agent may depend on what others observe or do: all act at one place"),
     "separate_parameters": Trait(("actor", "critic"), "each agent has parameters of its own, which its loss alone reaches"),
     "differentiable_in_action": Trait(("critic",), "`action_value` has a gradient in each agent's own action"),
     "action_values": Trait(("critic",), "it values every own action of an agent at once, by `action_values`"),
+    "individual_global_max": Trait(
+        ("critic",), "no value falls where one of the actor's values of the actions taken rises: greedy agents are a greedy team"
+    ),
     "true_policies": Trait(("opponents",), "every agent believes what the others' policies are"),
     "lagging": Trait(("targets",), "values are bootstrapped with copies that lag behind the networks that learn"),
     "on_policy": Trait(

@@ -15,11 +15,14 @@ from marlkit import keys
 from marlkit.component import Actor
 from marlkit.errors import OptionError
 from marlkit.functional.schedule import linear
+from marlkit.keys import Key
 from marlkit.nn.actions import ActionRange
 from marlkit.nn.distributions import CategoricalTeam, TeamDistribution
-from marlkit.nn.networks import TeamParameter
+from marlkit.nn.networks import ACTIVATIONS, TeamGRU, TeamLinear, TeamNetwork, TeamParameter
+from marlkit.options import Initialisation
 from marlkit.spec import Continuous
 
+Body = Literal["mlp", "gru"]
 Deviation = Literal["parameter", "predicted"]
 
 
@@ -105,6 +108,74 @@ class IndependentActor(Actor):
             log_deviation = self.log_deviation.stacked(selected)
         dims = self.available(batch, agents)
         return self.range.normal(outputs, log_deviation, dims, slice(None) if agents is None else selected)
+
+
+class ObservingActor(IndependentActor):
+    """Base of policies whose ``x_i`` is a function of the agent's own observation, or of those of its episode so far."""
+
+    def prepare_network(
+        self,
+        outputs: int,
+        groups: Sequence[int],
+        *,
+        hidden: Sequence[int],
+        agent_id: bool,
+        activation: str,
+        layer_norm: bool,
+        initialisation: Initialisation,
+        body: Body,
+        sequence_length: int,
+        output_gain: float,
+    ) -> None:
+        """Make the network, of a team whose ``spec`` is set: a perceptron, with a `gru` behind its last hidden layer.
+
+        Args:
+            outputs: F.
+            groups: the group of each agent.
+            hidden: widths of the hidden layers; the last is that of the hidden state of a `gru`.
+            agent_id: whether agents that share a network have an identity.
+            activation: name of the non-linearity.
+            layer_norm: whether to normalise the observation and the hidden layers' outputs.
+            initialisation: how the layers are drawn.
+            body: `mlp` or `gru`.
+            sequence_length: steps over which a `gru` is trained.
+            output_gain: gain of the last layer's initialisation.
+        """
+        self.activation = ACTIVATIONS[activation]
+        self.recurrent = body == "gru"
+        self.sequence_length = sequence_length if self.recurrent else None
+        widths = list(hidden) or [self.spec.observation]
+        self.network = TeamNetwork(
+            self.spec.observation,
+            widths[-1] if self.recurrent else outputs,
+            hidden=widths[:-1] if self.recurrent else hidden,
+            groups=groups,
+            activation=activation,
+            output_gain=math.sqrt(2) if self.recurrent else output_gain,
+            agent_id=agent_id,
+            layer_norm=layer_norm,
+            initialisation=initialisation,
+        )
+        if self.recurrent:
+            self.memory = TeamGRU(widths[-1], groups, initialisation)
+            self.head = TeamLinear(widths[-1], outputs, groups, gain=output_gain, initialisation=initialisation)
+
+    def initial_state(self, batch_size: int) -> dict[Key, Tensor]:
+        """A ``HIDDEN`` of zeros ``[B, N, H]`` for a `gru`."""
+        if not self.recurrent:
+            return {}
+        weight = self.head.weights[0]
+        return {keys.HIDDEN: weight.new_zeros(batch_size, self.spec.n_agents, weight.shape[1])}
+
+    def outputs(self, batch: TensorDictBase, agents: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
+        """The network's outputs ``[*, n, F]``, and the hidden state of the next step for a `gru`."""
+        features = self.network(of_agents(batch[keys.OBSERVATION], agents), agents)
+        if not self.recurrent:
+            return features, None
+        hidden = of_agents(batch[keys.HIDDEN], agents)
+        first = hidden if batch.batch_dims == 1 else hidden[:, 0]
+        states = self.memory(self.activation(features), first, batch[keys.IS_FIRST], agents)
+        return self.head(states, agents), states
 
 
 def of_agents(tensor: Tensor, agents: Sequence[int] | None) -> Tensor:

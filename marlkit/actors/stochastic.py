@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Literal
 
-from tensordict import TensorDictBase
-from torch import Tensor
-
 from marlkit import keys
-from marlkit.actors._independent import IndependentActor, of_agents
+from marlkit.actors._independent import ObservingActor
 from marlkit.contract import Contract, When
-from marlkit.keys import Key
-from marlkit.nn.networks import ACTIVATIONS, TeamGRU, TeamLinear, TeamNetwork, group_of_agents
+from marlkit.nn.networks import group_of_agents
 from marlkit.options import Activation, Hidden, Initialisation, PositiveFloat, PositiveInt, Probability, Share, StartingDeviation
 from marlkit.spec import TeamSpec
 
 
-class StochasticActor(IndependentActor):
+class StochasticActor(ObservingActor):
     """Independent policies ``pi_i(a_i | o_i)``: categorical for discrete actions, normal for continuous ones.
 
     A normal policy works in half-ranges of the action: ``loc = middle + half * f(o)`` and ``scale = half * deviation`` (middle 0
@@ -86,39 +80,16 @@ class StochasticActor(IndependentActor):
         self.spec = spec
         groups = group_of_agents(share, spec.n_agents)
         outputs = self.count_outputs(std)
-        self.activation = ACTIVATIONS[activation]
-        self.recurrent = body == "gru"
-        self.sequence_length = sequence_length if self.recurrent else None
-        widths = list(hidden) or [spec.observation]
-        self.network = TeamNetwork(
-            spec.observation,
-            widths[-1] if self.recurrent else outputs,
-            hidden=widths[:-1] if self.recurrent else hidden,
-            groups=groups,
-            activation=activation,
-            output_gain=math.sqrt(2) if self.recurrent else output_gain,
+        self.prepare_network(
+            outputs,
+            groups,
+            hidden=hidden,
             agent_id=agent_id,
+            activation=activation,
             layer_norm=layer_norm,
             initialisation=initialisation,
+            body=body,
+            sequence_length=sequence_length,
+            output_gain=output_gain,
         )
-        if self.recurrent:
-            self.memory = TeamGRU(widths[-1], groups, initialisation)
-            self.head = TeamLinear(widths[-1], outputs, groups, gain=output_gain, initialisation=initialisation)
         self.prepare_policy(groups, initial_std=initial_std, uniform_share=uniform_share, uniform_share_end=uniform_share_end)
-
-    def initial_state(self, batch_size: int) -> dict[Key, Tensor]:
-        """A ``HIDDEN`` of zeros ``[B, N, H]`` for a `gru`."""
-        if not self.recurrent:
-            return {}
-        weight = self.head.weights[0]
-        return {keys.HIDDEN: weight.new_zeros(batch_size, self.spec.n_agents, weight.shape[1])}
-
-    def outputs(self, batch: TensorDictBase, agents: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
-        """The network's outputs ``[*, n, F]``, and the hidden state of the next step for a `gru`."""
-        features = self.network(of_agents(batch[keys.OBSERVATION], agents), agents)
-        if not self.recurrent:
-            return features, None
-        hidden = of_agents(batch[keys.HIDDEN], agents)
-        first = hidden if batch.batch_dims == 1 else hidden[:, 0]
-        states = self.memory(self.activation(features), first, batch[keys.IS_FIRST], agents)
-        return self.head(states, agents), states

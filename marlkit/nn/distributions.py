@@ -18,6 +18,7 @@ from torch.distributions import Distribution, constraints
 
 from marlkit import keys
 from marlkit.functional.gumbel import gumbel_from_uniform, straight_through
+from marlkit.functional.one_hot import one_hot
 from marlkit.keys import Key
 
 UNAVAILABLE = -1e10
@@ -105,6 +106,29 @@ class CategoricalTeam(TeamDistribution):
     def parameters(self) -> dict[Key, Tensor]:
         """``LOGITS`` ``[*, N, A]``: the log-probabilities, which are logits of the same distribution."""
         return {keys.LOGITS: self.log_probs}
+
+
+class EpsilonGreedyTeam(CategoricalTeam):
+    """The available action of the highest value, or with probability ``e`` a uniform choice: ``p = (1 - e) [a = a*] + e / n``.
+
+    Of equal values the first is taken. Probabilities have no gradient, because they do not change with small changes of values.
+
+    Args:
+        values: ``[*, N, A]``.
+        mask: ``[*, N, A]`` bool, true for the ``n`` actions that are available.
+        uniform_share: ``e``, a scalar in [0, 1].
+    """
+
+    def __init__(self, values: Tensor, mask: Tensor, uniform_share: Tensor) -> None:
+        self.greedy = values.detach().masked_fill(~mask, -torch.inf).argmax(-1)
+        best = one_hot(self.greedy, values.shape[-1], values.dtype)
+        share = mask / mask.sum(-1, keepdim=True).clamp(min=1)
+        probabilities = (1 - uniform_share) * best + uniform_share * share
+        self.log_probs = probabilities.log().clamp(min=UNAVAILABLE)
+
+    def mode(self) -> Tensor:
+        """The action of the highest value, ``[*, N]``, even where all are equally likely."""
+        return self.greedy
 
 
 def _mixed(log_probs: Tensor, unavailable: Tensor, uniform_share: Tensor) -> Tensor:

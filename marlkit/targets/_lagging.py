@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from marlkit import keys
 from marlkit.component import Actor, Critic, Targets
 from marlkit.learning import Afterwards, at_once
 from marlkit.spec import TeamSpec
@@ -23,12 +24,15 @@ class LaggingTargets(Targets):
     Args:
         spec: the team.
         actor: whether the policy has a lagging copy too.
+        double: off policy, let the policy that learns choose the actions that the copies value (double Q-learning, van Hasselt et
+            al. 2016); `null`: where the actor owns action values.
     """
 
-    def __init__(self, spec: TeamSpec, *, actor: bool = True) -> None:
+    def __init__(self, spec: TeamSpec, *, actor: bool = True, double: bool | None = None) -> None:
         super().__init__()
         self.spec = spec
         self.copies_actor = actor
+        self.lets_online_choose = double
         self.copies = nn.ModuleDict()
         self._places: dict[str, list[tuple[nn.Module, nn.Module, str]]] = {}
 
@@ -50,6 +54,13 @@ class LaggingTargets(Targets):
         found = self._copy("critic")
         assert isinstance(found, Critic)
         return found
+
+    def chooser(self) -> Actor:
+        """With `double` the policy that learns, else :meth:`actor`."""
+        online = self._online["actor"]
+        assert isinstance(online, Actor)
+        double = keys.ACTION_VALUES in online.writes if self.lets_online_choose is None else self.lets_online_choose
+        return online if double else self.actor()
 
     def _copy(self, name: str) -> nn.Module:
         # Set at each call: Lightning warns if a training starts with modules in evaluation mode.

@@ -250,7 +250,19 @@ def learns_what_it_draws_from(actor: Actor) -> None:
         require(bool(reached), f"has no gradient of its {name.replace('_', '-')}", remedy)
 
 
-@rule("actor")
+@rule("actor", trait="greedy")
+def prefers_the_action_that_it_values_most(actor: Actor) -> None:
+    """With `greedy`, the mode is the available action with the highest of the `action_values` written; so is what bootstraps."""
+    require(keys.ACTION_VALUES in actor.writes, "writes no `agents.action_values`", "Remove the trait `greedy`, or write them.")
+    batch, mask = _masked(actor, 64)
+    mode = actor.distribution(batch.clone()).mode()
+    for played in (actor(batch.clone(), deterministic=True), actor.bootstrap(batch.clone())):
+        best = played[keys.ACTION_VALUES].masked_fill(~mask, -torch.inf).argmax(-1)
+        greedy = close(played[keys.ACTION], best) and close(mode, best)
+        require(greedy, "prefers another action than the one that it values most", "See EpsilonGreedyTeam.")
+
+
+@rule("actor", without="greedy")
 def passes_gradient_to_its_network(actor: Actor) -> None:
     """The logits, or the means, of its distribution have gradients in the actor's parameters."""
     if not any(parameter.requires_grad for parameter in actor.parameters()):
@@ -306,11 +318,13 @@ def gives_a_complete_distribution(actor: Actor) -> None:
 def keeps_agents_apart(actor: Actor) -> None:
     """With `separate_parameters`, agents have parameters of their own, and the loss of one reaches its own only."""
 
-    def log_prob(agent: int) -> Tensor:
+    def value(agent: int) -> Tensor:
         batch = stored(actor)
-        return actor.distribution(batch).log_prob(batch[keys.ACTION])[:, agent]
+        policy = actor.distribution(batch)
+        learnt: Tensor = batch[keys.ACTION_VALUES] if "greedy" in actor.traits else policy.log_prob(batch[keys.ACTION])
+        return learnt[:, agent]
 
-    require_separate_parameters(actor, log_prob)
+    require_separate_parameters(actor, value)
 
 
 @rule("actor", trait="reparametrised")

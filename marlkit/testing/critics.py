@@ -217,6 +217,24 @@ def values_every_own_action(critic: Critic) -> None:
             require(close(taken, written[keys.ACTION_VALUE]), problem, remedy)
 
 
+@rule("critic", trait="individual_global_max")
+def never_falls_where_an_action_value_rises(critic: Critic) -> None:
+    """With `individual_global_max`, no prediction falls in an action value of the actor, nor knows one of an action not taken."""
+    remedy = "Weigh `action_values` of the actions taken by numbers that are not negative."
+    for batch in _batches(critic, (16,)):
+        require(keys.ACTION_VALUES in leaves(batch), "does not read the actor's `agents.action_values`", remedy)
+        values, taken = batch[keys.ACTION_VALUES].requires_grad_(), batch[keys.ACTION].unsqueeze(-1)
+        slopes = []
+        for prediction in critic.predictions(batch).movedim(-2, 0).flatten(0, 1):
+            (slope,) = torch.autograd.grad(prediction.sum(), values, retain_graph=True)
+            slopes.append(slope)
+            require(bool((slope >= 0).all()), "has values that fall where an action value rises", remedy)
+            others = slope.scatter(-1, taken, 0.0)
+            require(not others.any(), "lets values of actions that were not taken into its value", remedy)
+        reached = torch.stack(slopes).amax((0, 1, 3))
+        require(bool((reached > 0).all()), "leaves an agent's action values out of all its values", remedy)
+
+
 @rule("critic")
 def keeps_its_values_with_popart(critic: Critic) -> None:
     """With `value_norm: popart`, what the critic writes stays what it was when the scale of its targets changes."""

@@ -51,6 +51,14 @@ def starts_from_the_networks(targets: Targets) -> None:
         require(same, f"does not start from an equal {name}", "Copy parameters and buffers in `track`.")
 
 
+@rule("targets")
+def chooses_with_what_it_knows(targets: Targets) -> None:
+    """`chooser` is the policy that `actor` gives, or the one that learns."""
+    team = _tracking(targets)
+    known = targets.chooser() in (targets.actor(), team.actor)
+    require(known, "lets another policy choose than its `actor` or the one that learns", "Give one of them in `chooser`.")
+
+
 @rule("targets", without="lagging")
 def bootstraps_with_what_learns(targets: Targets) -> None:
     """Without `lagging`, `actor` and `critic` are the networks that learn themselves."""

@@ -58,7 +58,11 @@ def changes_actor_and_critic(update: Update) -> None:
     for name in ("actor", "critic"):
         parameters = {n for n, _ in team.modules()[name].named_parameters()}
         moved = parameters & set(changed(team.modules()[name], before[name]))
-        require(bool(moved), f"changes no parameter of the {name}", "Is the loss detached, or computed without its parameters?")
+        require(
+            bool(moved) or not parameters,
+            f"changes no parameter of the {name}",
+            "Is the loss detached, or computed without its parameters?",
+        )
         finite = all(bool(p.isfinite().all()) for p in team.modules()[name].parameters())
         require(finite, f"leaves parameters of the {name} that are NaN or infinite", "Look for a division or logarithm of zero.")
 
@@ -119,6 +123,8 @@ def fits_the_critic_to_the_value_target(update: Update) -> None:
         rows = batch.reshape(-1).clone()
         goal = team.critic.normaliser.normalise(rows[keys.VALUE_TARGET])
         with torch.no_grad():
+            if keys.WITH_GRADIENT & set(team.critic.reads) & set(team.actor.writes):
+                team.actor.distribution(rows)
             return (least(team.critic.predictions(rows)) - goal).square().mean().item()
 
     first = error()

@@ -63,7 +63,9 @@ class Annotator:
         current = [key for key in chosen if key not in (keys.ACTION, keys.LOG_PROB)]
         self.critic_trains_actor = bool(set(current) & set(critic.reads) & keys.WITH_GRADIENT)
         self._next_choice = tuple(key for key in chosen if keys.following(key) in {*estimator.reads, *update.reads})
-        self._refreshed = tuple(current) if self.off_policy and read & set(current) else ()
+        # Where no value is written, what carries a gradient is left to the update, which renews it.
+        renewed = frozenset() if self.value_is_read else keys.WITH_GRADIENT
+        self._refreshed = tuple(current) if self.off_policy and (read & set(current)) - renewed else ()
         self._read_of_steps = self._keys_read_of_steps(estimator, update)
 
     def wire(self, data: Data) -> None:
@@ -154,14 +156,13 @@ class Annotator:
 
     def _choose(self, rows: TensorDictBase) -> None:
         """The actions that the values of ``rows`` are bootstrapped with: on policy those of the policy that plays."""
-        if self.off_policy:
-            self.targets.actor().bootstrap(rows)
-            return
-        self.actor.bootstrap(rows)
-        self._encode(rows)
+        chooser = self.targets.chooser() if self.off_policy else self.actor
+        chooser.bootstrap(rows)
+        if chooser is not self.targets.actor():
+            self._encode(rows)
 
     def _encode(self, rows: TensorDictBase) -> None:
-        """Let a critic that lags and reads an encoder of the actor read the encoder that lags with it."""
+        """Let a critic that lags and reads what the actor owns read it from the actor that lags with it."""
         if self.critic_trains_actor and "lagging" in self.targets.traits:
             self.targets.actor().distribution(rows)
 

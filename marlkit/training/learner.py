@@ -121,7 +121,8 @@ class Learner(lightning.LightningModule):
         self.targets.track(self.actor, self.critic)
         lags = "lagging" in self.targets.traits
         if lags and self.annotator.critic_trains_actor and self.targets.actor() is self.actor:
-            raise OptionError("actor", "must be true, because the critic reads the actor's encoder: both have to lag")
+            raise OptionError("actor", "must be true, because the critic reads what the actor owns: both have to lag")
+        self.targets.train()  # a copy that is asked for is in evaluation mode from then on, of which Lightning warns
 
     # --- the four steps -------------------------------------------------------------------------------------------------
 

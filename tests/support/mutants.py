@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from marlkit import keys
 from marlkit.actors.deterministic import DeterministicActor
+from marlkit.actors.epsilon_greedy import EpsilonGreedyActor
 from marlkit.actors.stochastic import StochasticActor
 from marlkit.actors.transformer import TransformerActor
 from marlkit.component import Component, least
 from marlkit.contract import Contract, When
 from marlkit.critics.attention import AttentionCritic
+from marlkit.critics.factorised import FactorisedCritic
 from marlkit.critics.joint import JointCritic
 from marlkit.critics.local import LocalCritic
 from marlkit.critics.transformer import TransformerCritic
@@ -552,6 +555,33 @@ mutant(
     options={**SMALL, "share": "none"},
     shared_parameters=lambda self, agent: list(self.agent_parameters([0])),
 )
+mutant(
+    "keeps agents apart",
+    "claims it of shared action values",
+    EpsilonGreedyActor,
+    options=SMALL,
+    contract=of(EpsilonGreedyActor, traits=("greedy", "independent_agents", "separate_parameters")),
+)
+
+RULE = "prefers the action that it values most"
+GREEDY = of(StochasticActor, traits=("stochastic", "independent_agents", "greedy"))
+mutant(RULE, "claims it", StochasticActor, options=SMALL, contract=GREEDY)
+
+
+def _writes_other_values(self: Any, outputs: Tensor, batch: Any, agents: Any) -> Any:
+    policy = EpsilonGreedyActor.policy(self, outputs, batch, agents)
+    batch.set(keys.ACTION_VALUES, -outputs)
+    return policy
+
+
+mutant(RULE, "writes other values", EpsilonGreedyActor, options=SMALL, policy=_writes_other_values)
+mutant(
+    RULE,
+    "bootstraps with what explores",
+    EpsilonGreedyActor,
+    options=SMALL,
+    bootstrap=lambda self, batch: self(batch, deterministic=False),
+)
 
 RULE = "gives actions with gradient"
 mutant(
@@ -850,6 +880,42 @@ def _shifted_table(self: Any, batch: Any) -> Any:
 
 mutant(RULE, "writes others than it has", AttentionCritic, options=ATTENTION, forward=_shifted_table)
 
+RULE = "never falls where an action value rises"
+TEAM = TeamSpec(3, 5, Discrete(4), state=7, team_reward=True)
+MIXING: dict[str, Any] = {"mixing": "monotone", "embedding": 4, "hidden": [4]}
+
+
+def _signed(self: Any, own: Tensor, state: Tensor) -> Tensor:
+    """A mixture whose weights may be negative."""
+    weight = self.networks["weight"](state.unsqueeze(-2)).unflatten(-1, (self.spec.n_agents, -1)).squeeze(-3)
+    return (own * weight).sum((-2, -1), keepdim=True)
+
+
+mutant(RULE, "weights of any sign", FactorisedCritic, TEAM, MIXING, _mixed=_signed)
+mutant(
+    RULE,
+    "values the greedy action",
+    FactorisedCritic,
+    options={"mixing": "sum"},
+    predict=lambda self, batch: batch[keys.ACTION_VALUES].amax(-1, keepdim=True),
+)
+mutant(
+    RULE,
+    "forgets an agent",
+    FactorisedCritic,
+    options={"mixing": "sum"},
+    predict=lambda self, batch: executed_value(batch[keys.ACTION_VALUES], batch[keys.ACTION])[..., :1, :].expand(
+        *batch.batch_size, 3, 1
+    ),
+)
+mutant(
+    RULE,
+    "claims it",
+    LocalCritic,
+    options=SMALL,
+    contract=of(LocalCritic, traits=("individual_global_max",)),
+)
+
 
 # --- estimators -----------------------------------------------------------------------------------------------------------
 
@@ -1036,6 +1102,12 @@ def _loses_what_is_put_off(self: Any, name: str, afterwards: Any) -> None:
 LAGS = of(OnlineTargets, traits=("lagging",))
 mutant("starts from the networks", "another class", SoftTargets, critic=_other_critic)
 mutant("starts from the networks", "other parameters", SoftTargets, track=_half)
+mutant(
+    "chooses with what it knows",
+    "another copy chooses",
+    SoftTargets,
+    chooser=lambda self: copy.deepcopy(self._online["actor"]),
+)
 mutant("bootstraps with what learns", "lags in silence", SoftTargets, contract=of(SoftTargets, traits=()))
 mutant("keeps copies of its own", "claims to lag", OnlineTargets, contract=LAGS)
 mutant("keeps copies of its own", "copies with gradient", SoftTargets, track=_with_grad)
