@@ -1,10 +1,11 @@
 """Make ``public_code.json``: what public implementations compute on small fixed batches, in double precision.
 
-    python tests/golden/make_public_code.py --on-policy FOLDER --harl FOLDER --mat FOLDER --pymarl FOLDER
+    python tests/golden/make_public_code.py --on-policy FOLDER --harl FOLDER --mat FOLDER --pymarl FOLDER --epymarl FOLDER
 
-The folders are checkouts of marlbenchmark/on-policy, PKU-MARL/HARL, PKU-MARL/Multi-Agent-Transformer and oxwhirl/pymarl at the
-commits of :data:`COMMITS`. Their functions and methods are called unchanged; in place of a network stand its outputs as
-parameters, whose gradients are the result. Nothing of them is part of marlkit; `tests/theory/test_public_code.py` reads numbers.
+The folders are checkouts of marlbenchmark/on-policy, PKU-MARL/HARL, PKU-MARL/Multi-Agent-Transformer, oxwhirl/pymarl and
+uoe-agents/epymarl at the commits of :data:`COMMITS`. Their functions and methods are called unchanged; in place of a network
+stand its outputs as parameters, whose gradients are the result. Nothing of them is part of marlkit;
+`tests/theory/test_public_code.py` reads numbers.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ COMMITS = {
     "harl": "d539bad20f677bc4ce9fa200fa5de31b5f0b9d37",
     "mat": "be3ff49c8264d454c1fe2c41582aa2bfc98498c8",
     "pymarl": "c971afdceb34635d31b778021b0ef90d7af51e86",
+    "epymarl": "cbc38c09588064eab978501d0f12c2cf58fa7fc2",
 }
 DOUBLE = {"dtype": torch.float64, "device": torch.device("cpu")}
 ROWS, STEPS, ENVS, AGENTS, MOVES, DIMS = 12, 6, 4, 3, 4, 2
@@ -249,7 +251,60 @@ def mat() -> tuple[Arrays, Arrays]:
     return given, {"log_prob": log_prob, "value": value}
 
 
-CASES: tuple[Callable[[], tuple[Arrays, Arrays]], ...] = (gae, value_norm, ppo, happo, hatrpo, coma, mat)
+def q_learning() -> tuple[Arrays, Arrays]:
+    """Losses and gradients of EPyMARL's learner: no mixer, VDN and QMIX, double or not; unavailable actions, early ends."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("learners", "components", "modules", "controllers")]:
+        del sys.modules[name]
+    sys.path.insert(0, sys.path.pop())  # EPyMARL's modules have the names of PyMARL's
+    learner_module = importlib.import_module("learners.q_learner")
+    ended = np.zeros((ENVS, STEPS, 1))
+    ended[0, 3] = ended[1, -1] = 1.0
+    available = DRAW.random((ENVS, STEPS + 1, AGENTS, MOVES)) > 0.3
+    available[..., 0] = True
+    given = {
+        "reward": DRAW.normal(size=(ENVS, STEPS, 1)), "terminated": ended, "available": available.astype(float),
+        "action": (DRAW.random((ENVS, STEPS + 1, AGENTS, MOVES)) * available).argmax(-1)[..., None],
+        "q": DRAW.normal(size=(ENVS, STEPS + 1, AGENTS, MOVES)), "target_q": DRAW.normal(size=(ENVS, STEPS + 1, AGENTS, MOVES)),
+        "state": DRAW.normal(size=(ENVS, STEPS + 1, 5)),
+        "counted": 1.0 - np.concatenate([np.zeros((ENVS, 1, 1)), ended[:, :-1].cumsum(1)], 1),
+    }  # fmt: skip
+    arguments = SimpleNamespace(  # the discount is one that single precision holds, because EPyMARL rounds it
+        n_agents=AGENTS, state_shape=5, mixing_embed_dim=4, hypernet_layers=2, hypernet_embed=6, gamma=0.875, grad_norm_clip=1e9,
+        target_update_interval_or_tau=1e9, learner_log_interval=0, common_reward=True, standardise_rewards=False,
+        standardise_returns=False,
+    )  # fmt: skip
+    mixers = {name: getattr(learner_module, f"{name}Mixer") for name in ("VDN", "Q")}
+    mixing = {"none": (None, None), "sum": (mixers["VDN"](), mixers["VDN"]())}
+    mixing["monotone"] = (mixers["Q"](arguments), mixers["Q"](arguments))
+    found = {
+        f"{name}_{'double' if double else 'single'}": _step_of_q_learning(learner_module, given, arguments, *pair, double)
+        for name, pair in mixing.items()
+        for double in (True, False)
+    }
+    weights = {name: dict(mixer.named_parameters()) for name, mixer in zip(("online", "target"), mixing["monotone"], strict=True)}
+    return given | weights, found
+
+
+def _step_of_q_learning(module: Any, given: Arrays, arguments: Any, mixer: Any, target_mixer: Any, double: bool) -> Arrays:
+    q, target_q = parameter(given["q"]), torch.from_numpy(given["target_q"])
+    longer = {name: given[name] for name in ("reward", "terminated")} | {"filled": given["counted"]}
+    held = {"actions": given["action"], "avail_actions": given["available"], "state": given["state"]}
+    held |= {name: np.concatenate([value, np.zeros((ENVS, 1, 1))], 1) for name, value in longer.items()}
+    weights = [] if mixer is None else list(mixer.parameters())
+    logged: Arrays = {}
+    learner = bare(
+        module.QLearner, args=SimpleNamespace(**vars(arguments), double_q=double), n_agents=AGENTS, params=[q, *weights],
+        mac=SimpleNamespace(init_hidden=lambda _: None, forward=lambda _, t: q[:, t]),
+        target_mac=SimpleNamespace(init_hidden=lambda _: None, forward=lambda _, t: target_q[:, t]),
+        mixer=mixer, target_mixer=target_mixer, optimiser=still(q, *weights), training_steps=0, last_target_update_step=0,
+        log_stats_t=-1, logger=SimpleNamespace(log_stat=lambda name, value, _: logged.update({name: value})),
+    )  # fmt: skip
+    learner.train(bare(Batch, held={name: torch.from_numpy(value) for name, value in held.items()}), 0, 0)
+    gradients = {} if mixer is None else {name: weight.grad for name, weight in mixer.named_parameters()}
+    return {"loss": logged["loss"], "gradient": q.grad, "weights": gradients}
+
+
+CASES: tuple[Callable[[], tuple[Arrays, Arrays]], ...] = (gae, value_norm, ppo, happo, hatrpo, coma, mat, q_learning)
 
 
 def plain(value: Any) -> Any:
@@ -268,6 +323,7 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path, required=True)
     folders = vars(parser.parse_args())
     sys.path[:0] = [str(folders["on_policy"]), str(folders["harl"]), str(folders["mat"]), str(folders["pymarl"] / "src")]
+    sys.path.append(str(folders["epymarl"] / "src"))
     for absent in ("harl.envs", "harl.envs.env_wrappers"):  # environments, which are not installed and not needed
         sys.modules[absent] = ModuleType(absent)
     for wrapper in ("ShareSubprocVecEnv", "ShareDummyVecEnv"):

@@ -13,19 +13,28 @@ from typing import Any
 
 import pytest
 import torch
+from scripted import ScriptedEnvironment, learner_of, random_script
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from marlkit import keys
+from marlkit.actors.epsilon_greedy import EpsilonGreedyActor
 from marlkit.actors.transformer import TransformerActor
+from marlkit.critics.factorised import FactorisedCritic
 from marlkit.critics.transformer import TransformerCritic
+from marlkit.data.replay import ReplayData
+from marlkit.estimators.one_step import OneStepEstimator
 from marlkit.functional import trust_region
 from marlkit.functional.counterfactual import executed_value, policy_value
 from marlkit.functional.losses import policy_gradient_loss, ppo_clip_loss, value_loss
 from marlkit.functional.returns import generalised_advantage, lambda_return
+from marlkit.learning import Learning, Metrics
 from marlkit.nn.normalisers import ValueNormaliser
+from marlkit.optim.q_learning import QLearningUpdate
 from marlkit.spec import Discrete, TeamSpec
+from marlkit.targets.hard import HardTargets
+from marlkit.training.learner import Learner
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "public_code.json").read_text())
 
@@ -208,3 +217,86 @@ def _pairs() -> Iterator[tuple[str, str]]:
             yield f"{block}.{ours}.{layer}", f"{block}.{theirs}.{'proj' if layer == 'output' else layer}"
         yield from ((f"{block}.perceptron.{layer}", f"{block}.mlp.{layer}") for layer in (0, 2))
         yield from ((f"{block}.norms.{number}", f"{block}.ln{number + 1}") for number in range(len(named) + 1))
+
+
+@pytest.mark.parametrize("double", [True, False], ids=["double", "single"])
+@pytest.mark.parametrize("mixing", ["none", "sum", "monotone"])
+def test_losses_and_gradients_are_those_of_iql_vdn_and_qmix(mixing: str, double: bool) -> None:
+    """A step of the whole system: annotation, estimation and update. EPyMARL clips actor and mixer together, marlkit each."""
+    given, found = case("q_learning")
+    found = found[f"{mixing}_{'double' if double else 'single'}"]
+    learner = _tabular(given, mixing, double)
+    batch, gradients = _transitions(given), []
+
+    def minimise(loss: Tensor, *_: Any) -> Metrics:
+        parameters = [*learner.actor.parameters(), *learner.critic.parameters()]
+        gradients.extend(torch.autograd.grad(loss, parameters))
+        return {}
+
+    learner.annotate(batch)
+    learner.estimate(batch)
+    metrics = learner.update.update(batch, Learning(learner.actor, learner.critic, learner.opponents, minimise, 0.0))
+    close(metrics["critic/loss"], found["loss"])
+    n_agents = given["q"].shape[2]
+    weights, of_mixer = gradients[:n_agents], gradients[2 * n_agents :]
+    close(torch.stack(weights).permute(2, 0, 1).reshape(given["q"].shape), found["gradient"])
+    names = [name for name, _ in learner.critic.named_parameters()]
+    assert len(of_mixer) == len(found["weights"])
+    for name, gradient in zip(names, of_mixer, strict=True):
+        close(gradient, found["weights"][_name_in_epymarl(name)])
+
+
+def _tabular(given: dict[str, Any], mixing: Any, double: bool) -> Learner:
+    """Actors whose action values of state k are column k of their weights, and mixtures with the given weights."""
+    envs, steps, n_agents, actions = given["q"].shape
+    spec = TeamSpec(n_agents, envs * steps, Discrete(actions), state=given["state"].shape[-1], team_reward=True)
+    actor = EpsilonGreedyActor(spec, hidden=[], share="none")
+    learner = learner_of(
+        ScriptedEnvironment(spec, random_script(spec, 1, 4)),
+        actor,
+        critic=FactorisedCritic(spec, mixing=mixing, embedding=4, hidden=[6]),
+        data=ReplayData(spec),
+        targets=HardTargets(spec, double=double),
+        estimator=OneStepEstimator(spec, gamma=0.875, bootstrap="action_value"),
+        update=QLearningUpdate(spec),
+    )
+    networks = {
+        "q": (learner.actor, learner.critic, "online"),
+        "target_q": (learner.targets.actor(), learner.targets.critic(), "target"),
+    }
+    with torch.no_grad():
+        for table, (own, critic, weights) in networks.items():
+            for agent in range(n_agents):
+                weight, bias = own.agent_parameters([agent])
+                weight.copy_(given[table][:, :, agent].flatten(0, 1).T)
+                bias.zero_()
+            for name, parameter in critic.named_parameters():
+                parameter.copy_(given[weights][_name_in_epymarl(name)])
+    return learner
+
+
+def _name_in_epymarl(name: str) -> str:
+    """``networks.weight.layers.1.biases.0`` as ``hyper_w_1.2.bias``."""
+    _, network, _, layer, kind, _ = name.split(".")
+    theirs = {"weight": "hyper_w_1", "bias": "hyper_b_1", "final_weight": "hyper_w_final", "final_bias": "V"}[network]
+    place = "" if network == "bias" else f".{2 * int(layer)}"
+    return f"{theirs}{place}.{'weight' if kind == 'weights' else 'bias'}"
+
+
+def _transitions(given: dict[str, Any]) -> TensorDict:
+    """The steps that count, ``[R, 1]``; state k is observed as the k-th unit vector."""
+    envs, steps, n_agents, _ = given["q"].shape
+    seen = torch.eye(envs * steps).reshape(envs, steps, 1, -1).expand(-1, -1, n_agents, -1)
+    available, ended = given["available"] != 0, given["terminated"] != 0
+    values = {
+        keys.OBSERVATION: seen[:, :-1], keys.following(keys.OBSERVATION): seen[:, 1:],
+        keys.STATE: given["state"][:, :-1], keys.following(keys.STATE): given["state"][:, 1:],
+        keys.ACTION_MASK: available[:, :-1], keys.following(keys.ACTION_MASK): available[:, 1:],
+        keys.ACTION: given["action"][:, :-1].squeeze(-1), keys.REWARD: given["reward"].unsqueeze(2).expand(-1, -1, n_agents, -1),
+        keys.TERMINATED: ended, keys.DONE: ended,
+    }  # fmt: skip
+    counted = given["counted"].squeeze(-1) != 0
+    batch = TensorDict({}, batch_size=[int(counted.sum()), 1])
+    for key, value in values.items():
+        batch.set(key, value[counted].unsqueeze(1))
+    return batch
