@@ -35,8 +35,8 @@ class FactorisedCritic(Critic):
         mixing: `none`, `sum` or `monotone`; the last two need one reward for the team.
         embedding: width of the hidden layer of `monotone`; 32 in QMIX.
         hidden: widths of the hidden layers of the networks that give its weights; `[]` in QMIX, `[64]` in later code.
-        initialisation: `orthogonal` (Saxe et al. 2014), `xavier` (Glorot and Bengio 2010), or `uniform`, as `torch.nn.Linear`
-            starts, without gains.
+        initialisation: of these networks: `uniform`, as `torch.nn.Linear` starts and as in QMIX; `orthogonal` (Saxe et al. 2014)
+            or `xavier` (Glorot and Bengio 2010), whose mixtures are steeper at first and learn more slowly.
     """
 
     contract = Contract(
@@ -57,7 +57,7 @@ class FactorisedCritic(Critic):
         mixing: Literal["none", "sum", "monotone"] = "none",
         embedding: Width = 32,
         hidden: Hidden = [64],  # noqa: B006
-        initialisation: Initialisation = "orthogonal",
+        initialisation: Initialisation = "uniform",
     ) -> None:
         super().__init__()
         self.spec = spec
