@@ -137,7 +137,7 @@ class Diagnostics(nn.Module):
     ) -> Metrics:
         found: Metrics = {}
         if "td_error" in self.wanted:
-            found["critic/td_error"] = self._td_error(batch, parts.critic, estimator)
+            found["critic/td_error"] = self._td_error(batch, parts, estimator)
         if "variance" in self.wanted:
             found |= self._variance(batch, parts)
         if "gradient" in self.wanted:
@@ -146,18 +146,22 @@ class Diagnostics(nn.Module):
 
     # --- the critic -----------------------------------------------------------------------------------------------------
 
-    def _value(self, rows: TensorDictBase, critic: Critic) -> Tensor:
+    def _value(self, rows: TensorDictBase, parts: _Parts) -> Tensor:
         """What the critic says of the present state or of the action taken there, in real units: ``[*, N, 1]``."""
-        value: Tensor = critic(rows)[keys.ACTION_VALUE if self.of_action else keys.STATE_VALUE]
+        owned = keys.WITH_GRADIENT & set(parts.critic.reads) & set(parts.actor.writes)
+        if any(rows.get(key, None) is None for key in owned):  # off policy this is left to the update
+            parts.actor.distribution(rows)
+        value: Tensor = parts.critic(rows)[keys.ACTION_VALUE if self.of_action else keys.STATE_VALUE]
         return value
 
-    def _td_error(self, batch: TensorDictBase, critic: Critic, estimator: Estimator) -> Tensor:
+    def _td_error(self, batch: TensorDictBase, parts: _Parts, estimator: Estimator) -> Tensor:
         """``mean |r + gamma (1 - terminated) U(s') - V(s)|`` of a batch ``[*, T]``."""
         assert self.discount is not None
+        critic = parts.critic
         present = keys.ACTION_VALUE if self.of_action else keys.STATE_VALUE
         value = batch.get(present, None)
         if value is None:  # off policy the critic says nothing of the present state
-            value = self._value(batch.select(*critic.reads, strict=False), critic)
+            value = self._value(batch.select(*parts.actor.reads, *critic.reads, strict=False), parts)
         after = keys.STATE_VALUE if keys.STATE_VALUE in critic.writes else keys.ACTION_VALUE
         following, ended = batch[keys.following(after)], batch.get(keys.AGENT_TERMINATED, None)
         ended = batch[keys.TERMINATED].unsqueeze(-2) if ended is None else ended
@@ -179,7 +183,7 @@ class Diagnostics(nn.Module):
         for _ in range(DRAWS if self.of_action else 1):
             own = _drawn(rows, actor) if self.of_action else rows[keys.ACTION]
             each = [_at(rows, own, _drawn(rows, actor)) for _ in range(DRAWS)] if of_others else [rows.copy()]
-            draws.append(torch.stack([self._value(at.set(keys.ACTION, own), critic).squeeze(-1) for at in each]))
+            draws.append(torch.stack([self._value(at.set(keys.ACTION, own), parts).squeeze(-1) for at in each]))
         split = split_variance(torch.stack(draws), alive)
         found = {"critic/variance": split.total, "critic/variance_state": split.state}
         if split.own is not None:
@@ -197,7 +201,7 @@ class Diagnostics(nn.Module):
         for _ in range(DRAWS):
             at = rows.copy().set(keys.ACTION, _drawn(rows, parts.actor))
             at.set(keys.SAMPLE_SEED, torch.randint_like(rows[keys.SAMPLE_SEED], 2**62))
-            draws.append(self._value(at, parts.critic).squeeze(-1))
+            draws.append(self._value(at, parts).squeeze(-1))
         return split_variance(torch.stack(draws).unsqueeze(0), alive).total
 
     # --- the policy -----------------------------------------------------------------------------------------------------

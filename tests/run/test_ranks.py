@@ -65,7 +65,7 @@ def test_two_ranks_learn_what_one_learns_from_the_joined_batch(
     batch, spec = batches[name]
     joined = flat(learnt(tiny(name), spec, batch, WithStream(5)))
     start = flat(learner_of(tiny(name), spec, Ranks()).state_dict())
-    assert sum(not torch.equal(start[key], value) for key, value in joined.items()) > len(joined) / 3
+    assert sum(not torch.equal(start[key], value) for key, value in joined.items()) > len(joined) / 4
     first, second = (flat(found[name]) for found in apart)
     assert first.keys() == second.keys() == joined.keys()
     for key, value in joined.items():

@@ -76,8 +76,9 @@ def played(recipe: Recipe) -> tuple[TensorDict, TeamSpec]:
     learner = learner_of(recipe, env.spec, Ranks()).float()
     batch = next(learner.data.batches(learner.data.collect(env, learner.actor), learner.actor)).clone()
     share = torch.linspace(0.9, 0.2, len(batch)).reshape(-1, 1, 1, 1)
-    batch[keys.ALIVE] = torch.rand(batch[keys.ALIVE].shape) < share
-    batch[keys.following(keys.ALIVE)] = batch[keys.ALIVE]
+    if keys.ALIVE in batch.keys(include_nested=True):  # replay keeps what is read
+        batch[keys.ALIVE] = torch.rand(batch[keys.ALIVE].shape) < share
+        batch[keys.following(keys.ALIVE)] = batch[keys.ALIVE]
     return batch.apply(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor), env.spec
 
 
