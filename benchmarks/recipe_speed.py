@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.bare import f2a2_ddpg, happo, maddpg, perla_mappo_vmas, stopwatch
+from benchmarks.bare import f2a2_ddpg, happo, maddpg, perla_mappo_vmas, qmix, stopwatch
 from benchmarks.mappo_balance import entries
 from benchmarks.measure import measure
 
@@ -23,8 +23,9 @@ WORKS: dict[str, Any] = {
     "perla_mappo_vmas": perla_mappo_vmas.Work,
     "maddpg": maddpg.Work,
     "f2a2_ddpg": f2a2_ddpg.Work,
+    "qmix": qmix.Work,
 }
-FROM_THE_START: dict[str, list[str]] = {recipe: ["data.warm_up=0"] for recipe in ("maddpg", "f2a2_ddpg")}
+FROM_THE_START: dict[str, list[str]] = {recipe: ["data.warm_up=0"] for recipe in ("maddpg", "f2a2_ddpg", "qmix")}
 """Overrides without warm-up: bare loops learn from the first iteration on."""
 
 
