@@ -62,7 +62,7 @@ PEER_PYTHON ?=
 bench: $(STAMP)
 	$(IN_VENV) benchmarks.mappo_balance --device $(BENCH_DEVICE)
 	$(IN_VENV) benchmarks.perla_floor --device $(BENCH_DEVICE)
-	$(IN_VENV) benchmarks.compare --recipes happo perla_mappo_vmas maddpg f2a2_ddpg --device $(BENCH_DEVICE) --rounds $(BENCH_ROUNDS) \
+	$(IN_VENV) benchmarks.compare --recipes happo perla_mappo_vmas maddpg f2a2_ddpg qmix --device $(BENCH_DEVICE) --rounds $(BENCH_ROUNDS) \
 		$(if $(BENCH_SIZES),--sizes $(BENCH_SIZES)) $(if $(STICKS),--sticks $(STICKS)) $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON)) \
 		--out $(BENCH_OUT)/compare-$(BENCH_DEVICE).json
 	$(IN_VENV) benchmarks.sweep --series $(BENCH_SERIES) --largest $(BENCH_LARGEST) --device $(BENCH_DEVICE) \

@@ -1,6 +1,6 @@
 """Compare marlkit with reference programs in one run: bare loops of the same mathematics, and BenchMARL, the nearest peer.
 
-    python -m benchmarks.compare --recipes happo perla_mappo_vmas maddpg f2a2_ddpg --rounds 3
+    python -m benchmarks.compare --recipes happo perla_mappo_vmas maddpg f2a2_ddpg qmix --rounds 3
     python -m benchmarks.compare --recipes happo --sizes envs=600 hidden=256 minibatch=6000
     python -m benchmarks.compare --sticks ../shared/bench --peer-python .venv-benchmarl/bin/python
 

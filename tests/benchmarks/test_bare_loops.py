@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from benchmarks.bare import consensus, f2a2_ddpg, happo, maddpg, mind, on_policy, perla_mappo_vmas
+from benchmarks.bare import consensus, f2a2_ddpg, happo, maddpg, mind, on_policy, perla_mappo_vmas, qmix
 from benchmarks.bare.stopwatch import overrides
 from marlkit import keys
 from marlkit.functional import marginal
@@ -20,7 +20,8 @@ from marlkit.recipe import load_recipe
 from marlkit.training.assembly import build_environment, build_learner
 
 WORKS: dict[str, Any] = {
-    "happo": happo.Work, "perla_mappo_vmas": perla_mappo_vmas.Work, "maddpg": maddpg.Work, "f2a2_ddpg": f2a2_ddpg.Work
+    "happo": happo.Work, "perla_mappo_vmas": perla_mappo_vmas.Work, "maddpg": maddpg.Work, "f2a2_ddpg": f2a2_ddpg.Work,
+    "qmix": qmix.Work,
 }  # fmt: skip
 CPU = torch.device("cpu")
 RATE = 0.05
@@ -56,6 +57,18 @@ def test_the_options_that_cannot_be_set_are_the_recipes_too() -> None:
     assert (opponents.characters, opponents.character_length) == (f2a2_ddpg.CHARACTERS, f2a2_ddpg.CHARACTER_LENGTH)
     assert (opponents.character_batch, opponents.recent) == (f2a2_ddpg.CHARACTER_BATCH, f2a2_ddpg.LATEST_PAIRS)
     assert (opponents.fit_rows, opponents.max_grad_norm) == (f2a2_ddpg.FIT_ROWS, f2a2_ddpg.MINDS_GRAD_NORM)
+
+
+def test_the_options_of_qmix_that_cannot_be_set_are_the_recipes_too() -> None:
+    recipe = load_recipe("qmix")
+    config, critic = recipe.config, recipe.options("critic")
+    assert (config.estimator.gamma, config.targets.interval) == (qmix.GAMMA, qmix.INTERVAL)
+    assert (critic["embedding"], critic["hidden"]) == (qmix.EMBEDDING, [qmix.MIXER_HIDDEN])
+    assert (config.optimizer.lr, config.optimizer.eps, config.data.capacity) == (
+        qmix.LEARNING_RATE, qmix.EPSILON, qmix.CAPACITY
+    )  # fmt: skip
+    assert (config["update"].max_grad_norm, config.env.max_steps) == (qmix.MAX_GRAD_NORM, qmix.EPISODE)
+    assert config.actor.uniform_share == qmix.UNIFORM_SHARE
 
 
 @pytest.fixture(autouse=True)
@@ -265,6 +278,47 @@ def test_maddpg_learns_the_same() -> None:
     loop.learn(kept)
     assert_equal_parameters(loop, learner)
     assert not close(before, loop.actor.detach())
+
+
+def pairs_of_qmix(networks: qmix.Networks, actor: Any, critic: Any) -> list[tuple[Tensor, Tensor]]:
+    """The bare loop's parameters beside marlkit's."""
+    linear: list[tuple[Any, Any]] = list(zip(list(networks.agent.children()), actor.network.layers, strict=True))
+    for name, network in critic.networks.items():
+        own = getattr(networks.mixer, name)
+        linear += zip([own] if isinstance(own, nn.Linear) else [own[0], own[2]], network.layers, strict=True)
+    pairs = [(networks.agent.identity, actor.network.identity)]
+    for own, layer in linear:
+        pairs += [(own.weight, layer.weights[0]), (own.bias, layer.biases[0])]
+    return pairs
+
+
+def test_qmix_learns_the_same() -> None:
+    work = qmix.Work(envs=4, steps=5, hidden=8, updates=1, batch=16)
+    learner, loop = learner_of("qmix", work, "data.warm_up=0", "actor.output_gain=1.0"), qmix.Qmix(work, CPU)
+    online = (loop.networks, learner.actor, learner.critic)
+    copied = (loop.copies, learner.targets.actor(), learner.targets.critic())
+    with torch.no_grad():
+        for parameter in (*learner.targets.actor().parameters(), *learner.targets.critic().parameters()):
+            parameter.mul_(0.9)  # behind the online networks, as copies soon are
+        for own, theirs in pairs_of_qmix(*online) + pairs_of_qmix(*copied):
+            own.copy_(theirs)
+    loop.optimizer = descent(loop.networks.parameters())
+    loop.collect()
+    drawn = loop.replay.draw(work.batch)
+    kept = qmix.Batch(*(loop.replay.take(name, *drawn) for name in qmix.Batch._fields))
+    kept = kept._replace(terminated=(torch.rand(16) < 0.3).float())
+    reward = kept.reward.unsqueeze(-1).expand(-1, 3)
+    steps = [kept.observation, kept.action.long(), torch.zeros_like(reward), reward, kept.following, kept.terminated]
+    batch = batch_of(*(tensor.unsqueeze(1) for tensor in steps)).exclude(keys.ACTION_DIMS, keys.following(keys.ACTION_DIMS))
+    for key in (keys.ACTION_MASK, keys.following(keys.ACTION_MASK)):
+        batch.set(key, torch.ones(16, 1, 3, 9, dtype=torch.bool))
+    learner.annotate(batch)
+    learner.update.update(learner.estimator(batch), descending(learner))
+    before = loop.networks.agent.last.weight.detach().clone()
+    loop.learn(kept)
+    assert not close(before, loop.networks.agent.last.weight.detach())
+    for own, theirs in pairs_of_qmix(*online) + pairs_of_qmix(*copied):
+        assert close(own.detach(), theirs.detach())
 
 
 def copy_units(unit: nn.GRU, encoder: Any, network: int) -> None:
