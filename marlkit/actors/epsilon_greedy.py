@@ -75,9 +75,10 @@ class EpsilonGreedyActor(ObservingActor):
     ) -> None:
         super().__init__()
         self.spec = spec
+        groups = group_of_agents(share, spec.n_agents)
         self.prepare_network(
-            spec.action_features,
-            group_of_agents(share, spec.n_agents),
+            self.count_outputs("parameter"),
+            groups,
             hidden=hidden,
             agent_id=agent_id,
             activation=activation,
@@ -87,9 +88,10 @@ class EpsilonGreedyActor(ObservingActor):
             sequence_length=sequence_length,
             output_gain=output_gain,
         )
+        self.prepare_policy(groups, initial_std=1.0, uniform_share=0.0, uniform_share_end=None)
         self.uniform_shares = (uniform_share, uniform_share_end)
         self.uniform_share_until = uniform_share_until
-        # A buffer, so that a copy of the policy and a checkpoint explore as the policy did.
+        # A buffer, so that a copy of the policy and a checkpoint explore as the policy did; also where it is zero.
         self.register_buffer("uniform_share", torch.tensor(float(uniform_share)))
 
     def policy(self, outputs: Tensor, batch: TensorDictBase, agents: Sequence[int] | None) -> TeamDistribution:
