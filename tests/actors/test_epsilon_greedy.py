@@ -63,11 +63,11 @@ def test_a_shared_network_tells_agents_apart_by_their_identities_alone() -> None
     same = torch.randn(5, 1, 3).expand(-1, 2, -1)
     batch = TensorDict({"agents": {"observation": same}}, batch_size=[5])
 
-    def values(**options: bool) -> Tensor:
-        written: Tensor = EpsilonGreedyActor(SPEC, hidden=[8], **options)(batch.clone())[keys.ACTION_VALUES]
+    def values(agent_id: bool) -> Tensor:
+        written: Tensor = EpsilonGreedyActor(SPEC, hidden=[8], agent_id=agent_id)(batch.clone())[keys.ACTION_VALUES]
         return written
 
-    alike, apart = values(agent_id=False), values()
+    alike, apart = values(False), values(True)
     assert torch.equal(alike[:, 0], alike[:, 1])
     assert not torch.equal(apart[:, 0], apart[:, 1])
 

@@ -286,7 +286,7 @@ def pairs_of_qmix(networks: qmix.Networks, actor: Any, critic: Any) -> list[tupl
     for name, network in critic.networks.items():
         own = getattr(networks.mixer, name)
         linear += zip([own] if isinstance(own, nn.Linear) else [own[0], own[2]], network.layers, strict=True)
-    pairs = [(networks.agent.identity, actor.network.identity)]
+    pairs: list[tuple[Tensor, Tensor]] = [(networks.agent.identity, actor.network.identity)]
     for own, layer in linear:
         pairs += [(own.weight, layer.weights[0]), (own.bias, layer.biases[0])]
     return pairs

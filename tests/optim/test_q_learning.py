@@ -135,7 +135,7 @@ def gradients(learner: Learner, batch: TensorDict) -> tuple[list[Tensor], Metric
     """Of the one step that the update takes, by all parameters of actor and critic."""
     found: list[list[Tensor]] = []
 
-    def minimise(loss: Tensor, *_: Any) -> Metrics:
+    def minimise(loss: Tensor, max_grad_norm: float | None, adjust: Any = None) -> Metrics:
         found.append(list(torch.autograd.grad(loss, [*learner.actor.parameters(), *learner.critic.parameters()])))
         return {}
 

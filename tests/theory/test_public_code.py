@@ -226,9 +226,10 @@ def test_losses_and_gradients_are_those_of_iql_vdn_and_qmix(mixing: str, double:
     given, found = case("q_learning")
     found = found[f"{mixing}_{'double' if double else 'single'}"]
     learner = _tabular(given, mixing, double)
-    batch, gradients = _transitions(given), []
+    batch = _transitions(given)
+    gradients: list[Tensor] = []
 
-    def minimise(loss: Tensor, *_: Any) -> Metrics:
+    def minimise(loss: Tensor, max_grad_norm: float | None, adjust: Any = None) -> Metrics:
         parameters = [*learner.actor.parameters(), *learner.critic.parameters()]
         gradients.extend(torch.autograd.grad(loss, parameters))
         return {}
