@@ -189,3 +189,16 @@ def test_a_loss_over_sequences_is_that_of_steps_unrolled_one_by_one(mixing: str)
 def test_a_copy_of_the_mixture_alone_is_refused() -> None:
     with pytest.raises(OptionError, match="the critic reads what the actor owns: both have to lag"):
         tabular("sum", HardTargets(SPEC, actor=False))
+
+
+def test_copies_that_were_looked_at_are_in_training_mode_again_when_training_starts() -> None:
+    learner = learner_of(
+        ScriptedEnvironment(SPEC, random_script(SPEC, 3, 4)),
+        EpsilonGreedyActor(SPEC, hidden=[4]),
+        critic=FactorisedCritic(SPEC),
+        data=ReplayData(SPEC),
+        targets=HardTargets(SPEC),
+        estimator=OneStepEstimator(SPEC, bootstrap="action_value"),
+        update=QLearningUpdate(SPEC),
+    )
+    assert all(module.training for module in learner.modules())

@@ -43,6 +43,8 @@ def differing(first: str, second: str) -> set[str]:
         ("mappo", "ippo"),
         ("coma", "perla_coma"),
         ("perla_mappo", "perla_ippo"),
+        ("iql", "vdn"),
+        ("vdn", "qmix"),
     ],
 )
 def test_only_the_critic_differs(first: str, second: str) -> None:

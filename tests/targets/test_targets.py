@@ -13,6 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from marlkit import keys
+from marlkit.actors.epsilon_greedy import EpsilonGreedyActor
 from marlkit.actors.stochastic import StochasticActor
 from marlkit.component import Targets
 from marlkit.critics.local import LocalCritic
@@ -71,6 +72,18 @@ def test_online_targets_are_the_networks_themselves() -> None:
     assert "lagging" not in targets.traits
     assert not targets.state_dict()
     targets.follow(["actor", "critic"])
+
+
+@pytest.mark.parametrize("double", [None, True, False])
+@pytest.mark.parametrize("owns_values", [True, False])
+def test_who_chooses_is_the_copy_unless_it_is_double_q_learning(double: bool | None, owns_values: bool) -> None:
+    critic = networks()[1]
+    actor = EpsilonGreedyActor(SPEC, hidden=[4]) if owns_values else networks()[0]
+    targets = SoftTargets(SPEC, double=double)
+    targets.track(actor, critic)
+    online = owns_values if double is None else double
+    assert targets.chooser() is (actor if online else targets.actor())
+    assert targets.actor() is not actor
 
 
 def test_soft_copies_move_by_tau_at_every_step() -> None:
