@@ -19,7 +19,7 @@ from vmas.simulator.scenario import BaseScenario
 
 from marlkit import keys, rng
 from marlkit.component import Runtime
-from marlkit.envs._vmas.scenarios import scenario_names
+from marlkit.envs._vmas.scenarios import scenario_files
 from marlkit.envs.vmas import VmasEnvironment
 from marlkit.errors import MarlkitError, OptionError
 from marlkit.spec import Continuous
@@ -62,7 +62,7 @@ def check_observation(found: Tensor, vmas: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("continuous", [True, False], ids=["continuous", "discrete"])
-@pytest.mark.parametrize("scenario", scenario_names())
+@pytest.mark.parametrize("scenario", scenario_files())
 def test_every_scenario_steps_bit_for_bit_as_vmas_does(scenario: str, continuous: bool) -> None:
     env = create(scenario, continuous_actions=continuous)
     name, options = scenario.rpartition("/")[2], OPTIONS.get(scenario, {})

@@ -17,7 +17,7 @@ from vmas.simulator.scenario import BaseScenario
 
 from marlkit import rng
 from marlkit.envs._vmas.drawing import Camera, draw_world
-from marlkit.envs._vmas.scenarios import scenario_files, scenario_names
+from marlkit.envs._vmas.scenarios import scenario_files
 
 CAMERA = Camera(x=0.0, y=0.0, half_width=2.0, half_height=1.0)
 RED, GREEN, BLUE = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
@@ -90,7 +90,7 @@ def test_the_camera_sees_everything_but_what_was_parked_far_away(scenario: Still
     assert Camera.over(scenario, 0).half_height == pytest.approx(9 + 1.05 * 0.4, abs=0.3)
 
 
-@pytest.mark.parametrize("name", scenario_names())
+@pytest.mark.parametrize("name", scenario_files())
 def test_every_scenario_can_be_drawn(name: str) -> None:
     with rng.isolated(0):
         scenario = load(str(scenario_files()[name])).Scenario()

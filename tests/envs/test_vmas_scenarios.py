@@ -33,7 +33,8 @@ def test_the_names_are_those_that_vmas_lists() -> None:
         *(f"mpe/{name}" for name in vmas.mpe_scenarios),
         *(f"debug/{name}" for name in vmas.debug_scenarios),
     ]
-    assert scenarios.scenario_names() == sorted(listed)
+    assert list(scenarios.scenario_files()) == sorted(listed)
+    assert scenarios.scenario_names() == [*sorted(listed), *scenarios.shipped_scenarios()]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_options_are_those_that_the_scenario_reads() -> None:
         scenarios.scenario_options("nowhere")
 
 
-@pytest.mark.parametrize("name", scenarios.scenario_names())
+@pytest.mark.parametrize("name", scenarios.scenario_files())
 def test_every_textual_use_of_the_arguments_is_found(name: str) -> None:
     lines = scenarios.scenario_files()[name].read_text(encoding="utf-8").splitlines()
     text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
@@ -91,7 +92,7 @@ def test_what_the_source_says_of_opposed_agents_is_what_vmas_marks() -> None:
         assert {agent.adversary for agent in agents} == {True, False}
 
 
-@pytest.mark.parametrize("name", sorted(set(scenarios.scenario_names()) - {"road_traffic", "debug/pollock", "sampling"}))
+@pytest.mark.parametrize("name", sorted(set(scenarios.scenario_files()) - {"road_traffic", "debug/pollock", "sampling"}))
 def test_groups_of_a_built_scenario_are_those_of_its_source(name: str) -> None:
     for options in (
         ({"ai_red_agents": False}, {"ai_red_agents": False, "ai_blue_agents": True}, {}) if name == "football" else ({},)

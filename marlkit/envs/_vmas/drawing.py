@@ -1,7 +1,9 @@
 """Pictures of two-dimensional worlds, drawn without a display.
 
 Anything shaped like a VMAS scenario can be drawn: entities with a position, a rotation, a colour and a shape that is a disc
-(`radius`), a box (`length`, `width`, `hollow`) or a line (`length`).
+(`radius`), a box (`length`, `width`, `hollow`) or a line (`length`). A scenario may also say what is joined by a thin line, by a
+method `links(index)` that returns pairs of entities, and how an entity is coloured, by `colour(entity, index)`: three numbers from
+0 to 1, or `None` for the entity's own.
 """
 
 from __future__ import annotations
@@ -92,9 +94,13 @@ def draw_world(scenario: Any, index: int = 0, camera: Camera | None = None) -> N
     shown.sort(key=lambda pair: (id(pair[0]) in agents, bool(pair[0].collide), -pair[0].shape.circumscribed_radius()))
     goals = {id(agent.goal): number for number, agent in enumerate(world.agents) if getattr(agent, "goal", None) is not None}
     own_goals = goals if len(goals) == len(world.agents) else {}
+    poses = {id(entity): position for entity, (position, _) in shown}
+    for one, other in getattr(scenario, "links", _nothing)(index):
+        canvas.link(poses[id(one)], poses[id(other)])
+    own_colour = getattr(scenario, "colour", _nothing)
     for entity, (position, rotation) in shown:
         number = agents.get(id(entity))
-        colour = _colour(entity, index)
+        colour = _rgb(own_colour(entity, index) or _tint(entity, index))
         opacity = 255 if number is not None or entity.collide else 110
         canvas.shape(entity.shape, position, rotation, colour, opacity, raised=number is not None)
         label = own_goals.get(id(entity)) if number is None else number
@@ -137,6 +143,10 @@ class _Canvas:
         else:
             ends = [self._pixel(_turned((s * shape.length / 2, 0.0), position, rotation)) for s in (-1, 1)]
             self.draw.line(ends, fill, 2 * _FINER)
+
+    def link(self, one: Sequence[float], other: Sequence[float]) -> None:
+        """A thin line between two places."""
+        self.draw.line([self._pixel(one), self._pixel(other)], (*_FRAME, 255), _FINER)
 
     def label(self, text: str, position: Sequence[float], radius: float, *, dark: bool) -> None:
         """A word in the middle of a shape, if it is large enough to be read."""
@@ -189,11 +199,19 @@ def _turned(point: tuple[float, float], position: Sequence[float], rotation: flo
     return position[0] + point[0] * cosine - point[1] * sine, position[1] + point[0] * sine + point[1] * cosine
 
 
-def _colour(entity: Any, index: int) -> Colour:
+def _nothing(*_: Any) -> tuple[()]:
+    return ()
+
+
+def _tint(entity: Any, index: int) -> Sequence[float]:
     colour = entity.color
     if isinstance(colour, torch.Tensor):
         colour = (colour[index] if colour.ndim > 1 else colour).tolist()
-    red, green, blue = (round(255 * min(max(float(part), 0.0), 1.0)) for part in tuple(colour)[:3])
+    return tuple(colour)
+
+
+def _rgb(colour: Sequence[float]) -> Colour:
+    red, green, blue = (round(255 * min(max(float(part), 0.0), 1.0)) for part in colour[:3])
     return red, green, blue
 
 

@@ -1,4 +1,4 @@
-"""What can be known of VMAS' scenarios from their source files: names, options, whether agents are opposed. Imports no VMAS.
+"""What can be known of scenarios from their source files: names, options, whether agents are opposed. Imports no VMAS.
 
 VMAS only warns of options that a scenario does not read, and only where the scenario asks for it. Reading the names from the
 source turns this into an error before anything is built. No torch is imported.
@@ -41,9 +41,16 @@ def scenario_files() -> dict[str, Path]:
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
 
 
+@functools.cache
+def shipped_scenarios() -> dict[str, str]:
+    """The class of every scenario that marlkit ships, as a dotted path, by its name."""
+    files = sorted((Path(__file__).parent / "shipped").glob("*.py"))
+    return {file.stem: f"{__package__}.shipped.{file.stem}.Scenario" for file in files if file.stem != "__init__"}
+
+
 def scenario_names() -> list[str]:
-    """The full names of all scenarios; empty where VMAS is not installed."""
-    return list(scenario_files())
+    """The full names of all scenarios, VMAS' and marlkit's; empty where VMAS is not installed."""
+    return [*scenario_files(), *shipped_scenarios()] if scenario_files() else []
 
 
 def listing(options: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, list[str]]:
@@ -54,7 +61,7 @@ def listing(options: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, li
 
 def full_name(name: str) -> str | None:
     """The full name of a scenario that may be called without its folder; ``None`` where there is none of that name."""
-    if name in scenario_files():
+    if name in scenario_names():
         return name
     return next((known for known in scenario_files() if known.rpartition("/")[2] == name), None)
 
@@ -70,7 +77,7 @@ def unknown_scenario(name: str) -> str:
         return NOT_INSTALLED
     short = {known.rpartition("/")[2]: known for known in scenario_names()}
     hint = did_you_mean(name, [*short, *scenario_names()])
-    return f"VMAS has no scenario `{name}`.{hint} It has: {', '.join(scenario_names())}"
+    return f"there is no scenario `{name}`.{hint} There are: {', '.join(scenario_names())}"
 
 
 def scenario_class(name: str, folders: Sequence[Path] = ()) -> Class | None:
@@ -84,7 +91,7 @@ def scenario_class(name: str, folders: Sequence[Path] = ()) -> Class | None:
     found = full_name(name)
     if found is None:
         raise ComponentError(unknown_scenario(name))
-    return find_class(f"vmas.scenarios.{found.replace('/', '.')}.Scenario")
+    return find_class(shipped_scenarios().get(found, f"vmas.scenarios.{found.replace('/', '.')}.Scenario"))
 
 
 def scenario_options(name: str, folders: Sequence[Path] = ()) -> Options | None:
@@ -150,6 +157,6 @@ def traits(options: Mapping[str, Any], folders: Sequence[Path] = ()) -> tuple[st
 
 
 def code(options: Mapping[str, Any]) -> Iterator[Code]:
-    """The class of a user's own scenario; VMAS' own are no code of a stranger."""
+    """The class of a user's own scenario; VMAS' and marlkit's are no code of a stranger."""
     if is_own_class(str(options["scenario"])):
         yield Code("scenario", options["scenario"], options.get("scenario_options") or {})

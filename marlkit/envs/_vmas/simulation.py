@@ -12,6 +12,7 @@ import importlib
 import itertools
 import math
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -157,9 +158,13 @@ class Simulation:
     def _action_table(self, agent: Any, speech: int) -> Tensor:
         """What each discrete action does: ``[actions, forces + words]``.
 
-        Actions are the cells of the product of the agent's own choices, the last choice counting fastest. Along one dimension
+        A scenario may say it by a method ``discrete_actions(agent)``, in the units of continuous actions. Otherwise actions are
+        the cells of the product of the agent's own choices, the last choice counting fastest. Along one dimension
         with n choices from -range to range, the first means staying where it is if n is odd.
         """
+        own: Callable[[Any], Tensor] | None = getattr(self.scenario, "discrete_actions", None)
+        if callable(own):
+            return own(agent) * torch.cat([agent.action.u_multiplier_tensor, torch.ones(speech, device=self.device)])
         choices = list(agent.discrete_action_nvec)
         rows = []
         for cell in itertools.product(*(range(n) for n in choices), *([range(speech)] if speech else [])):
@@ -217,7 +222,9 @@ def _load(scenario: str, options: dict[str, Any]) -> BaseScenario:
     known = scenarios.scenario_options(name)
     assert known is not None, "a test reads every scenario of VMAS"
     _refuse_unknown(name, options, known)
-    loaded: BaseScenario = load(str(scenarios.scenario_files()[name])).Scenario()
+    shipped = scenarios.shipped_scenarios().get(name)
+    module = importlib.import_module(shipped.rpartition(".")[0]) if shipped else load(str(scenarios.scenario_files()[name]))
+    loaded: BaseScenario = module.Scenario()
     return loaded
 
 

@@ -178,11 +178,11 @@ def _colour(name: str) -> Any:
 
 def copied(tensors: Sequence[Tensor], device: torch.device | None = None) -> list[Tensor]:
     """Copies of tensors ``[*]``, on ``device``, that share memory with each other where the originals do."""
-    storages: dict[tuple[str, int], Tensor] = {}
+    storages: dict[int, Tensor] = {}  # by their identity: tensors without elements lie at the same address
     copies = []
     for tensor in tensors:
         storage = tensor.untyped_storage()
-        place = (str(tensor.device), storage.data_ptr())
+        place = storage._cdata
         if place not in storages:
             content = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
             storages[place] = content.to(device or tensor.device, copy=True)
