@@ -70,11 +70,11 @@ def resume(
     return run.resume(folder, progress=progress, profile=profile, callbacks=callbacks, trust=trust)
 
 
-def load_policy(folder: str | Path, checkpoint: str = "best", *, trust: bool = False) -> Policy:
+def load_policy(folder: str | Path, checkpoint: str = "best", *, n_agents: int | None = None, trust: bool = False) -> Policy:
     """The trained policy of a run; see :func:`marlkit.run.load_policy`."""
     from marlkit import run
 
-    return run.load_policy(folder, checkpoint, trust=trust)
+    return run.load_policy(folder, checkpoint, n_agents=n_agents, trust=trust)
 
 
 def compare(

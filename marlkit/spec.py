@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 ENVIRONMENT_TRAITS = frozenset({"discrete", "continuous", "team_reward", "opposing"})
@@ -141,6 +141,28 @@ class TeamSpec:
             "A": self.action_features,
             "D": self.action_features,
         }
+
+    def resized(self, n_agents: int) -> TeamSpec:
+        """A team of another number of agents that are like these.
+
+        Raises:
+            ValueError: these are not alike, or the number is below 1.
+        """
+        if n_agents < 1:
+            raise ValueError("there must be at least one")
+        action = self.action
+        bounds = [] if isinstance(action, Discrete) else [b for b in (action.low, action.high) if b is not None]
+        told = (self.own_observation_sizes, self.own_action_sizes, self.groups or (), *bounds)
+        if any(len(set(each)) > 1 for each in told):
+            raise ValueError("those that were trained differ in their observations, actions, bounds or groups")
+        if isinstance(action, Continuous):
+            low, high = (None if b is None else (b[0],) * n_agents for b in (action.low, action.high))
+            action = Continuous(action.size, low, high)
+        sizes = {
+            name: None if getattr(self, name) is None else (getattr(self, name)[0],) * n_agents
+            for name in ("observation_sizes", "action_sizes", "groups")
+        }
+        return replace(self, n_agents=n_agents, action=action, names=None, state=None, **sizes)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data from which :meth:`from_dict` creates an equal spec."""

@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         "(`critic.local`)",
     )
     evaluate = _with_run(commands, "evaluate", _evaluate, "play episodes with a trained team and report the return")
+    evaluate.add_argument("overrides", nargs="*", default=[], help="changes of the environment: env.scenario_options.n_agents=16")
     evaluate.add_argument("--episodes", type=int, help="number of episodes (as during training)")
     play = _with_run(commands, "play", _play, "draw an episode of a trained team as an animation")
     play.add_argument("--output", type=Path, help="the file to write (team.gif in the run folder)")
@@ -222,7 +223,12 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     from marlkit import run
 
     found = run.evaluate(
-        parsed.folder, episodes=parsed.episodes, seed=parsed.seed, checkpoint=parsed.checkpoint, trust=parsed.trust
+        parsed.folder,
+        episodes=parsed.episodes,
+        seed=parsed.seed,
+        checkpoint=parsed.checkpoint,
+        overrides=parsed.overrides,
+        trust=parsed.trust,
     )
     report.print_metrics(found)
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ CURVE = "curve.png"
 ANIMATION = "team.gif"
 
 
-def run_recipe(folder: Path, *, trust: bool = False) -> Recipe:
+def run_recipe(folder: Path, overrides: Sequence[str] = (), *, trust: bool = False) -> Recipe:
     """The completed recipe of a run.
 
     Args:
         folder: of the run.
+        overrides: changes to it, such as ``"env.max_steps=200"``.
         trust: as for :func:`marlkit.recipe.load_recipe`.
 
     Raises:
@@ -42,8 +43,8 @@ def run_recipe(folder: Path, *, trust: bool = False) -> Recipe:
         raise RunError(f"{folder}: is not a run; it holds no {RECIPE}. Runs stand under runs/<recipe>/<time>-seed<k>/.")
     folders = _component_folders(folder)
     recipe = load_recipe(path, folders=folders, trust=trust)
-    former = _former_options(recipe, path)
-    return load_recipe(path, former, folders=folders, trust=trust) if former else recipe
+    changes = [*_former_options(recipe, path), *overrides]
+    return load_recipe(path, changes, folders=folders, trust=trust) if changes else recipe
 
 
 def _former_options(recipe: Recipe, path: Path) -> list[str]:

@@ -2,8 +2,8 @@
 
 Anything shaped like a VMAS scenario can be drawn: entities with a position, a rotation, a colour and a shape that is a disc
 (`radius`), a box (`length`, `width`, `hollow`) or a line (`length`). A scenario may also say what is joined by a thin line, by a
-method `links(index)` that returns pairs of entities, and how an entity is coloured, by `colour(entity, index)`: three numbers from
-0 to 1, or `None` for the entity's own.
+method `links(index)` that returns pairs of entities, and how an entity is coloured, by `colour(entity, index)`: three numbers
+from 0 to 1, or `None` for the entity's own.
 """
 
 from __future__ import annotations
