@@ -40,11 +40,13 @@ class Runtime:
         seed: decides its random choices.
         compile: ``record`` replays recorded operations, ``graph`` the same as a CUDA graph (:mod:`marlkit.recorder.recording`);
             an environment whose steps cannot be recorded, or do not gain by it, takes them as with ``none``.
+        load_actor: gives the trained actor of a run folder; ``None`` outside of recipes.
     """
 
     device: torch.device
     seed: int
     compile: CompileMode = "none"
+    load_actor: Callable[[str], Actor] | None = None
 
 
 def option_parameters(component: type) -> dict[str, inspect.Parameter]:

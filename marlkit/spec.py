@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 ENVIRONMENT_TRAITS = frozenset({"discrete", "continuous", "team_reward", "opposing"})
@@ -153,16 +153,31 @@ class TeamSpec:
         action = self.action
         bounds = [] if isinstance(action, Discrete) else [b for b in (action.low, action.high) if b is not None]
         told = (self.own_observation_sizes, self.own_action_sizes, self.groups or (), *bounds)
-        if any(len(set(each)) > 1 for each in told):
+        if any(len(set(each)) > 1 for each in told) or (told[0][0], told[1][0]) != (self.observation, self.action_features):
             raise ValueError("those that were trained differ in their observations, actions, bounds or groups")
         if isinstance(action, Continuous):
             low, high = (None if b is None else (b[0],) * n_agents for b in (action.low, action.high))
             action = Continuous(action.size, low, high)
-        sizes = {
-            name: None if getattr(self, name) is None else (getattr(self, name)[0],) * n_agents
-            for name in ("observation_sizes", "action_sizes", "groups")
-        }
-        return replace(self, n_agents=n_agents, action=action, names=None, state=None, **sizes)
+        alike = {"observation_sizes": None, "action_sizes": None, "groups": None, "names": None, "state": None}
+        return TeamSpec(**_fields(self) | alike | {"n_agents": n_agents, "action": action})
+
+    def part(self, agents: Sequence[int]) -> TeamSpec:
+        """The team of some of the agents, padded no further than these need."""
+        action = self.action
+        size = max(self.own_action_sizes[agent] for agent in agents)
+        if isinstance(action, Discrete):
+            action = Discrete(size)
+        else:
+            low, high = (None if b is None else tuple(b[agent][:size] for agent in agents) for b in (action.low, action.high))
+            action = Continuous(size, low, high)
+        per_agent = ("observation_sizes", "action_sizes", "names", "groups")
+        told = {name: None if (v := getattr(self, name)) is None else tuple(v[agent] for agent in agents) for name in per_agent}
+        told["names"] = tuple(self.agent_names[agent] for agent in agents)
+        if len(set(told["groups"] or ())) < 2:
+            told["groups"] = None
+        longest = max(self.own_observation_sizes[agent] for agent in agents)
+        sizes = {"n_agents": len(agents), "observation": longest, "state": None, "action": action}
+        return TeamSpec(**_fields(self) | told | sizes)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data from which :meth:`from_dict` creates an equal spec."""
@@ -184,3 +199,7 @@ class TeamSpec:
             return cls(**rest, action=Discrete(action["discrete"]))
         low, high = (None if action[b] is None else tuple(tuple(row) for row in action[b]) for b in ("low", "high"))
         return cls(**rest, action=Continuous(action["continuous"], low, high))
+
+
+def _fields(spec: TeamSpec) -> dict[str, Any]:
+    return {field.name: getattr(spec, field.name) for field in fields(spec)}

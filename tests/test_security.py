@@ -24,8 +24,8 @@ RUNS_CODE = {
     "recorder/python_values.py": {"pickle.loads"},  # of generators that the same function has pickled, in memory
 }
 IMPORTS_BY_NAME = {
-    "envs/_vmas/simulation.py", "envs/torchrl.py", "nn/named_network.py", "recipe/catalogue.py", "recipe/trust.py",
-    "run/start.py", "testing/__init__.py",
+    "envs/_sides.py", "envs/_vmas/simulation.py", "envs/torchrl.py", "nn/named_network.py", "recipe/catalogue.py",
+    "recipe/trust.py", "run/start.py", "testing/__init__.py", "training/assembly.py",
 }  # fmt: skip
 """Files that import what a text names: what a recipe names, after `require_trust`, or what a contract of marlkit names."""
 

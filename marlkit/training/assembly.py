@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from marlkit import rng
-from marlkit.component import Environment, Runtime, Trainer
+from marlkit.component import Actor, Environment, Runtime, Trainer
 from marlkit.errors import MarlkitError, OptionError, RecipeError, RuleError, did_you_mean
 from marlkit.options import CompileMode
 from marlkit.recipe import Recipe
@@ -24,6 +26,8 @@ from marlkit.training.learner import Learner
 from marlkit.training.precision import unfit_precision
 from marlkit.training.returns import return_names
 
+RUNS = "marlkit.run.use"
+"""Where runs are opened; by name, as it lies above."""
 LEARNING_SECTIONS = ("actor", "opponents", "critic", "targets", "data", "estimator", "update", "optimizer")
 
 
@@ -74,7 +78,7 @@ def build_environment(
     if "num_envs" not in entry.options:
         remedy = "Give its constructor this option: the number of environments, which an evaluation sets anew."
         raise refusal(recipe, "env.type", f"`{entry.class_name}` takes no `num_envs`.", remedy)
-    env = build(recipe, "env", Runtime(device, seed, compile), **changes)
+    env = build(recipe, "env", Runtime(device, seed, compile, partial(_trained_actor, recipe)), **changes)
     try:
         refuse_unfit_spec(env)
     except RuleError as error:
@@ -82,6 +86,18 @@ def build_environment(
     assert isinstance(env, Environment)
     _refuse_undeclared(recipe, env)
     return env
+
+
+def _trained_actor(recipe: Recipe, folder: str) -> Actor:
+    """The actor of the run ``folder`` that a recipe's environment names; what that run names is trusted as the recipe is.
+
+    Raises:
+        TrustError: the run's recipe names code outside of marlkit that the user has not trusted.
+        RunError: the folder is not a run, or holds no checkpoint.
+    """
+    load = importlib.import_module(RUNS).load_policy
+    actor: Actor = load(folder, trust=recipe.trust).actor
+    return actor
 
 
 def _refuse_undeclared(recipe: Recipe, env: Environment) -> None:

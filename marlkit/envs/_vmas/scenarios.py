@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from marlkit.contract import Code
+from marlkit.envs._against import RANDOM, problem_with_player, runs_code
 from marlkit.envs._vmas.scenario_source import Options, find_class, opposes_agents, options_of
 from marlkit.errors import ComponentError, did_you_mean
 from marlkit.recipe.source_reader import Class
@@ -122,6 +123,9 @@ def check(options: Mapping[str, Any], folders: Sequence[Path] = ()) -> Iterator[
     if scenario_folder() is None:
         yield "type", NOT_INSTALLED
         return
+    problem = problem_with_player(options.get("against", RANDOM), options.get("train"))
+    if problem is not None:
+        yield "against", problem
     scenario = options["scenario"]
     try:
         known = scenario_options(scenario, folders)
@@ -147,7 +151,9 @@ def held_options(options: Mapping[str, Any], folders: Sequence[Path] = ()) -> fr
 
 
 def traits(options: Mapping[str, Any], folders: Sequence[Path] = ()) -> tuple[str, ...] | None:
-    """``opposing``, where the agents that policies control do not share one aim; ``None`` where only building tells."""
+    """``opposing``, where the agents that are trained do not share one aim; ``None`` where only building tells."""
+    if options.get("train") is not None:
+        return ()
     try:
         cls = scenario_class(str(options.get("scenario")), folders)
     except ComponentError:
@@ -157,6 +163,8 @@ def traits(options: Mapping[str, Any], folders: Sequence[Path] = ()) -> tuple[st
 
 
 def code(options: Mapping[str, Any]) -> Iterator[Code]:
-    """The class of a user's own scenario; VMAS' and marlkit's are no code of a stranger."""
+    """The class of a user's own scenario, VMAS' and marlkit's are no code of a stranger; and a user's own player."""
+    if options.get("train") is not None and runs_code(str(options.get("against"))):
+        yield Code("against", str(options["against"]))
     if is_own_class(str(options["scenario"])):
         yield Code("scenario", options["scenario"], options.get("scenario_options") or {})
