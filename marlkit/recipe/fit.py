@@ -298,7 +298,10 @@ class _Check:
             where = next((change.path for changes in unpooled.changes for change in changes), "env")
             needing = self._needing_team_reward
             remedy = self._without_team_reward(needing[0]) if unpooled.changes and needing else unpooled
-            yield self.recipe.place(where).problem(where, message, self._problem(env, message, [remedy], "").remedy)
+            advised = self._problem(env, message, [remedy], "").remedy
+            if "train" in env.entry.options:
+                advised = f"{advised} Or train one of the groups alone, and name it in `env.train`."
+            yield self.recipe.place(where).problem(where, message, advised)
 
     @property
     def _unpooled(self) -> _Remedy:

@@ -187,6 +187,16 @@ def test_returns_of_scripted_play_are_those_of_an_independent_program(name: str,
     assert abs(float(found.mean()) - PUBLISHED[name][play]) < 4 * error + 0.05, (found.mean(), error)
 
 
+def test_the_return_of_rovers_that_stay_is_the_exact_one() -> None:
+    """-E d² + 10 P(d² < 0.1725), 25 times, of two points that are uniform in a square of side 2."""
+    found = returns(simulation("rover_tower", 6000), "no-op").mean(1)
+    reach = (1.5 * 0.115) ** 0.5 / 2
+    near = np.pi * reach**2 - 8 / 3 * reach**3 + reach**4 / 2
+    exact = 25 * (10 * near - 4 / 3)
+    assert exact == pytest.approx(-5.2, abs=0.01)
+    assert abs(float(found.mean()) - exact) < 4 * float(found.std()) / 6000**0.5
+
+
 # --- as an environment -------------------------------------------------------------------------------------------------------
 
 
