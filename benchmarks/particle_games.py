@@ -2,10 +2,10 @@
 
     python -m benchmarks.particle_games --out benchmarks/results/particle-games-cpu.json
 
-Returns are means per agent and episode, with standard errors over episodes, and stand beside those of an independent program
-(one environment in NumPy; 20,000 episodes of Rover-Tower, 400 of Cooperative Treasure Collection). What its greedy banks do is not
-told; here they go to the middle of the field. One step is one joint step of one environment. On a CPU one thread is used and its
-processor time is counted; the fastest of several short rounds counts.
+Returns are means per agent and episode, with standard errors over episodes, and stand beside those of an independent
+program (one environment in NumPy; 20,000 episodes of Rover-Tower, 400 of Cooperative Treasure Collection). What its greedy banks
+do is not told; here they go to the middle of the field. One step is one joint step of one environment. On a CPU one thread is
+used and its processor time is counted; the fastest of several short rounds counts.
 """
 
 from __future__ import annotations
