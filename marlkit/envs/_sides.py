@@ -106,7 +106,19 @@ def _player(against: str, others: TeamSpec, runtime: Runtime, num_envs: int) -> 
     return TrainedPlayer(against, runtime.load_actor(against).to(runtime.device), others, num_envs)
 
 
-class RandomPlayer:
+class Memoryless:
+    """A player whose actions depend on what is seen now and on the global random generators alone."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing is continued."""
+        refuse_misfit(state, {}, "player")
+
+
+class RandomPlayer(Memoryless):
     """Uniform among the actions that each agent has, or between its bounds (-1 and 1 where there are none)."""
 
     def __init__(self, spec: TeamSpec, device: torch.device) -> None:
@@ -122,16 +134,8 @@ class RandomPlayer:
         middle, half = self._span.middle, self._span.half_range
         return middle + half * (2 * torch.rand(*shape, middle.shape[-1], device=observation.device) - 1)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing is continued."""
-        refuse_misfit(state, {}, "player")
-
-
-class ScriptedPlayer:
+class ScriptedPlayer(Memoryless):
     """A function of the user's, without memory.
 
     Raises:
@@ -162,14 +166,6 @@ class ScriptedPlayer:
             wanted = "whole numbers [B, M]" if spec.discrete else "floating-point numbers [B, M, D]"
             raise MarlkitError(f"`{self._path}` must return {wanted} = {list(shape)}, got {got}")
         return action
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing is continued."""
-        refuse_misfit(state, {}, "player")
 
 
 class TrainedPlayer:

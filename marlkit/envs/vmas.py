@@ -63,9 +63,14 @@ class VmasEnvironment(AdapterEnvironment[Tensor]):
     returns the name of the agent's group. Rewards are then never pooled, and returns are told per group, unless only one group
     is trained.
 
+    A scenario of your own may also name its discrete actions, by a method ``discrete_actions(self, agent)`` that returns what
+    each does, ``[actions, forces + words]`` in the units of continuous actions, and say how pictures show it
+    (:mod:`marlkit.envs._vmas.drawing`).
+
     Raises:
         OptionError: there is no such scenario or scenario option, VMAS refuses an option's value, the scenario has built another
-            number of agents than an option asks for, or `reward` pools the rewards of opposed agents.
+            number of agents than an option asks for, `reward` pools the rewards of opposed agents, or there is no such group or
+            player.
         MarlkitError: a scenario that ends episodes keeps state that cannot be reset for one environment alone.
     """
 
