@@ -181,7 +181,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("play", PLAYS)
 @pytest.mark.parametrize("name", NAMES)
 def test_returns_of_scripted_play_are_those_of_an_independent_program(name: str, play: str) -> None:
-    episodes, theirs = (1500, 20_000) if name == "rover_tower" else (150, 400)
+    episodes, theirs = (1500, 20_000) if name == "rover_tower" else (100, 400)
     found = returns(simulation(name, episodes), play).mean(1)
     error = float(found.std()) * (1 / episodes + 1 / theirs) ** 0.5
     assert abs(float(found.mean()) - PUBLISHED[name][play]) < 4 * error + 0.05, (found.mean(), error)
@@ -189,24 +189,23 @@ def test_returns_of_scripted_play_are_those_of_an_independent_program(name: str,
 
 def test_the_return_of_rovers_that_stay_is_the_exact_one() -> None:
     """-E d² + 10 P(d² < 0.1725), 25 times, of two points that are uniform in a square of side 2."""
-    found = returns(simulation("rover_tower", 6000), "no-op").mean(1)
+    found = returns(simulation("rover_tower", 3000), "no-op").mean(1)
     reach = (1.5 * 0.115) ** 0.5 / 2
     near = np.pi * reach**2 - 8 / 3 * reach**3 + reach**4 / 2
     exact = 25 * (10 * near - 4 / 3)
     assert exact == pytest.approx(-5.2, abs=0.01)
-    assert abs(float(found.mean()) - exact) < 4 * float(found.std()) / 6000**0.5
+    assert abs(float(found.mean()) - exact) < 4 * float(found.std()) / 3000**0.5
 
 
 # --- as an environment -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("continuous", [True, False])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "continuous"), [("rover_tower", True), *((name, False) for name in NAMES)])
 def test_rules_of_environments(name: str, continuous: bool) -> None:
     def build(runtime: Runtime) -> VmasEnvironment:
         return VmasEnvironment(runtime, scenario=name, num_envs=3, max_steps=5, continuous_actions=continuous)
 
-    check_environment(build)
+    check_environment(build, steps=12)
 
 
 def test_sizes() -> None:

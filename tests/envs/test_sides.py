@@ -140,13 +140,13 @@ def test_rules_of_environments_with_a_run(former: Path) -> None:
 
 def test_a_run_against_a_run_is_resumed_exactly(former: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = ["env.scenario=simple_tag", "env.scenario_options={num_adversaries: 2}", "env.train=adversaries"]
-    changes += [f"env.against={former}", "env.reward=sum", "trainer.compile=none"]
+    changes += [f"env.against={former}", "env.reward=sum", "trainer.compile=none", "trainer.iterations=2"]
     recipe = load_recipe("mappo", small("mappo", *changes))
     folder = run.train(recipe, tmp_path, progress=False)
     metrics = without_times(folder)
     assert "evaluation/return" in metrics
     assert not any("good_agent" in name for name in metrics)
-    killed_at(3, monkeypatch)
+    killed_at(1, monkeypatch)
     with pytest.raises(KilledError):
         run.train(recipe, tmp_path / "killed", progress=False)
     monkeypatch.undo()
