@@ -13,6 +13,7 @@ from marlkit.errors import CheckpointError, OptionError, RecipeError, RunError
 from marlkit.options import problem_with
 from marlkit.recipe.completing import Seed
 from marlkit.recipe.located_yaml import Place
+from marlkit.recipe.merging import read_overrides
 from marlkit.recipe.reading import Recipe
 from marlkit.recipe.trust import require_trust
 from marlkit.run.checkpoint_io import of_file
@@ -180,9 +181,11 @@ def _refuse_other_overrides(overrides: Sequence[str]) -> None:
     """Check that overrides change the environment alone.
 
     Raises:
-        RecipeError: one of them changes something else.
+        RecipeError: one of them changes something else, or is none.
     """
-    problems = []
+    problems = read_overrides(overrides)[1]
+    if problems:
+        raise RecipeError(problems)
     for text in overrides:
         path = text.partition("=")[0]
         if path == "env.num_envs":

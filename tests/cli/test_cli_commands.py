@@ -110,7 +110,7 @@ def test_problems_go_to_standard_error_with_exit_code_2(team: str, capsys: pytes
         ["chek", "mappo"],
         ["check"],
         ["check", "mappo", "--rn"],
-        ["evaluate", "x", "y"],
+        ["play", "x", "y"],
         ["play", "x", "--seed", "a"],
     ],
 )
@@ -246,7 +246,7 @@ def test_evaluate_play_and_resume(library: SimpleNamespace, capsys: pytest.Captu
     assert main(["resume", "runs/x/1", "--profile"]) == 0
     run = (Path("runs/x/1"),)
     assert library.calls == [
-        ("evaluate", run, {"episodes": 5, "seed": 7, "checkpoint": "last", "trust": False}),
+        ("evaluate", run, {"episodes": 5, "seed": 7, "checkpoint": "last", "overrides": [], "trust": False}),
         ("play", run, {"path": Path("a.gif"), "seed": None, "checkpoint": "best", "fps": 20.0, "trust": False}),
         ("resume", run, {"progress": True, "profile": True, "trust": False}),
     ]

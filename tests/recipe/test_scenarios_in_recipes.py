@@ -169,5 +169,8 @@ def test_an_own_class_with_adversaries_is_not_paid_one_reward(tmp_path: Path) ->
     make = "    def make_world(self, batch_dim, device): Agent(name='a', adversary=True)\n"
     file = own(tmp_path, f"class Own(BaseScenario):\n{make}")
     (refusal,) = problems(file)
-    assert (refusal.where, refusal.remedy) == ("env.reward", "Set env.reward=individual.")
+    assert (refusal.where, refusal.remedy) == (
+        "env.reward",
+        "Set env.reward=individual. Or train one of the groups alone, and name it in `env.train`.",
+    )
     assert not problems(file, "env.reward=individual")

@@ -60,6 +60,7 @@ def test_the_command_takes_changes_of_the_environment(folder: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("y", "`y`: has no value"),
         ("seed=3", "seed: cannot be changed in a trained run"),
         ("actor.hidden=[8]", "actor.hidden: cannot be changed in a trained run"),
         ("env.num_envs=3", "--episodes"),
