@@ -212,9 +212,9 @@ class StepCritic(LocalCritic):
     def __init__(self, spec: TeamSpec) -> None:
         super().__init__(spec, hidden=[2], value_norm=False)
 
-    def predict(self, batch: TensorDictBase) -> Tensor:
+    def outputs(self, batch: TensorDictBase) -> Tensor:
         seen: Tensor = 10 * batch[keys.OBSERVATION]
-        return seen
+        return seen.unsqueeze(0)
 
 
 def return_by_hand(env: int, agent: int, step: int, lmbda: float) -> float:

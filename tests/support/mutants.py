@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from marlkit import keys
@@ -15,12 +16,11 @@ from marlkit.actors.deterministic import DeterministicActor
 from marlkit.actors.epsilon_greedy import EpsilonGreedyActor
 from marlkit.actors.stochastic import StochasticActor
 from marlkit.actors.transformer import TransformerActor
-from marlkit.component import Component, least
+from marlkit.component import Component, Critic, least
 from marlkit.contract import Contract, When
 from marlkit.critics.attention import AttentionCritic
 from marlkit.critics.factorised import FactorisedCritic
 from marlkit.critics.joint import JointCritic
-from marlkit.critics.local import LocalCritic
 from marlkit.critics.transformer import TransformerCritic
 from marlkit.data.replay import ReplayData
 from marlkit.data.rollout import RolloutData
@@ -30,6 +30,8 @@ from marlkit.estimators.one_step import OneStepEstimator
 from marlkit.functional.counterfactual import executed_value
 from marlkit.learning import at_once
 from marlkit.nn.distributions import CategoricalTeam, NormalTeam
+from marlkit.nn.networks import TeamNetwork, group_of_agents
+from marlkit.nn.normalisers import ValueNormaliser
 from marlkit.opponents.theory_of_mind import TheoryOfMindOpponents
 from marlkit.opponents.true_policy import TruePolicyOpponents
 from marlkit.optim.adam import AdamOptimizer
@@ -38,7 +40,7 @@ from marlkit.optim.policy_gradient import PolicyGradientUpdate
 from marlkit.optim.ppo_clip import PpoClipUpdate
 from marlkit.optim.sequential import SequentialUpdate
 from marlkit.optim.trust_region import TrustRegionUpdate
-from marlkit.options import Hidden, PositiveInt
+from marlkit.options import Hidden, PositiveInt, Share, ValueNorm
 from marlkit.spec import Continuous, Discrete, TeamSpec
 from marlkit.targets.hard import HardTargets
 from marlkit.targets.online import OnlineTargets
@@ -47,6 +49,43 @@ from marlkit.trainers.lightning import LightningTrainer
 
 DISCRETE = TeamSpec(3, 5, Discrete(4), action_sizes=(4, 2, 3), team_reward=True)
 CONTINUOUS = TeamSpec(3, 4, Continuous(2), action_sizes=(2, 2, 1), team_reward=True)
+
+
+class PlainCritic(Critic):
+    """A network that values what each agent sees, and nothing else.
+
+    Args:
+        spec: the team.
+        hidden: widths of the hidden layers.
+        share: which agents use the same parameters.
+        value_norm: regress on running-normalised targets.
+    """
+
+    contract = Contract(
+        reads=(keys.OBSERVATION,),
+        writes=(keys.STATE_VALUE,),
+        traits=(When("share=none", ("separate_parameters",)),),
+        predicts=keys.STATE_VALUE,
+    )
+
+    def __init__(self, spec: TeamSpec, *, hidden: Hidden = [4], share: Share = "all", value_norm: ValueNorm = True) -> None:  # noqa: B006
+        super().__init__()
+        self.spec = spec
+        self.normaliser = ValueNormaliser(enabled=value_norm)
+        groups = group_of_agents(share, spec.n_agents)
+        self.network = TeamNetwork(
+            spec.observation, 1, hidden=hidden, groups=groups, activation="tanh", output_gain=1.0, agent_id=True, layer_norm=False
+        )
+
+    def rescale(self, scale: Tensor, shift: Tensor) -> None:
+        """Replace every prediction ``f`` by ``scale f + shift``."""
+        self.network.rescale(scale, shift)
+
+    def predict(self, batch: TensorDictBase) -> Tensor:
+        """The network's outputs."""
+        found: Tensor = self.network(batch[keys.OBSERVATION])
+        return found
+
 
 Build = Callable[[], Component]
 MUTANTS: list[tuple[str, str, Build]] = []
@@ -82,62 +121,62 @@ def _forgets_spec(self: Any, spec: TeamSpec, *, lr: float = 1.0) -> None:
 
 
 mutant("is built for a team", "no spec", AdamOptimizer, __init__=_forgets_spec)
-mutant("names keys of the table", "an own key", LocalCritic, contract=of(LocalCritic, reads=(("agents", "observatoin"),)))
+mutant("names keys of the table", "an own key", PlainCritic, contract=of(PlainCritic, reads=(("agents", "observatoin"),)))
 mutant("names known traits", "a typo in traits", StochasticActor, contract=of(StochasticActor, traits=("independant_agents",)))
-mutant("names known traits", "a typo in needs", LocalCritic, contract=of(LocalCritic, needs={"actor": ("stocastic",)}))
-mutant("names known traits", "of another kind", LocalCritic, contract=of(LocalCritic, traits=("on_policy",)))
-mutant("names known traits", "needed of another kind", LocalCritic, contract=of(LocalCritic, needs={"actor": ("lagging",)}))
+mutant("names known traits", "a typo in needs", PlainCritic, contract=of(PlainCritic, needs={"actor": ("stocastic",)}))
+mutant("names known traits", "of another kind", PlainCritic, contract=of(PlainCritic, traits=("on_policy",)))
+mutant("names known traits", "needed of another kind", PlainCritic, contract=of(PlainCritic, needs={"actor": ("lagging",)}))
 mutant(
     "names known traits",
     "a typo in a condition",
-    LocalCritic,
-    contract=of(LocalCritic, traits=(When("discret", ("separate_parameters",)),)),
+    PlainCritic,
+    contract=of(PlainCritic, traits=(When("discret", ("separate_parameters",)),)),
 )
 mutant(
     "has conditions that can hold",
     "no such option",
-    LocalCritic,
-    contract=of(LocalCritic, traits=(When("shares=none", ("separate_parameters",)),)),
+    PlainCritic,
+    contract=of(PlainCritic, traits=(When("shares=none", ("separate_parameters",)),)),
 )
 mutant(
     "has conditions that can hold",
     "no such value",
-    LocalCritic,
-    contract=of(LocalCritic, traits=(When("share=non", ("separate_parameters",)),)),
+    PlainCritic,
+    contract=of(PlainCritic, traits=(When("share=non", ("separate_parameters",)),)),
 )
 mutant(
-    "has a contract of what exists", "needs of nothing", LocalCritic, contract=of(LocalCritic, needs={"acter": ("stochastic",)})
+    "has a contract of what exists", "needs of nothing", PlainCritic, contract=of(PlainCritic, needs={"acter": ("stochastic",)})
 )
 mutant("has a contract of what exists", "inherits of nothing", PpoClipUpdate, contract=of(PpoClipUpdate, inherits=("step",)))
 mutant(
     "has a contract of what exists",
     "predicts what it does not write",
-    LocalCritic,
-    contract=of(LocalCritic, predicts=keys.ACTION_VALUE),
+    PlainCritic,
+    contract=of(PlainCritic, predicts=keys.ACTION_VALUE),
 )
 
 
 def _by_position(self: Any, spec: TeamSpec, hidden: Any = (4,)) -> None:
-    LocalCritic.__init__(self, spec, hidden=list(hidden))
+    PlainCritic.__init__(self, spec, hidden=list(hidden))
 
 
 def _badly_annotated(self: Any, spec: TeamSpec, *, hidden: Hidden = [0]) -> None:  # noqa: B006
-    LocalCritic.__init__(self, spec, hidden=[4])
+    PlainCritic.__init__(self, spec, hidden=[4])
 
 
 def _not_annotated(self: Any, spec: TeamSpec, *, hidden=None) -> None:  # type: ignore[no-untyped-def]
-    LocalCritic.__init__(self, spec, hidden=[4])
+    PlainCritic.__init__(self, spec, hidden=[4])
 
 
 def _not_described(self: Any, spec: TeamSpec, *, wideness: PositiveInt = 4) -> None:
-    LocalCritic.__init__(self, spec, hidden=[wideness])
+    PlainCritic.__init__(self, spec, hidden=[wideness])
 
 
-NO_SHARE = of(LocalCritic, traits=())
-mutant("takes options by keyword", "by position", LocalCritic, __init__=_by_position, contract=NO_SHARE)
-mutant("takes options by keyword", "a default that is refused", LocalCritic, __init__=_badly_annotated, contract=NO_SHARE)
-mutant("takes options by keyword", "no annotation", LocalCritic, __init__=_not_annotated, contract=NO_SHARE)
-mutant("describes its options", "no word of one", LocalCritic, __init__=_not_described, contract=NO_SHARE)
+NO_SHARE = of(PlainCritic, traits=())
+mutant("takes options by keyword", "by position", PlainCritic, __init__=_by_position, contract=NO_SHARE)
+mutant("takes options by keyword", "a default that is refused", PlainCritic, __init__=_badly_annotated, contract=NO_SHARE)
+mutant("takes options by keyword", "no annotation", PlainCritic, __init__=_not_annotated, contract=NO_SHARE)
+mutant("describes its options", "no word of one", PlainCritic, __init__=_not_described, contract=NO_SHARE)
 
 
 def _part(step: Any) -> Build:
@@ -147,14 +186,14 @@ def _part(step: Any) -> Build:
 MUTANTS.append(("has parts that it can use", "a step that is not per agent", _part(DdpgUpdate)))
 
 
-class ComputedContractCritic(LocalCritic):
+class ComputedContractCritic(PlainCritic):
     """Its contract is right, but computed: `marlkit check` could not read it.
 
     Args:
         spec: the team.
     """
 
-    contract = replace(LocalCritic.contract, traits=tuple(["separate_parameters"][:0]))
+    contract = replace(PlainCritic.contract, traits=tuple(["separate_parameters"][:0]))
 
     def __init__(self, spec: TeamSpec) -> None:
         super().__init__(spec, hidden=[4])
@@ -164,17 +203,17 @@ MUTANTS.append(("is read without running it", "a computed contract", lambda: Com
 
 
 def _keeps_layer(self: Any, spec: TeamSpec) -> None:
-    LocalCritic.__init__(self, spec)
+    PlainCritic.__init__(self, spec)
     self.layers = [torch.nn.Linear(2, 1)]
 
 
 def _keeps_tensor(self: Any, spec: TeamSpec, **options: Any) -> None:
-    LocalCritic.__init__(self, spec, hidden=[4], **options)
+    PlainCritic.__init__(self, spec, hidden=[4], **options)
     self.kept = [torch.ones(3)]
 
 
-mutant("holds tensors as parameters and buffers", "a tensor in a list", LocalCritic, __init__=_keeps_tensor)
-mutant("holds tensors as parameters and buffers", "a layer in a list", LocalCritic, __init__=_keeps_layer)
+mutant("holds tensors as parameters and buffers", "a tensor in a list", PlainCritic, __init__=_keeps_tensor)
+mutant("holds tensors as parameters and buffers", "a layer in a list", PlainCritic, __init__=_keeps_layer)
 
 
 # --- what reads and writes keys -------------------------------------------------------------------------------------------
@@ -190,41 +229,41 @@ def _predict(expression: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], T
 mutant(
     "reads what it declares",
     "a state that is not declared",
-    LocalCritic,
+    PlainCritic,
     options=SMALL,
     predict=_predict(lambda self, batch: batch[keys.STATE].sum(-1)[..., None, None]),
 )
 
 
 def _returns_nothing(self: Any, batch: Any) -> None:
-    LocalCritic.forward(self, batch)
+    PlainCritic.forward(self, batch)
 
 
-mutant("writes what it declares", "nothing", LocalCritic, options=SMALL, forward=lambda self, batch: batch)
-mutant("writes what it declares", "no batch", LocalCritic, options=SMALL, forward=_returns_nothing)
+mutant("writes what it declares", "nothing", PlainCritic, options=SMALL, forward=lambda self, batch: batch)
+mutant("writes what it declares", "no batch", PlainCritic, options=SMALL, forward=_returns_nothing)
 mutant(
     "writes what it declares",
     "more than that",
-    LocalCritic,
+    PlainCritic,
     options=SMALL,
-    forward=lambda self, batch: LocalCritic.forward(self, batch).set(keys.ACTION_VALUE, batch[keys.STATE_VALUE]),
+    forward=lambda self, batch: PlainCritic.forward(self, batch).set(keys.ACTION_VALUE, batch[keys.STATE_VALUE]),
 )
 mutant(
     "writes what it declares",
     "another shape",
-    LocalCritic,
+    PlainCritic,
     options=SMALL,
     predict=lambda self, batch: self.network(batch[keys.OBSERVATION]).squeeze(-1),
 )
 mutant(
     "writes what it declares",
     "another type",
-    LocalCritic,
+    PlainCritic,
     options=SMALL,
     predict=lambda self, batch: self.network(batch[keys.OBSERVATION]).double(),
 )
 mutant(
-    "writes what it declares", "NaN", LocalCritic, options=SMALL, predict=_predict(lambda self, batch: torch.tensor(float("nan")))
+    "writes what it declares", "NaN", PlainCritic, options=SMALL, predict=_predict(lambda self, batch: torch.tensor(float("nan")))
 )
 
 
@@ -233,7 +272,7 @@ def _in_place(self: Any, batch: Any) -> Tensor:
     return self.network(batch[keys.OBSERVATION])
 
 
-mutant("changes nothing that it reads", "scales observations in place", LocalCritic, options=SMALL, predict=_in_place)
+mutant("changes nothing that it reads", "scales observations in place", PlainCritic, options=SMALL, predict=_in_place)
 
 
 def _estimates_in_place(self: Any, batch: Any) -> Any:
@@ -245,11 +284,11 @@ mutant("changes nothing that it reads", "centres rewards in place", GaeEstimator
 
 
 def _learns_statistics(self: Any, batch: Any) -> Any:
-    self.normaliser.update(LocalCritic.predict(self, batch).detach())
-    return LocalCritic.forward(self, batch)
+    self.normaliser.update(PlainCritic.predict(self, batch).detach())
+    return PlainCritic.forward(self, batch)
 
 
-mutant("evaluates without learning", "statistics of its values", LocalCritic, options=SMALL, forward=_learns_statistics)
+mutant("evaluates without learning", "statistics of its values", PlainCritic, options=SMALL, forward=_learns_statistics)
 
 
 def _counts_calls(self: Any, batch: Any) -> Tensor:
@@ -257,8 +296,8 @@ def _counts_calls(self: Any, batch: Any) -> Tensor:
     return self.network(batch[keys.OBSERVATION]) + self.calls
 
 
-mutant("gives the same twice", "counts its calls", LocalCritic, options=SMALL, predict=_counts_calls)
-mutant("draws nothing", "dropout", LocalCritic, options=SMALL, predict=_predict(lambda self, batch: torch.randn(())))
+mutant("gives the same twice", "counts its calls", PlainCritic, options=SMALL, predict=_counts_calls)
+mutant("draws nothing", "dropout", PlainCritic, options=SMALL, predict=_predict(lambda self, batch: torch.randn(())))
 
 
 def _shares_on_copy(self: Any, memo: Any) -> Any:
@@ -267,7 +306,7 @@ def _shares_on_copy(self: Any, memo: Any) -> Any:
     return twin
 
 
-mutant("can be copied", "its copies share a network", LocalCritic, options=SMALL, __deepcopy__=_shares_on_copy)
+mutant("can be copied", "its copies share a network", PlainCritic, options=SMALL, __deepcopy__=_shares_on_copy)
 
 
 def _unsaved_noise(self: Any, spec: TeamSpec, **options: Any) -> None:
@@ -686,41 +725,41 @@ mutant(RULE, "reads every stored state", StochasticActor, options=GRU, outputs=_
 mutant(
     "predicts a key",
     "nothing",
-    LocalCritic,
+    PlainCritic,
     options=SMALL,
-    contract=of(LocalCritic, predicts=None),
+    contract=of(PlainCritic, predicts=None),
     forward=lambda self, batch: batch.set(keys.STATE_VALUE, self.predict(batch)),
 )
 RULE = "writes what it predicts"
 mutant(
     RULE,
     "in normalised units",
-    LocalCritic,
+    PlainCritic,
     options=SMALL,
     forward=lambda self, batch: batch.set(keys.STATE_VALUE, self.predict(batch)),
 )
 mutant(
     RULE,
     "the largest of two",
-    LocalCritic,
+    PlainCritic,
     options=SMALL,
     predictions=lambda self, batch: torch.stack([self.predict(batch), self.predict(batch) - 1]),
 )
-mutant(RULE, "no axis of networks", LocalCritic, options=SMALL, predictions=lambda self, batch: self.predict(batch))
+mutant(RULE, "no axis of networks", PlainCritic, options=SMALL, predictions=lambda self, batch: self.predict(batch))
 
 mutant(
     "keeps its values with popart",
     "scales, and does not shift",
-    LocalCritic,
+    PlainCritic,
     options=SMALL,
-    rescale=lambda self, scale, shift: LocalCritic.rescale(self, scale, torch.zeros(())),
+    rescale=lambda self, scale, shift: PlainCritic.rescale(self, scale, torch.zeros(())),
 )
 mutant(
-    "keeps its values with popart", "forgets its last layer", LocalCritic, options=SMALL, rescale=lambda self, scale, shift: None
+    "keeps its values with popart", "forgets its last layer", PlainCritic, options=SMALL, rescale=lambda self, scale, shift: None
 )
 
 RULE = "does not see the own action"
-READS_ACTION = of(LocalCritic, reads=(keys.OBSERVATION, keys.ACTION))
+READS_ACTION = of(PlainCritic, reads=(keys.OBSERVATION, keys.ACTION))
 
 
 def _action_of(agent: int) -> Callable[[Any, Any], Tensor]:
@@ -735,7 +774,7 @@ for _agent in range(3):
     mutant(
         RULE,
         f"agent {_agent} sees its action",
-        LocalCritic,
+        PlainCritic,
         options=SMALL,
         contract=READS_ACTION,
         predict=_predict(_action_of(_agent)),
@@ -743,26 +782,26 @@ for _agent in range(3):
 mutant(
     RULE,
     "in its own view of the joint action",
-    LocalCritic,
+    PlainCritic,
     options=SMALL,
-    contract=of(LocalCritic, reads=(keys.OBSERVATION, keys.JOINT_ACTION)),
+    contract=of(PlainCritic, reads=(keys.OBSERVATION, keys.JOINT_ACTION)),
     predict=_predict(lambda self, batch: batch[keys.JOINT_ACTION].sum(-1).float().mean(-1)[..., None, None]),
 )
 mutant(
     RULE,
     "by its log-probability",
-    LocalCritic,
+    PlainCritic,
     options=SMALL,
-    contract=of(LocalCritic, reads=(keys.OBSERVATION, keys.LOG_PROB)),
+    contract=of(PlainCritic, reads=(keys.OBSERVATION, keys.LOG_PROB)),
     predict=_predict(lambda self, batch: batch[keys.LOG_PROB]),
 )
 mutant(
     RULE,
     "by the belief about itself",
-    LocalCritic,
+    PlainCritic,
     CONTINUOUS,
     SMALL,
-    contract=of(LocalCritic, reads=(keys.OBSERVATION, keys.OPPONENT_SCALE)),
+    contract=of(PlainCritic, reads=(keys.OBSERVATION, keys.OPPONENT_SCALE)),
     predict=_predict(lambda self, batch: batch[keys.OPPONENT_SCALE].mean((-3, -1)).unsqueeze(-1)),
 )
 
@@ -770,9 +809,9 @@ mutant(
 mutant(
     "values each agent by what it sees",
     "in the next one's place",
-    LocalCritic,
+    PlainCritic,
     options=SMALL,
-    predict=lambda self, batch: LocalCritic.predict(self, batch).roll(1, -2),
+    predict=lambda self, batch: PlainCritic.predict(self, batch).roll(1, -2),
 )
 
 
@@ -782,25 +821,25 @@ def _rows_alone(self: Any, batch: Any) -> Tensor:
 
 
 RULE = "values rows the same in any batch"
-mutant(RULE, "knows one batch dimension", LocalCritic, options=SMALL, predict=_rows_alone)
+mutant(RULE, "knows one batch dimension", PlainCritic, options=SMALL, predict=_rows_alone)
 mutant(
     RULE,
     "centres over the batch",
-    LocalCritic,
+    PlainCritic,
     options=SMALL,
     predict=_predict(lambda self, batch: batch[keys.OBSERVATION].mean()),
 )
 mutant(
     "has predictions with gradient",
     "detached",
-    LocalCritic,
+    PlainCritic,
     options=SMALL,
     predict=lambda self, batch: self.network(batch[keys.OBSERVATION]).detach(),
 )
 mutant(
     "has predictions with gradient",
     "the second of two detached",
-    LocalCritic,
+    PlainCritic,
     options=SMALL,
     predictions=lambda self, batch: torch.stack([self.predict(batch), self.predict(batch).detach()]),
 )
@@ -811,10 +850,10 @@ mutant(
     options={"encoder": "actor"},
     _encoding=lambda self, batch: batch[keys.ENCODING].detach(),
 )
-CLAIMS = of(LocalCritic, traits=("separate_parameters",))
-mutant("keeps values apart", "claims it of a shared network", LocalCritic, options=SMALL, contract=CLAIMS)
+CLAIMS = of(PlainCritic, traits=("separate_parameters",))
+mutant("keeps values apart", "claims it of a shared network", PlainCritic, options=SMALL, contract=CLAIMS)
 mutant(
-    "keeps values apart", "gives every agent all", LocalCritic, options={**SMALL, "share": "none"}, agent_parameters=_all_of_them
+    "keeps values apart", "gives every agent all", PlainCritic, options={**SMALL, "share": "none"}, agent_parameters=_all_of_them
 )
 
 RULE = "climbs the own action"
@@ -844,9 +883,9 @@ mutant(RULE, "climbs others' too", JointCritic, options=SMALL, action_value=_cli
 mutant(
     RULE,
     "claims it",
-    LocalCritic,
+    PlainCritic,
     options=SMALL,
-    contract=of(LocalCritic, reads=(keys.OBSERVATION, keys.ACTION, keys.JOINT_ACTION), traits=("differentiable_in_action",)),
+    contract=of(PlainCritic, reads=(keys.OBSERVATION, keys.ACTION, keys.JOINT_ACTION), traits=("differentiable_in_action",)),
 )
 RULE, ATTENTION = "values every own action", {"hidden": [4], "heads": 2}
 
@@ -911,9 +950,9 @@ mutant(
 mutant(
     RULE,
     "claims it",
-    LocalCritic,
+    PlainCritic,
     options=SMALL,
-    contract=of(LocalCritic, traits=("individual_global_max",)),
+    contract=of(PlainCritic, traits=("individual_global_max",)),
 )
 
 
