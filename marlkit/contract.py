@@ -66,30 +66,54 @@ def as_yaml(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Condition:
-    """One thing that must be true: an option has a value, or the environment has a trait.
+    """One thing that must be true: an option has a value, or any other, or the environment has a trait.
 
     Attributes:
         name: the option or the trait.
         value: the option's value as YAML writes it; ``None`` for a trait.
+        other: whether the option must have any other value than this one.
     """
 
     name: str
     value: str | None = None
+    other: bool = False
 
     def __str__(self) -> str:
-        return self.name if self.value is None else f"{self.name}={self.value}"
+        return self.name if self.value is None else f"{self.name}{'!=' if self.other else '='}{self.value}"
 
     def holds(self, options: Mapping[str, Any], environment: Collection[str]) -> bool:
         """Whether it is true of these options and of this environment's traits."""
-        return self.name in environment if self.value is None else as_yaml(options.get(self.name)) == self.value
+        return self.name in environment if self.value is None else self.allows(options.get(self.name))
+
+    def allows(self, value: Any) -> bool:
+        """Whether it is true where the option has this value; 0 and 0.0 are the same."""
+        return (as_yaml(value) == self.value or _is_number(value, self.value)) is not self.other
+
+    def settings(self, choices: Iterable[Any], *, hold: bool) -> list[str]:
+        """Values of the option, as YAML writes them, with which it holds, or does not: its own or those of the choices."""
+        if self.value is None:
+            return []
+        if hold is not self.other:
+            return [self.value]
+        plain = (value for value in choices if value is None or isinstance(value, (str, int, float)))
+        return [as_yaml(value) for value in plain if self.allows(value) is hold]
+
+
+def _is_number(value: Any, text: str | None) -> bool:
+    if text is None or isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return float(text) == value
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
 class When:
     """Entries that hold only under a condition.
 
-    ``condition`` is ``"option=value"`` (an option of the component itself, written as YAML writes it) or a bare trait of the
-    environment (``"discrete"``); several are joined by ``" & "``.
+    ``condition`` is ``"option=value"`` or ``"option!=value"`` (an option of the component itself, the value as YAML writes it) or a
+    bare trait of the environment (``"discrete"``); several are joined by ``" & "``.
     """
 
     condition: str
@@ -99,7 +123,9 @@ class When:
     def parts(self) -> tuple[Condition, ...]:
         """What is joined by ``" & "``, each by itself."""
         split = (part.strip().partition("=") for part in self.condition.split("&"))
-        return tuple(Condition(name, value if equals else None) for name, equals, value in split)
+        return tuple(
+            Condition(name.removesuffix("!"), value if equals else None, other=name.endswith("!")) for name, equals, value in split
+        )
 
     def holds(self, options: Mapping[str, Any], environment: Collection[str]) -> bool:
         """Whether every part of the condition holds for these options and the environment's traits."""

@@ -64,6 +64,10 @@ OPPONENT_SCALE = ("opponents", "scale")
 SAMPLE_SEED = ("opponents", "sample_seed")
 JOINT_ACTION = ("opponents", "action")
 
+BEHAVIOUR_LOGITS = ("behaviour", "logits")
+BEHAVIOUR_LOC = ("behaviour", "loc")
+BEHAVIOUR_SCALE = ("behaviour", "scale")
+
 RECENT_OBSERVATION = ("recent", "observation")
 RECENT_ACTION = ("recent", "action")
 RECENT_VALID = ("recent", "valid")
@@ -127,12 +131,18 @@ TABLE: dict[Key, KeyInfo] = {
     JOINT_ACTION: KeyInfo(
         "V N", "int64", "joint action in the view of agent i: own as chosen, others' known or believed", continuous="V N D"
     ),
+    BEHAVIOUR_LOGITS: KeyInfo("N A", "float32", "`agents.logits` of the policy that played, which a batch of older steps keeps"),
+    BEHAVIOUR_LOC: KeyInfo("N D", "float32", "`agents.loc` of the policy that played"),
+    BEHAVIOUR_SCALE: KeyInfo("N D", "float32", "`agents.scale` of the policy that played"),
     RECENT_OBSERVATION: KeyInfo("M N O", "float32", "observations of the last M steps before this one, oldest first"),
     RECENT_ACTION: KeyInfo("M N", "int64", "actions of the last M steps before this one, oldest first", continuous="M N D"),
     RECENT_VALID: KeyInfo("M", "bool", "whether that step belongs to the running episode"),
 }
 """All keys at the current step. ``following(key)`` of any of them has the same shape and meaning at the next step."""
 
+
+BEHAVIOUR: dict[Key, Key] = {LOGITS: BEHAVIOUR_LOGITS, LOC: BEHAVIOUR_LOC, SCALE: BEHAVIOUR_SCALE}
+"""Where the parameters of the distribution that an action was played from stand, beside those of the present policy."""
 
 WITH_GRADIENT = frozenset({ENCODING, ACTION_VALUES})
 """Keys that an actor may own: :meth:`marlkit.component.Actor.distribution` renews those that it writes on a batch, with gradient,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from marlkit import keys
 from marlkit.component import Actor, Data, Environment
-from marlkit.contract import Contract
+from marlkit.contract import Contract, When
 from marlkit.data._recent_past import PAST, write_recent
 from marlkit.data.rollout import RolloutData, bytes_of_step
 from marlkit.errors import CheckpointError, OptionError
@@ -29,7 +29,9 @@ class ReplayData(Data):
     state, and the next state before any reset. It is overwritten after ``capacity // num_envs`` further steps of
     its environment. Draws are uniform, with replacement. Actors without memory learn from single steps, ``[batch_size, 1]``;
     recurrent ones from sequences of consecutive steps, ``[batch_size // L, L]``, which may continue after the end of an
-    episode. The recent past (``RECENT_*``) is written if a component reads it, as far back as it is still stored.
+    episode. The recent past (``RECENT_*``) is written if a component reads it, as far back as it is still stored. The parameters of
+    the distribution that a step was played from (``BEHAVIOUR_*``) are stored if a component reads them: with them, the probability
+    then of any other action is known.
 
     A checkpoint holds all stored steps, so that its size grows with ``capacity``.
 
@@ -46,7 +48,11 @@ class ReplayData(Data):
     """
 
     contract = Contract(
-        writes=(keys.RECENT_OBSERVATION, keys.RECENT_ACTION, keys.RECENT_VALID),
+        writes=(
+            *(keys.RECENT_OBSERVATION, keys.RECENT_ACTION, keys.RECENT_VALID),
+            When("discrete", (keys.BEHAVIOUR_LOGITS,)),
+            When("continuous", (keys.BEHAVIOUR_LOC, keys.BEHAVIOUR_SCALE)),
+        ),
         at_most={
             "warm_up": ("data.capacity", "env.num_envs * data.steps * trainer.iterations"),
             "batch_size": ("data.capacity",),
@@ -80,7 +86,7 @@ class ReplayData(Data):
     def collect(self, env: Environment, actor: Actor, run_step: RunStep = run_directly) -> TensorDict:
         """Play and store the steps of this iteration, batch ``[B, T]``; the next call overwrites it."""
         self._refuse_unfit_capacity(env.num_envs, actor.sequence_length or 1)
-        self._player.inspect = self.inspect
+        self._player.inspect, self._player.shown = self.inspect, self.shown
         played = self._player.collect(env, actor, run_step)
         # Batches show the parameters of the current policy's distribution, not those of the one that played.
         carried = {*actor.carried, *map(keys.following, actor.carried)}
@@ -142,6 +148,7 @@ class ReplayData(Data):
             device = state["player"]["current"][keys.IS_FIRST].device
             kept = TensorDict(state["kept"], batch_size=state["kept"][keys.IS_FIRST].shape[:2])
             kept = self._kept(kept)
+            self._refuse_without_behaviour(kept)
             filled, slots = len(kept), self.capacity // kept.batch_size[1]
             # What is not full yet has been filled from the first slot on.
             possible = range(slots) if filled == slots else range(filled, filled + 1)
@@ -151,6 +158,15 @@ class ReplayData(Data):
                 raise CheckpointError(f"`kept` holds {filled} steps of each environment, more than the {slots} that are stored.")
             self._allocate(kept[:0].to(device))[:filled] = kept.to(device)
             self._position, self._filled = state["position"], filled
+
+    def _refuse_without_behaviour(self, kept: TensorDict) -> None:
+        self._player.shown = self.shown
+        missing = [keys.name(key) for key in self._player.behaviour_read() if key not in kept.keys(include_nested=True)]
+        if missing:
+            raise CheckpointError(
+                f"`kept` holds no {', '.join(missing)}, which {'are' if len(missing) > 1 else 'is'} read: these steps were stored by a "
+                "marlkit that kept of their policies only the log-probabilities. Such a run cannot go on; train anew."
+            )
 
     def _kept(self, steps: TensorDict) -> TensorDict:
         """The keys of each step that a component reads, directly or as the recent past of another step."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from marlkit import keys
 from marlkit.batches import refuse_unfit_length
 from marlkit.component import Actor, Data, Environment, who_is
-from marlkit.contract import Contract
+from marlkit.contract import Contract, When
 from marlkit.data._recent_past import PAST, write_recent
 from marlkit.errors import MarlkitError
 from marlkit.keys import Key
@@ -24,7 +24,8 @@ from marlkit.spec import TeamSpec
 class RolloutData(Data):
     """``steps`` joint steps of every environment, continuing where the last rollout stopped.
 
-    The recent past (``RECENT_*``) is written if a component reads it, also across the border of two rollouts.
+    The recent past (``RECENT_*``) is written if a component reads it, also across the border of two rollouts; so are the parameters
+    of the distributions that were played from (``BEHAVIOUR_*``).
 
     Args:
         spec: the team.
@@ -32,7 +33,11 @@ class RolloutData(Data):
     """
 
     contract = Contract(
-        writes=(keys.RECENT_OBSERVATION, keys.RECENT_ACTION, keys.RECENT_VALID),
+        writes=(
+            *(keys.RECENT_OBSERVATION, keys.RECENT_ACTION, keys.RECENT_VALID),
+            When("discrete", (keys.BEHAVIOUR_LOGITS,)),
+            When("continuous", (keys.BEHAVIOUR_LOC, keys.BEHAVIOUR_SCALE)),
+        ),
         traits=("on_policy",),
     )
 
@@ -70,6 +75,8 @@ class RolloutData(Data):
             self.inspect(batch, self._current)
         if self.history:
             self._show_past(batch, self._storage.select(*PAST))
+        for key in self.behaviour_read():
+            batch.set(key, self.behaviour(batch, key, actor))
         return batch
 
     def choose(self, seen: TensorDictBase, actor: Actor) -> TensorDictBase:
@@ -82,6 +89,22 @@ class RolloutData(Data):
         if chosen is None:
             raise MarlkitError(f"{who_is(actor)} returns nothing from `forward`: return the batch")
         return chosen
+
+    def behaviour(self, played: TensorDictBase, key: Key, actor: Actor) -> Tensor:
+        """A ``BEHAVIOUR_*`` of steps ``[B, T]``, ``[B, T, N, F]``: what the actor wrote, where it was what played.
+
+        Raises:
+            MarlkitError: the actor did not write it.
+        """
+        source = next(source for source, kept in keys.BEHAVIOUR.items() if kept == key)
+        found: Tensor | None = played.get(source, None)
+        if found is None:
+            raise MarlkitError(f"`{keys.name(key)}` is read, but {who_is(actor)} does not write `{keys.name(source)}`: write it")
+        return found
+
+    def behaviour_read(self) -> list[Key]:
+        """The ``BEHAVIOUR_*`` that it writes and a component reads."""
+        return [key for key in keys.BEHAVIOUR.values() if key in self.writes and (self.shown is None or key in self.shown)]
 
     def held_bytes(self, envs: int, played: TensorDictBase) -> int:
         """Bytes of a rollout of ``envs`` environments, judged by ``played`` ``[B, T]``."""

@@ -8,8 +8,11 @@ from torch import Tensor
 
 from marlkit import keys
 from marlkit.component import Actor
+from marlkit.contract import Contract, When
 from marlkit.data.rollout import RolloutData
+from marlkit.keys import Key
 from marlkit.nn.actions import ActionRange
+from marlkit.nn.distributions import UNAVAILABLE
 from marlkit.spec import Continuous
 
 
@@ -29,12 +32,25 @@ class UniformPlayData(RolloutData):
         steps: length T of a rollout; the batch of an iteration has ``num_envs * steps`` joint steps.
     """
 
+    contract = Contract(
+        writes=(
+            *(keys.RECENT_OBSERVATION, keys.RECENT_ACTION, keys.RECENT_VALID),
+            When("discrete", (keys.BEHAVIOUR_LOGITS,)),
+        ),
+        traits=("on_policy",),
+    )
+
     def choose(self, seen: TensorDictBase, actor: Actor) -> TensorDictBase:
         """The actor's step ``[B]`` with an action and a log-probability of the behaviour."""
         chosen = super().choose(seen, actor)
         available = actor.available(seen)
         action, log_prob = _among(available) if self.spec.discrete else self._within_bounds(available)
         return chosen.set(keys.ACTION, action).set(keys.LOG_PROB, log_prob)
+
+    def behaviour(self, played: TensorDictBase, key: Key, actor: Actor) -> Tensor:
+        """The logits ``[B, T, N, A]`` of a uniform choice; no normal distribution is uniform."""
+        available = actor.available(played)
+        return torch.zeros(available.shape, device=available.device).masked_fill(~available, UNAVAILABLE)
 
     def _within_bounds(self, dims: Tensor) -> tuple[Tensor, Tensor]:
         """Actions and log-probabilities for the dimensions ``[*, N, D]`` that an agent has."""

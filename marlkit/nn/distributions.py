@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -60,6 +60,10 @@ class TeamDistribution(ABC):
     def parameters(self) -> dict[Key, Tensor]:
         """The parameters by key, each ``[*, N, F]``."""
 
+    @abstractmethod
+    def with_parameters(self, parameters: Mapping[Key, Tensor]) -> TeamDistribution:
+        """The distribution of the same family over the same actions that has these :meth:`parameters`, each ``[*, N, F]``."""
+
 
 class CategoricalTeam(TeamDistribution):
     """Softmax over discrete actions, or its mixture with a uniform choice, ``p = (1 - e) softmax(logits) + e / n``.
@@ -106,6 +110,10 @@ class CategoricalTeam(TeamDistribution):
     def parameters(self) -> dict[Key, Tensor]:
         """``LOGITS`` ``[*, N, A]``: the log-probabilities, which are logits of the same distribution."""
         return {keys.LOGITS: self.log_probs}
+
+    def with_parameters(self, parameters: Mapping[Key, Tensor]) -> TeamDistribution:
+        """The softmax of other ``LOGITS`` ``[*, N, A]``, masked already."""
+        return CategoricalTeam(parameters[keys.LOGITS])
 
 
 class EpsilonGreedyTeam(CategoricalTeam):
@@ -191,12 +199,21 @@ class NormalTeam(TeamDistribution):
         """``LOC`` and ``SCALE``, each ``[*, N, D]``."""
         return {keys.LOC: self.loc, keys.SCALE: self.scale.expand_as(self.loc)}
 
+    def with_parameters(self, parameters: Mapping[Key, Tensor]) -> TeamDistribution:
+        """Other ``LOC`` and ``SCALE`` ``[*, N, D]`` over the dimensions that these agents have."""
+        return NormalTeam(parameters[keys.LOC], parameters[keys.SCALE], self.dims)
+
 
 def stored_distribution(batch: TensorDictBase, *, discrete: bool) -> TeamDistribution:
     """The distribution ``[*, N]`` whose parameters are stored in the batch ``[*]``: the policy that collected it."""
     if discrete:
         return CategoricalTeam(batch[keys.LOGITS])
     return NormalTeam(batch[keys.LOC], batch[keys.SCALE], batch[keys.ACTION_DIMS])
+
+
+def behaviour_distribution(policy: TeamDistribution, batch: TensorDictBase) -> TeamDistribution:
+    """The distribution ``[*, N]`` that the actions of a batch ``[*]`` were played from, of the family of ``policy``."""
+    return policy.with_parameters({key: batch[keys.BEHAVIOUR[key]] for key in policy.parameters()})
 
 
 class AgentDistribution(Distribution):

@@ -24,6 +24,7 @@ from marlkit.functional.reduce import masked_mean, sum_of
 from marlkit.keys import Key
 from marlkit.learning import Learning, Metrics
 from marlkit.nn.actions import action_features
+from marlkit.nn.distributions import behaviour_distribution
 from marlkit.options import Finite, NonNegativeFloat, PositiveFloat, PositiveInt, Probability
 from marlkit.spec import TeamSpec
 
@@ -63,8 +64,11 @@ class DdpgUpdate(Update):
 
     contract = Contract(
         reads=(
-            *(keys.ACTION, keys.JOINT_ACTION, keys.LOG_PROB, keys.ALIVE, keys.VALUE_TARGET),
+            *(keys.ACTION, keys.JOINT_ACTION, keys.ALIVE, keys.VALUE_TARGET),
             When("discrete", (keys.ACTION_MASK,)),
+            When("coupling!=0", (keys.LOG_PROB,)),
+            When("coupling!=0 & discrete", (keys.BEHAVIOUR_LOGITS,)),
+            When("coupling!=0 & continuous", (keys.BEHAVIOUR_LOC, keys.BEHAVIOUR_SCALE)),
         ),
         traits=("by_gradient",),
         needs={"actor": ("reparametrised",), "critic": ("differentiable_in_action",)},
@@ -148,14 +152,13 @@ class DdpgUpdate(Update):
                 raise OptionError("coupling", f"{message}, got {self.coupling}")
             with torch.no_grad():
                 own = learning.actor.reparametrised(rows)
-            ratio, inverse_ratio = self._ratios(rows, learning)
             (prediction,), (resampled,) = map(each, (predictions, learning.critic.action_value(rows, own, rows[JOINT])))
             coupled = joint_gradients.critic_coupling(
                 prediction,
                 resampled,
                 self._error(prediction, goal),
-                ratio,
-                inverse_ratio,
+                self._ratio(rows, learning),
+                self._inverse_ratio(rows, own, learning),
                 rows[keys.ALIVE],
                 **self.weights,
             )
@@ -167,11 +170,9 @@ class DdpgUpdate(Update):
         own = learning.actor.reparametrised(rows)
         with _held(learning.critic):
             value = each(learning.critic.action_value(rows, own, rows[JOINT]))[0]
-        coefficient = self._coefficient(rows, learning)
+        coefficient, statistics = self._coefficient(rows, own, learning)
         loss = learning.ranks.weigh(alive, joint_gradients.actor_loss(value, coefficient, alive))
-        metrics = {"actor/loss": loss.detach(), "actor/value": masked_mean(value.detach(), alive)}
-        if self.coupling:
-            metrics |= _statistics(coefficient, alive)
+        metrics = {"actor/loss": loss.detach(), "actor/value": masked_mean(value.detach(), alive), **statistics}
         if self.action_penalty:
             loss = loss + self.action_penalty * self._squared_logits(rows, learning)
         return metrics | learning.minimise(loss, self.max_grad_norm)
@@ -185,23 +186,31 @@ class DdpgUpdate(Update):
         return action_features(rows[keys.JOINT_ACTION], self.spec, rows[keys.VALUE_TARGET].dtype)
 
     @torch.no_grad()
-    def _coefficient(self, rows: TensorDictBase, learning: Learning) -> Tensor:
-        """What weighs each value in the actor's loss; alpha1 without coupling."""
+    def _coefficient(self, rows: TensorDictBase, own: Tensor, learning: Learning) -> tuple[Tensor, Metrics]:
+        """What weighs the value of each agent's ``own`` resampled action in the actor's loss, alpha1 without coupling; metrics."""
         goal = learning.critic.normaliser.normalise(rows[keys.VALUE_TARGET])
         if not self.coupling:
-            return torch.full_like(goal, self.weights["actor_weight"])
+            return torch.full_like(goal, self.weights["actor_weight"]), {}
         error = self._error(each(learning.critic.predictions(rows))[0], goal)
-        _, inverse_ratio = self._ratios(rows, learning)
-        return joint_gradients.actor_coefficient(
+        inverse_ratio = self._inverse_ratio(rows, own, learning)
+        coefficient = joint_gradients.actor_coefficient(
             error, inverse_ratio, coupling=self.coupling, floor=self.coefficient_floor, **self.weights
         )
+        return coefficient, _statistics(coefficient, inverse_ratio, rows[keys.ALIVE])
 
     @torch.no_grad()
-    def _ratios(self, rows: TensorDictBase, learning: Learning) -> tuple[Tensor, Tensor]:
-        """``c`` and ``c'`` of each agent's own action."""
-        now, then = learning.actor.distribution(rows).log_prob(rows[keys.ACTION]), rows[keys.LOG_PROB]
-        limit = self.ratio_limit
-        return joint_gradients.truncated_ratio(now, then, limit), joint_gradients.truncated_ratio(then, now, limit)
+    def _ratio(self, rows: TensorDictBase, learning: Learning) -> Tensor:
+        """``c`` of each agent's own stored action."""
+        now = learning.actor.distribution(rows).log_prob(rows[keys.ACTION])
+        return joint_gradients.truncated_ratio(now, rows[keys.LOG_PROB], self.ratio_limit)
+
+    @torch.no_grad()
+    def _inverse_ratio(self, rows: TensorDictBase, own: Tensor, learning: Learning) -> Tensor:
+        """``c'`` of each agent's ``own`` resampled action, given as features."""
+        action = own.argmax(-1) if self.spec.discrete else own
+        policy = learning.actor.distribution(rows)
+        then = behaviour_distribution(policy, rows)
+        return joint_gradients.truncated_ratio(then.log_prob(action), policy.log_prob(action), self.ratio_limit)
 
     @torch.no_grad()
     def _error(self, prediction: Tensor, goal: Tensor) -> Tensor:
@@ -218,12 +227,13 @@ class DdpgUpdate(Update):
         return learning.ranks.weigh(counted, masked_mean((logits - mean).square(), counted))
 
 
-def _statistics(coefficient: Tensor, weight: Tensor) -> Metrics:
-    """Mean, least and share of negative ones of the actor's coefficients."""
+def _statistics(coefficient: Tensor, inverse_ratio: Tensor, weight: Tensor) -> Metrics:
+    """Mean, least and share of negative ones of the actor's coefficients, and mean of ``c'``."""
     least = coefficient.masked_fill(~weight, float("inf")).min()
     return {
         "coupling/coefficient": masked_mean(coefficient, weight),
         "coupling/coefficient_min": torch.where(weight.any(), least, 0.0),
+        "coupling/inverse_ratio": masked_mean(inverse_ratio, weight),
         "coupling/negative": masked_mean((coefficient < 0).to(coefficient.dtype), weight),
     }
 

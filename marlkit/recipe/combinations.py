@@ -146,7 +146,7 @@ def _environment(actions: str) -> tuple[Entry, dict[str, Any]]:
     """The first environment for a kind of actions under some options, and these options."""
     wanted = ENVIRONMENTS[actions]
     for entry in components("env").values():
-        options = {part.name: _value(part.value) for part in _conditions(entry.contract.traits, wanted) if part.value is not None}
+        options = {part.name: _value(value) for part in _conditions(entry.contract.traits, wanted) for value in part.settings((), hold=True)}
         if wanted <= set(entry.contract.resolve("traits", entry.defaults | options, ())):
             return entry, options
     raise LookupError(f"no environment of marlkit has the traits {', '.join(sorted(wanted))}")
@@ -219,15 +219,16 @@ def _changes(combination: Combination) -> Iterator[tuple[str, str, Any]]:
 
 def _giving(member: Member, what: str, wanted: set[Any]) -> Iterator[tuple[str, str, Any]]:
     for part in _conditions(getattr(member.entry.contract, what), wanted):
-        if part.value is not None and as_yaml(member.options.get(part.name)) != part.value:
-            yield member.path, part.name, _value(part.value)
+        if part.value is not None and not part.allows(member.options.get(part.name)):
+            values = part.settings(typing.get_args(_annotation(member, part.name)), hold=True)
+            yield from ((member.path, part.name, _value(value)) for value in values[:1])
 
 
 def _without(member: Member, unread: set[Any]) -> Iterator[tuple[str, str, Any]]:
     for part in _conditions(member.entry.contract.reads, unread):
         if part.value is not None:
-            others = [value for value in typing.get_args(_annotation(member, part.name)) if as_yaml(value) != part.value]
-            yield from ((member.path, part.name, other) for other in others[:1])
+            others = part.settings(typing.get_args(_annotation(member, part.name)), hold=False)
+            yield from ((member.path, part.name, _value(other)) for other in others[:1])
 
 
 def _annotation(member: Member, option: str) -> Any:

@@ -442,7 +442,9 @@ class _Check:
 
     def _setting(self, member: Member, part: Condition) -> _Remedy:
         if part.value is not None:
-            return _Remedy(member.path, "", ((Change(f"{member.path}.{part.name}", part.value),),))
+            values = part.settings(get_args(member.entry.options[part.name].annotation), hold=True)
+            changes = tuple((Change(f"{member.path}.{part.name}", value),) for value in values)
+            return _Remedy(member.path, "", changes, "" if changes else f"{part.name} other than {part.value}")
         inside = self._settings(self.team["env"], "traits", part.name) if member.path != "env" else None
         return inside or _Remedy(member.path, "", (), f"an environment with the trait `{part}`")
 
@@ -468,7 +470,7 @@ class _Check:
         """The options under which a conditional entry of a member's contract does not hold."""
         for part in entry.parts:
             annotation = member.entry.options[part.name].annotation if part.value is not None else None
-            others = [as_yaml(value) for value in get_args(annotation) if as_yaml(value) != part.value]
+            others = part.settings(get_args(annotation), hold=False)
             yield _Remedy(member.path, "", tuple((Change(f"{member.path}.{part.name}", other),) for other in others))
 
     def _unread(self, reader: Member, key: Key) -> Iterator[_Remedy]:

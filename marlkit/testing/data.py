@@ -15,7 +15,7 @@ from marlkit.component import Actor, Data
 from marlkit.contract import Contract, When
 from marlkit.errors import OptionError
 from marlkit.keys import Key
-from marlkit.nn.distributions import CategoricalTeam, NormalTeam, TeamDistribution
+from marlkit.nn.distributions import CategoricalTeam, NormalTeam, TeamDistribution, behaviour_distribution
 from marlkit.spec import TeamSpec
 from marlkit.testing.batches import leaves
 from marlkit.testing.rules import close, require, rule
@@ -51,10 +51,11 @@ class CountingActor(Actor):
         self.sequence_length = None
 
     def distribution(self, batch: TensorDictBase, agents: Sequence[int] | None = None) -> TeamDistribution:
-        """The same for every observation, batch ``[*]``."""
+        """Another for every observation, batch ``[*]``."""
         available = self.available(batch, agents)
-        zeros = torch.zeros(available.shape)
-        return CategoricalTeam(zeros, available) if self.spec.discrete else NormalTeam(zeros, zeros + 0.5, available)
+        seen = batch[keys.OBSERVATION][..., slice(None) if agents is None else list(agents), :1]
+        outputs = 0.3 * seen * torch.arange(1.0, 1 + available.shape[-1])
+        return CategoricalTeam(outputs, available) if self.spec.discrete else NormalTeam(outputs, outputs.sigmoid(), available)
 
     def forward(self, batch: TensorDictBase, deterministic: bool = False) -> TensorDictBase:
         """Play, and count this step; batch ``[*]``."""
@@ -232,6 +233,24 @@ def _require_past(shown: dict[Key, Tensor], steps: TensorDict, now: int) -> None
             found = shown[key][PAST - back]
             wanted = steps[source][now - back] if valid else torch.zeros_like(found)
             require(close(found, wanted), f"shows another `{keys.name(key)}` than there was {back} steps before", remedy)
+
+
+@rule("data")
+def shows_what_was_played_from(data: Data) -> None:
+    """Data that writes `behaviour.*` shows the parameters of the distributions that gave the actions their log-probabilities."""
+    shown = [key for key in keys.BEHAVIOUR.values() if key in data.writes]
+    if not shown:
+        return
+    trial = Trial(data)
+    played = [trial.collect() for _ in range(ROUNDS)]
+    for batch in trial.data.batches(played[-1], trial.actor):
+        missing = [keys.name(key) for key in shown if key not in leaves(batch)]
+        remedy = "Keep what the actor wrote of the policy that plays, under the keys of `keys.BEHAVIOUR`."
+        require(not missing, f"does not write {', '.join(missing)}", remedy)
+        rows = batch.reshape(-1)
+        then = behaviour_distribution(trial.actor.distribution(rows), rows)
+        same = close(then.log_prob(rows[keys.ACTION]), rows[keys.LOG_PROB])
+        require(same, "shows parameters of another distribution than the one that played", remedy)
 
 
 @rule("data")

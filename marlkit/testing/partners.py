@@ -48,8 +48,7 @@ def _options_for(entry: Entry, wanted: set[Any], spec: TeamSpec) -> dict[str, An
     options = {name: value for name, value in SMALL.items() if name in entry.options}
     for item in (*entry.contract.traits, *entry.contract.writes):
         if isinstance(item, When) and wanted & set(item.then):
-            values = {part.name: part.value for part in item.parts if part.value is not None}
-            options |= {name: yaml.safe_load(value) for name, value in values.items()}
+            options |= {part.name: yaml.safe_load(value) for part in item.parts for value in part.settings((), hold=True)}
     return options
 
 

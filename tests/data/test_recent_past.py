@@ -162,10 +162,11 @@ def test_the_past_goes_on_after_a_resume() -> None:
 def test_data_write_the_keys_that_a_component_reads_and_no_others(entry: Entry, spec: TeamSpec, body: Any, history: int) -> None:
     cls: Any = load_class(entry)
     play = Play(spec, cls(spec, **cls.brief(8)), history, body, envs=2)
-    (batch,) = play.iterate()
     own = {*play.actor.writes, *play.env.writes, keys.HIDDEN}
+    play.data.shown = None if history else frozenset({*own, *map(keys.following, own)})
+    (batch,) = play.iterate()
     written = {key for key in batch.keys(True, True) if key not in own and keys.current(key) not in own}
-    declared = {*play.data.writes, *map(keys.following, play.data.writes)}
+    declared = {*play.data.writes, *map(keys.following, RECENT)}
     assert written == (declared if history else set())
     for key in written:
         assert batch[key].shape == (*batch.batch_size, *key_shape(spec, key))

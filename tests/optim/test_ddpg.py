@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scripted import FixedData, ScriptedEnvironment, fit, learner_of, random_script
@@ -23,13 +25,14 @@ from marlkit.errors import OptionError
 from marlkit.estimators.one_step import OneStepEstimator
 from marlkit.functional.coupling import actor_coefficient, actor_loss, critic_coupling, truncated_ratio
 from marlkit.learning import Adjust, Learning, Metrics
-from marlkit.nn.distributions import NormalTeam, TeamDistribution
+from marlkit.nn.distributions import CategoricalTeam, NormalTeam, TeamDistribution
 from marlkit.nn.normalisers import ValueNormaliser
 from marlkit.opponents.true_policy import TruePolicyOpponents
 from marlkit.optim.adam import AdamOptimizer
 from marlkit.optim.ddpg import DdpgUpdate
 from marlkit.spec import Continuous, Discrete, TeamSpec
 from marlkit.targets.soft import SoftTargets
+from marlkit.testing import check_component, spec_examples
 from marlkit.training.learner import Learner
 
 PAIR = TeamSpec(2, 1, Continuous(1))
@@ -135,7 +138,7 @@ class Descent:
 
 
 def transitions(actor: Means, seed: int = 0, *, everyone: bool = False) -> TensorDict:
-    """``[R, 1]`` steps of an older policy, with targets; some agents are not alive."""
+    """``[R, 1]`` steps of older policies, another one at each, with targets; some agents are not alive."""
     draw = torch.Generator().manual_seed(seed)
 
     def normal() -> Tensor:
@@ -146,8 +149,13 @@ def transitions(actor: Means, seed: int = 0, *, everyone: bool = False) -> Tenso
     batch.set(keys.ACTION, action).set(keys.JOINT_ACTION, action.unsqueeze(2)).set(keys.VALUE_TARGET, 3 * normal())
     alive = torch.rand(ROWS, 1, 2, 1, generator=draw) < 0.7
     batch.set(keys.ALIVE, alive | everyone)
-    now = torch.distributions.Normal(actor.mu.detach(), DEVIATION).log_prob(action)
-    return batch.set(keys.LOG_PROB, now + 0.5 * normal())
+    return played_from(batch, actor.mu.detach() + 0.5 * normal(), DEVIATION * (0.4 * normal()).exp())
+
+
+def played_from(batch: TensorDict, loc: Tensor, scale: Tensor) -> TensorDict:
+    """The batch as if its actions had been drawn from these normal distributions ``[R, 1, 2, 1]``."""
+    batch.set(keys.BEHAVIOUR_LOC, loc).set(keys.BEHAVIOUR_SCALE, scale)
+    return batch.set(keys.LOG_PROB, torch.distributions.Normal(loc, scale).log_prob(batch[keys.ACTION]))
 
 
 def learning(actor: Actor, critic: Critic, minimise: Descent, opponents: Opponents | None = None) -> Learning:
@@ -304,7 +312,15 @@ def test_there_are_no_logits_of_continuous_actions() -> None:
     DdpgUpdate(PAIR, action_penalty=0.0)
 
 
+@pytest.mark.parametrize("spec", spec_examples()[2:])
+def test_with_coupling_it_keeps_the_rules_too(spec: TeamSpec) -> None:
+    check_component(DdpgUpdate(spec, coupling=0.5))
+
+
 # --- the joint gradients --------------------------------------------------------------------------------------------------
+
+
+BEHAVIOUR = (keys.BEHAVIOUR_LOC, keys.BEHAVIOUR_SCALE)
 
 
 class Proposition4:
@@ -313,15 +329,18 @@ class Proposition4:
     def __init__(self, kappa: float, alpha1: float, alpha2: float, eps: float, huber: float | None) -> None:
         self.kappa, self.alpha1, self.alpha2, self.eps, self.huber = kappa, alpha1, alpha2, eps, huber
 
-    def entry(self, mu: float, a: list[float], agent: int, phi: list[float], y: float, old: float) -> tuple[float, float, float]:
-        """``delta_c``, ``c`` and ``c'`` of one agent's step."""
+    def delta(self, a: list[float], phi: list[float], y: float) -> float:
+        """``delta_c`` of one agent's stored step."""
         cost = -sum(p * m for p, m in zip(phi, monomials(*a), strict=True))
-        delta = cost - -y
-        if self.huber is not None:
-            delta = max(-self.huber, min(self.huber, delta))
-        density = -((a[agent] - mu) ** 2) / (2 * DEVIATION**2) - math.log(DEVIATION * math.sqrt(2 * math.pi))
-        rho = math.exp(density - old)
-        return delta, min(self.eps, rho), min(self.eps, 1 / rho)
+        return cost - -y if self.huber is None else max(-self.huber, min(self.huber, cost - -y))
+
+    def ratios(self, mu: float, played: tuple[float, float], stored: float, fresh: float) -> tuple[float, float]:
+        """``c = min(eps, pi / pi0)`` of the stored action, which E0 is over, and ``c' = min(eps, pi0 / pi)`` of the resampled one.
+
+        ``pi`` is normal around ``mu``, ``pi0`` the normal distribution ``played``.
+        """
+        c = density(stored, mu, DEVIATION) / density(stored, *played)
+        return min(self.eps, c), min(self.eps, density(fresh, *played) / density(fresh, mu, DEVIATION))
 
     def gradients(
         self, batch: TensorDict, mu: list[float], phi: list[list[float]], fresh: Any
@@ -332,19 +351,23 @@ class Proposition4:
         for row in range(ROWS):
             a = batch[keys.ACTION][row, 0, :, 0].tolist()
             for agent in range(2):
-                y, old = (batch[key][row, 0, agent, 0].item() for key in (keys.VALUE_TARGET, keys.LOG_PROB))
-                delta, c, inverse = self.entry(mu[agent], a, agent, phi[agent], y, old)
+                y, *played = (batch[key][row, 0, agent, 0].item() for key in (keys.VALUE_TARGET, *BEHAVIOUR))
+                delta, new = self.delta(a, phi[agent], y), fresh(row, agent)
+                c, inverse = self.ratios(mu[agent], (played[0], played[1]), a[agent], new[agent])
                 for k, value in enumerate(monomials(*a)):
                     coefficients[agent][k] += 2 * self.alpha2 * delta * -value / (2 * ROWS)
                 if not alive[row][agent]:
                     continue
-                new = fresh(row, agent)
                 joint = self.alpha1 + 2 * self.alpha2 * delta * inverse
                 for k, (value, other) in enumerate(zip(monomials(*a), monomials(*new), strict=True)):
                     coefficients[agent][k] += self.kappa * (self.alpha1 * c * -value + joint * -other) / count
                 partly = self.alpha1 + self.kappa * 2 * self.alpha2 * delta * inverse
                 psi[agent] += partly * -slope(phi[agent], new, agent) / count
         return psi, coefficients
+
+
+def density(action: float, mean: float, deviation: float) -> float:
+    return math.exp(-(((action - mean) / deviation) ** 2) / 2) / (deviation * math.sqrt(2 * math.pi))
 
 
 def slope(phi: list[float], a: list[float], agent: int) -> float:
@@ -392,6 +415,115 @@ def test_the_losses_have_the_gradients_of_proposition_4(
     assert got_psi[:, 0].tolist() == pytest.approx(psi, rel=1e-10, abs=1e-11)
 
 
+class Choices(Actor):
+    """Each agent chooses among three actions whatever it sees; a resampled choice is the one that it was given."""
+
+    contract = Contract(writes=(keys.ACTION, keys.LOG_PROB, keys.LOGITS), traits=("reparametrised",))
+
+    def __init__(self, spec: TeamSpec, logits: Tensor, chosen: Tensor) -> None:
+        super().__init__()
+        self.spec = spec
+        self.logits = nn.Parameter(logits)
+        self.chosen = chosen
+
+    def distribution(self, batch: TensorDictBase, agents: Any = None) -> TeamDistribution:
+        return CategoricalTeam(self.logits.expand(*batch.batch_size, -1, -1))
+
+    def forward(self, batch: TensorDictBase, deterministic: bool = False) -> TensorDictBase:
+        raise AssertionError("nothing is played here")
+
+    def reparametrised(self, batch: TensorDictBase) -> Tensor:
+        soft = self.logits.softmax(-1).expand(*batch.batch_size, -1, -1)
+        return torch.nn.functional.one_hot(self.chosen, 3).double() + soft - soft.detach()
+
+
+class Table(Critic):
+    """``Q_i`` of the actions' features ``x1``, ``x2``: ``x1 M_i x2``; the matrices are its parameters."""
+
+    contract = Quadratics.contract
+
+    def __init__(self, spec: TeamSpec, tables: Tensor) -> None:
+        super().__init__()
+        self.spec = spec
+        self.normaliser = ValueNormaliser(enabled=False)
+        self.tables = nn.Parameter(tables)
+
+    def predict(self, batch: TensorDictBase) -> Tensor:
+        own, joint = (torch.nn.functional.one_hot(batch[key], 3).double() for key in (keys.ACTION, keys.JOINT_ACTION))
+        return self.action_value(batch, own, joint)[0]
+
+    def action_value(self, batch: TensorDictBase, own: Tensor, joint: Tensor) -> Tensor:
+        first = torch.einsum("ra,ab,rb->r", own[:, 0], self.tables[0], joint[:, 0, 1])
+        second = torch.einsum("ra,ab,rb->r", joint[:, 0, 0], self.tables[1], own[:, 1])
+        return torch.stack([first, second], -1).unsqueeze(-1).unsqueeze(0)
+
+
+class Enumerated:
+    """Two agents with three actions each, everything drawn at random: Proposition 4 in the paper's costs, in NumPy.
+
+    E0 is over stored actions ``a``, E1 over resampled ``~a``; every pair has its probability, so that these are the expectations.
+    """
+
+    alpha1, alpha2, eps = 0.7, 1.3, 1.0
+
+    def __init__(self) -> None:
+        draw = np.random.default_rng(0)
+        self.logits, self.old_logits = draw.normal(size=(2, 2, 3))
+        self.values, self.targets = draw.normal(size=(2, 3, 3)), draw.normal(size=(2, 3, 3))
+        self.pi, self.pi0 = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (self.logits, self.old_logits))
+        pairs = list(itertools.product(range(3), repeat=2))
+        self.cases = [(a, new, self.weight(a, new)) for a, new in itertools.product(pairs, pairs)]
+
+    def weight(self, a: tuple[int, ...], new: tuple[int, ...]) -> float:
+        return float(np.prod([self.pi0[i, a[i]] * self.pi[i, new[i]] for i in range(2)]))
+
+    def gradients(self) -> tuple[Any, Any]:
+        """By the logits of both policies and by both tables of Q."""
+        psi, phi = np.zeros((2, 3)), np.zeros((2, 3, 3))
+        for a, new, weight in self.cases:
+            for i, viewed in enumerate([(new[0], a[1]), (a[0], new[1])]):
+                cost, target = -self.values[i], -self.targets[i][a]
+                delta = cost[a] - target
+                c = min(self.eps, self.pi[i, a[i]] / self.pi0[i, a[i]])
+                inverse = min(self.eps, self.pi0[i, new[i]] / self.pi[i, new[i]])
+                joint = self.alpha1 + 2 * self.alpha2 * delta * inverse
+                # The cost's derivative by Q is -1.
+                phi[i][a] -= weight * (self.alpha1 * c + 2 * self.alpha2 * delta)
+                phi[i][viewed] -= weight * joint
+                slopes = cost[:, a[1]] if i == 0 else cost[a[0]]
+                psi[i] += weight * joint * (np.diag(self.pi[i]) - np.outer(self.pi[i], self.pi[i])) @ slopes
+        return psi, phi
+
+    def transition(self, a: tuple[int, ...]) -> TensorDict:
+        batch = TensorDict({}, batch_size=[1, 1])
+        batch.set(keys.ACTION, torch.tensor([[a]])).set(keys.JOINT_ACTION, torch.tensor([[[a]]]))
+        batch.set(keys.ALIVE, torch.ones(1, 1, 2, 1).bool()).set(keys.ACTION_MASK, torch.ones(1, 1, 2, 3).bool())
+        batch.set(keys.VALUE_TARGET, torch.tensor([target[a] for target in self.targets]).view(1, 1, 2, 1))
+        batch.set(keys.LOG_PROB, torch.tensor([self.pi0[i, a[i]] for i in range(2)]).log().view(1, 1, 2, 1))
+        return batch.set(keys.BEHAVIOUR_LOGITS, torch.tensor(self.old_logits).view(1, 1, 2, 3))
+
+
+def test_resampled_choices_are_weighed_by_how_likely_they_were() -> None:
+    """F2-1 for discrete actions, by enumeration."""
+    world, spec = Enumerated(), TeamSpec(2, 1, Discrete(3))
+    psi, phi = np.zeros((2, 3)), np.zeros((2, 3, 3))
+    weights: Any = {"actor_weight": world.alpha1, "critic_weight": world.alpha2, "ratio_limit": world.eps}
+    step = DdpgUpdate(spec, coupling=1.0, action_penalty=0.0, **weights)
+    for a, new, weight in world.cases:
+        actor, critic = Choices(spec, torch.tensor(world.logits), torch.tensor(new)), Table(spec, torch.tensor(world.values))
+        descent = Descent(actor, critic)
+        step.update(world.transition(a), learning(actor, critic, descent))
+        (of_tables,), (of_logits,) = descent.gradients[0]["critic"], descent.gradients[1]["actor"]
+        assert of_tables is not None
+        assert of_logits is not None
+        # Losses are means over the two agents.
+        phi += weight * 2 * of_tables.numpy()
+        psi += weight * 2 * of_logits.numpy()
+    expected = world.gradients()
+    assert np.abs(psi - expected[0]).max() < 1e-12
+    assert np.abs(phi - expected[1]).max() < 1e-12
+
+
 def test_the_actor_follows_the_new_critic_in_its_error_too() -> None:
     mu = [0.3, -0.7]
     actor, critic = Means(PAIR, mu), Quadratics(PAIR, [SUM, DIFFERENCE])
@@ -417,19 +549,22 @@ def test_the_coefficient_is_reported_and_held_up_on_request(floor: float | None)
     actor, critic = Means(PAIR, [0.3, -0.7]), Quadratics(PAIR, [SUM, [0.1 * c for c in DIFFERENCE]])
     batch = transitions(actor)
     paper = Proposition4(1.0, 1.0, 1.0, 1.0, None)
-    coefficients = []
+    coefficients, inverses = [], []
     for row in range(ROWS):
         for agent in range(2):
             if batch[keys.ALIVE][row, 0, agent, 0]:
                 a, phi = batch[keys.ACTION][row, 0, :, 0].tolist(), critic.phi[agent].tolist()
-                y, old = (batch[key][row, 0, agent, 0].item() for key in (keys.VALUE_TARGET, keys.LOG_PROB))
-                delta, _, inverse = paper.entry(actor.mu[agent].item(), a, agent, phi, y, old)
-                coefficients.append(1 + 2 * delta * inverse)
+                y, *played = (batch[key][row, 0, agent, 0].item() for key in (keys.VALUE_TARGET, *BEHAVIOUR))
+                mu = actor.mu[agent].item()
+                _, inverse = paper.ratios(mu, (played[0], played[1]), a[agent], mu)
+                coefficients.append(1 + 2 * paper.delta(a, phi, y) * inverse)
+                inverses.append(inverse)
     assert min(coefficients) < 0 < max(coefficients)
     if floor is not None:
         coefficients = [max(floor, c) for c in coefficients]
     step = DdpgUpdate(PAIR, coupling=1.0, coefficient_floor=floor)
     metrics = step.update(batch, learning(actor, critic, Descent(actor, critic)))
+    assert metrics["coupling/inverse_ratio"].item() == pytest.approx(sum(inverses) / len(inverses), rel=1e-12)
     assert metrics["coupling/coefficient"].item() == pytest.approx(sum(coefficients) / len(coefficients), rel=1e-12)
     assert metrics["coupling/coefficient_min"].item() == pytest.approx(min(coefficients), rel=1e-12)
     assert metrics["coupling/negative"].item() == pytest.approx(sum(c < 0 for c in coefficients) / len(coefficients))
@@ -442,9 +577,9 @@ def test_the_actors_coefficient_vanishes_where_the_critic_is_stationary(alpha2: 
     actor, critic = Means(PAIR, mu), Quadratics(PAIR, [SUM, [0.1 * c for c in DIFFERENCE]])
     batch = transitions(actor, everyone=True)
     played = actor.mu.detach().expand(ROWS, 1, 2, 1)
-    density = torch.distributions.Normal(actor.mu.detach(), DEVIATION).log_prob(played)
-    batch.set(keys.ACTION, played).set(keys.JOINT_ACTION, played.unsqueeze(2)).set(keys.LOG_PROB, density)
-    batch.set(keys.VALUE_TARGET, torch.full_like(density, 1.5))
+    batch.set(keys.ACTION, played).set(keys.JOINT_ACTION, played.unsqueeze(2))
+    batch = played_from(batch, played, torch.full_like(played, DEVIATION))
+    batch.set(keys.VALUE_TARGET, torch.full_like(played, 1.5))
     step = DdpgUpdate(PAIR, coupling=1.0, actor_weight=0.8, critic_weight=alpha2)
     descent = Descent(actor, critic, (0.0, 0.4 / alpha2))
     first = step.update(batch, learning(actor, critic, descent))
@@ -481,27 +616,43 @@ def test_nothing_flows_through_what_only_weighs() -> None:
 
 
 @pytest.mark.parametrize("action", [Continuous(2), Discrete(3)], ids=["continuous", "discrete"])
-def test_the_stored_log_probability_is_the_behaviours_however_the_policy_moves(action: Any) -> None:
-    """F2-2: of replayed steps, also after they were annotated for a policy that has moved on."""
+def test_replay_knows_how_likely_any_action_was_however_the_policy_moves(action: Any) -> None:
+    """F2-2: of replayed steps, also after they were annotated for a policy that has moved on, the probabilities then and now."""
     spec = TeamSpec(2, 3, action, team_reward=True)
     torch.manual_seed(0)
     actor = DeterministicActor(spec, hidden=[5], output_gain=1.0, exploration=0.3)
     env = ScriptedEnvironment(spec, random_script(spec, envs=3, steps=10))
     data = ReplayData(spec, steps=10, capacity=60, batch_size=40, warm_up=0)
-    learner = off_policy_learner(env, actor, data, JointCritic(spec, hidden=[4], share="none"))
+    update = DdpgUpdate(spec, coupling=1.0)
+    learner = off_policy_learner(env, actor, data, JointCritic(spec, hidden=[4], share="none"), update=update)
     batch = next(data.batches(data.collect(env, actor), actor))
-    behaviour = actor.distribution(batch).log_prob(batch[keys.ACTION]).detach()
-    torch.testing.assert_close(batch[keys.LOG_PROB], behaviour, rtol=1e-4, atol=1e-4)
+    another = batch[keys.ACTION].roll(1, 0)
     with torch.no_grad():
+        then = [actor.distribution(batch).log_prob(of) for of in (batch[keys.ACTION], another)]
         for parameter in actor.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
+        actor.schedule(1.0)
     learner.annotate(batch)
-    torch.testing.assert_close(batch[keys.LOG_PROB], behaviour, rtol=1e-4, atol=1e-4)
-    now = actor.distribution(batch).log_prob(batch[keys.ACTION])
-    for ratio, other in ((now, behaviour), (behaviour, now)):
-        truncated = truncated_ratio(ratio, other, 1.0)
-        assert truncated.max() == 1
-        assert truncated.min() < 0.9
+    torch.testing.assert_close(batch[keys.LOG_PROB], then[0], rtol=1e-4, atol=1e-4)
+    if spec.discrete:
+        found = batch[keys.BEHAVIOUR_LOGITS].log_softmax(-1).gather(-1, another.unsqueeze(-1))
+    else:
+        normal = torch.distributions.Normal(*(batch[key] for key in BEHAVIOUR))
+        found = normal.log_prob(another).sum(-1, keepdim=True)
+    torch.testing.assert_close(found, then[1], rtol=1e-4, atol=1e-4)
+    now = actor.distribution(batch).log_prob(another)
+    assert ((now - found).abs() > 0.1).any(), "the policy has moved"
+
+
+def test_a_replay_keeps_of_the_behaviour_what_is_read() -> None:
+    spec = TeamSpec(2, 3, Continuous(2))
+    kept = {}
+    for coupling in (0.0, 1.0):
+        actor, data = DeterministicActor(spec, hidden=[5]), ReplayData(spec, steps=4, capacity=12, batch_size=6, warm_up=0)
+        env = ScriptedEnvironment(spec, random_script(spec, envs=3, steps=10))
+        off_policy_learner(env, actor, data, JointCritic(spec, hidden=[4]), update=DdpgUpdate(spec, coupling=coupling))
+        kept[coupling] = set(next(data.batches(data.collect(env, actor), actor)).keys(True, True))
+    assert kept[1.0] - kept[0.0] == {keys.LOG_PROB, *BEHAVIOUR}
 
 
 # --- in a training --------------------------------------------------------------------------------------------------------

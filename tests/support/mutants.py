@@ -24,6 +24,7 @@ from marlkit.critics.joint import JointCritic
 from marlkit.critics.transformer import TransformerCritic
 from marlkit.data.replay import ReplayData
 from marlkit.data.rollout import RolloutData
+from marlkit.data.uniform_play import UniformPlayData
 from marlkit.errors import OptionError
 from marlkit.estimators.gae import GaeEstimator
 from marlkit.estimators.one_step import OneStepEstimator
@@ -143,6 +144,12 @@ mutant(
     "no such value",
     PlainCritic,
     contract=of(PlainCritic, traits=(When("share=non", ("separate_parameters",)),)),
+)
+mutant(
+    "has conditions that can hold",
+    "no such value to differ from",
+    PlainCritic,
+    contract=of(PlainCritic, traits=(When("share!=non", ("separate_parameters",)),)),
 )
 mutant(
     "has a contract of what exists", "needs of nothing", PlainCritic, contract=of(PlainCritic, needs={"acter": ("stochastic",)})
@@ -1226,6 +1233,8 @@ mutant("gives batches of what was played", "one step again and again", ReplayDat
 mutant("gives what was just played", "twice", RolloutData, batches=_yields_twice)
 mutant("gives what was just played", "claims it", ReplayData, contract=of(ReplayData, traits=("on_policy",)))
 mutant("shows the recent past", "takes all for valid", RolloutData, _show_past=_wrong_past)
+mutant("shows what was played from", "the actor's, of a uniform choice", UniformPlayData, behaviour=RolloutData.behaviour)
+mutant("shows what was played from", "keeps nothing of it", RolloutData, behaviour_read=lambda self: [])
 mutant(
     "plays on from its state", "an empty state", ReplayData, state_dict=lambda self: {}, load_state_dict=lambda self, state: None
 )
