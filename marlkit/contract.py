@@ -112,8 +112,8 @@ def _is_number(value: Any, text: str | None) -> bool:
 class When:
     """Entries that hold only under a condition.
 
-    ``condition`` is ``"option=value"`` or ``"option!=value"`` (an option of the component itself, the value as YAML writes it) or a
-    bare trait of the environment (``"discrete"``); several are joined by ``" & "``.
+    ``condition`` is ``"option=value"`` or ``"option!=value"`` (an option of the component itself, its value as YAML writes it) or
+    a bare trait of the environment (``"discrete"``); several are joined by ``" & "``.
     """
 
     condition: str
@@ -124,7 +124,8 @@ class When:
         """What is joined by ``" & "``, each by itself."""
         split = (part.strip().partition("=") for part in self.condition.split("&"))
         return tuple(
-            Condition(name.removesuffix("!"), value if equals else None, other=name.endswith("!")) for name, equals, value in split
+            Condition(name.removesuffix("!"), value if equals else None, other=name.endswith("!"))
+            for name, equals, value in split
         )
 
     def holds(self, options: Mapping[str, Any], environment: Collection[str]) -> bool:

@@ -29,9 +29,9 @@ class ReplayData(Data):
     state, and the next state before any reset. It is overwritten after ``capacity // num_envs`` further steps of
     its environment. Draws are uniform, with replacement. Actors without memory learn from single steps, ``[batch_size, 1]``;
     recurrent ones from sequences of consecutive steps, ``[batch_size // L, L]``, which may continue after the end of an
-    episode. The recent past (``RECENT_*``) is written if a component reads it, as far back as it is still stored. The parameters of
-    the distribution that a step was played from (``BEHAVIOUR_*``) are stored if a component reads them: with them, the probability
-    then of any other action is known.
+    episode. The recent past (``RECENT_*``) is written if a component reads it, as far back as it is still stored. If one reads
+    them, the parameters of the distributions that were played from (``BEHAVIOUR_*``) are stored too: they tell how likely any
+    other action was.
 
     A checkpoint holds all stored steps, so that its size grows with ``capacity``.
 
@@ -164,8 +164,8 @@ class ReplayData(Data):
         missing = [keys.name(key) for key in self._player.behaviour_read() if key not in kept.keys(include_nested=True)]
         if missing:
             raise CheckpointError(
-                f"`kept` holds no {', '.join(missing)}, which {'are' if len(missing) > 1 else 'is'} read: these steps were stored by a "
-                "marlkit that kept of their policies only the log-probabilities. Such a run cannot go on; train anew."
+                f"`kept` holds no {', '.join(missing)}, which a component reads: its steps were stored by an earlier marlkit, "
+                "which kept of the policies that played only the log-probabilities. Such a run cannot go on; train anew."
             )
 
     def _kept(self, steps: TensorDict) -> TensorDict:

@@ -24,8 +24,8 @@ from marlkit.spec import TeamSpec
 class RolloutData(Data):
     """``steps`` joint steps of every environment, continuing where the last rollout stopped.
 
-    The recent past (``RECENT_*``) is written if a component reads it, also across the border of two rollouts; so are the parameters
-    of the distributions that were played from (``BEHAVIOUR_*``).
+    The recent past (``RECENT_*``) is written if a component reads it, also across the border of two rollouts; so are the
+    parameters of the distributions that were played from (``BEHAVIOUR_*``).
 
     Args:
         spec: the team.

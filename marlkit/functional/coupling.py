@@ -3,17 +3,18 @@
 Actor and critic minimise one objective, ``alpha1 J_actor + alpha2 J_critic``. In ordinary DDPG the actor follows the
 gradient of ``J_actor`` alone and the critic that of ``J_critic`` alone. Here each also follows the gradient of the other
 objective, weighted by ``kappa``; ``kappa = 0`` is ordinary DDPG. In rewards, with ``delta = Q(a) - y``, ``rho`` the ratio of the
-agent's current policy to its behaviour policy, ``c = min(eps, rho)``, ``c' = min(eps, 1 / rho)`` and a resampled joint action
-``~a``, the losses are::
+agent's current policy to its behaviour policy, and a resampled joint action ``~a``, ratios are cut where they are used: ``c =
+min(eps, rho(a))`` at the stored action, ``c' = min(eps, 1 / rho(~a))`` at the resampled one. The losses are::
 
     actor   -mean(sg(alpha1 - 2 kappa alpha2 delta c') Q(~a))
     critic  alpha2 mean((Q(a) - sg y)^2)
             + kappa mean(sg(2 alpha2 delta c' - alpha1) Q(sg ~a)) - kappa alpha1 mean(sg(c) Q(a))
 
 The paper writes costs, for which ``Q``, ``y`` and ``delta`` change sign. ``delta`` is the error of the stored transition also
-where it weights a resampled action, whose reward is unknown. Where policies have not moved (``rho = 1``) the terms in ``alpha1``
-count twice, once for the stored and once for the resampled action; the paper has no factor 1/2. At the critic's own stationary
-point under these terms ``alpha1 = 2 alpha2 delta``, so that the actor's coefficient vanishes; it is negative beyond.
+where it weights a resampled action, whose reward is unknown. Where policies have not moved (``rho = 1``) and ``~a`` is drawn like
+``a``, the terms in ``alpha1`` count twice, once for the stored and once for the resampled action; the paper has no factor 1/2. At
+the critic's own stationary point under these terms ``alpha1 = 2 alpha2 delta``, so that the actor's coefficient vanishes; it is
+negative beyond. An action without noise is the likeliest of a normal policy of unchanged deviation, so that ``c' <= 1``.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def actor_coefficient(
 
     Args:
         error: ``delta``, ``[*, N, 1]``.
-        inverse_ratio: ``c'``, ``[*, N, 1]``.
+        inverse_ratio: ``c'`` of the resampled actions, ``[*, N, 1]``.
         coupling: ``kappa``.
         actor_weight: ``alpha1``.
         critic_weight: ``alpha2``.
@@ -96,8 +97,8 @@ def critic_coupling(
         value: ``Q_i(a)`` of the stored actions, with gradient, ``[*, N, 1]``.
         resampled_value: ``Q_i(~a)`` of resampled actions that carry no gradient, ``[*, N, 1]``.
         error: ``delta = Q_i(a) - y_i``, ``[*, N, 1]``.
-        ratio: ``c``, ``[*, N, 1]``.
-        inverse_ratio: ``c'``, ``[*, N, 1]``.
+        ratio: ``c`` of the stored actions, ``[*, N, 1]``.
+        inverse_ratio: ``c'`` of the resampled actions, ``[*, N, 1]``.
         weight: which entries count, ``[*, N, 1]``.
         actor_weight: ``alpha1``.
         critic_weight: ``alpha2``.

@@ -187,7 +187,7 @@ class DdpgUpdate(Update):
 
     @torch.no_grad()
     def _coefficient(self, rows: TensorDictBase, own: Tensor, learning: Learning) -> tuple[Tensor, Metrics]:
-        """What weighs the value of each agent's ``own`` resampled action in the actor's loss, alpha1 without coupling; metrics."""
+        """What weighs the value of each ``own`` resampled action in the actor's loss (alpha1 without coupling), and metrics."""
         goal = learning.critic.normaliser.normalise(rows[keys.VALUE_TARGET])
         if not self.coupling:
             return torch.full_like(goal, self.weights["actor_weight"]), {}

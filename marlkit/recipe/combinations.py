@@ -146,7 +146,11 @@ def _environment(actions: str) -> tuple[Entry, dict[str, Any]]:
     """The first environment for a kind of actions under some options, and these options."""
     wanted = ENVIRONMENTS[actions]
     for entry in components("env").values():
-        options = {part.name: _value(value) for part in _conditions(entry.contract.traits, wanted) for value in part.settings((), hold=True)}
+        options = {
+            part.name: _value(value)
+            for part in _conditions(entry.contract.traits, wanted)
+            for value in part.settings((), hold=True)
+        }
         if wanted <= set(entry.contract.resolve("traits", entry.defaults | options, ())):
             return entry, options
     raise LookupError(f"no environment of marlkit has the traits {', '.join(sorted(wanted))}")

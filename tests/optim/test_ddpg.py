@@ -314,7 +314,7 @@ def test_there_are_no_logits_of_continuous_actions() -> None:
 
 @pytest.mark.parametrize("spec", spec_examples()[2:])
 def test_with_coupling_it_keeps_the_rules_too(spec: TeamSpec) -> None:
-    check_component(DdpgUpdate(spec, coupling=0.5))
+    check_component(DdpgUpdate(spec, coupling=0.1, critic_weight=10.0))
 
 
 # --- the joint gradients --------------------------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ class Proposition4:
         return cost - -y if self.huber is None else max(-self.huber, min(self.huber, cost - -y))
 
     def ratios(self, mu: float, played: tuple[float, float], stored: float, fresh: float) -> tuple[float, float]:
-        """``c = min(eps, pi / pi0)`` of the stored action, which E0 is over, and ``c' = min(eps, pi0 / pi)`` of the resampled one.
+        """``c = min(eps, pi / pi0)`` of the stored action (E0), and ``c' = min(eps, pi0 / pi)`` of the resampled one (E1).
 
         ``pi`` is normal around ``mu``, ``pi0`` the normal distribution ``played``.
         """
