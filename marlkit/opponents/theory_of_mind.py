@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -13,7 +16,7 @@ from marlkit.functional.beliefs import mean_of_logits, mean_of_normals, pairs_mo
 from marlkit.functional.reduce import masked_mean
 from marlkit.keys import Key
 from marlkit.learning import Learning, Metrics, RunStep, run_directly
-from marlkit.nn.actions import ActionRange, action_features
+from marlkit.nn.actions import ActionRange, action_features, in_own_view
 from marlkit.nn.distributions import CategoricalTeam, NormalTeam, TeamDistribution, stored_distribution
 from marlkit.nn.networks import group_of_agents
 from marlkit.opponents._belief_networks import BeliefNetworks
@@ -46,6 +49,8 @@ class TheoryOfMindOpponents(Opponents):
 
     Args:
         spec: the team.
+        noise: of continuous actions that others are believed to choose: `chosen`, what the actors add to theirs there (nothing,
+            or the targets' noise); `behaviour`, what they are believed to explore with. Discrete ones are drawn.
         share: which modelling agents use the same network: `none` (decentralised), `all`, or groups such as `[[0, 1], [2]]`.
         history: steps before the present one that a mental state is computed from; 5 in F2A2.
         characters: trajectories per agent that characters are computed from; 1000 in F2A2, fewer here: every fit reads all.
@@ -69,6 +74,7 @@ class TheoryOfMindOpponents(Opponents):
             *(keys.RECENT_OBSERVATION, keys.RECENT_ACTION, keys.RECENT_VALID),
             When("discrete", (keys.ACTION_MASK,)),
             When("continuous", (keys.ACTION_DIMS,)),
+            When("continuous & noise=chosen", (keys.LOC,)),
         ),
         writes=(
             keys.JOINT_ACTION,
@@ -76,6 +82,7 @@ class TheoryOfMindOpponents(Opponents):
             When("discrete", (keys.OPPONENT_LOGITS,)),
             When("continuous", (keys.OPPONENT_LOC, keys.OPPONENT_SCALE)),
         ),
+        formerly={"noise": "behaviour"},
     )
 
     character: Tensor
@@ -87,6 +94,7 @@ class TheoryOfMindOpponents(Opponents):
         self,
         spec: TeamSpec,
         *,
+        noise: Literal["chosen", "behaviour"] = "chosen",
         share: Share = "none",
         history: Repeats = 5,
         characters: Repeats = 64,
@@ -104,6 +112,7 @@ class TheoryOfMindOpponents(Opponents):
     ) -> None:
         super().__init__()
         self.spec = spec
+        self.noise = noise
         self.history = history
         self.character_batch = character_batch
         self.head_coef = head_coef
@@ -163,15 +172,16 @@ class TheoryOfMindOpponents(Opponents):
         return written
 
     def _imagined(self, rows: TensorDictBase, parameters: dict[Key, Tensor]) -> Tensor:
-        """Own actions as chosen, the others' sampled for each agent, ``[R, N, N]`` or ``[R, N, N, D]``."""
-        n_agents = self.spec.n_agents
-        each = [value[:, self.views].expand(-1, n_agents, -1, -1) for value in parameters.values()]
-        own = rows[keys.ACTION].detach().unsqueeze(1)
-        mine = torch.eye(n_agents, dtype=torch.bool, device=own.device)
+        """Own actions as chosen, the others' as each agent believes, ``[R, N, N]`` or ``[R, N, N, D]``."""
+        each = [value[:, self.views].expand(-1, self.spec.n_agents, -1, -1) for value in parameters.values()]
+        own = rows[keys.ACTION].detach()
         if self.spec.discrete:
-            return torch.where(mine, own, CategoricalTeam(each[0]).sample())
-        drawn = NormalTeam(each[0], each[1]).sample().to(own.dtype)
-        return torch.where(mine.unsqueeze(-1), own, drawn.masked_fill(~rows[keys.ACTION_DIMS].unsqueeze(1), 0.0))
+            return in_own_view(CategoricalTeam(each[0]).sample().unsqueeze(-1), own.unsqueeze(-1)).squeeze(-1)
+        if self.noise == "chosen":
+            others = each[0].to(own.dtype) + (own - rows[keys.LOC].detach()).unsqueeze(1)
+        else:
+            others = NormalTeam(each[0], each[1]).sample().to(own.dtype)
+        return in_own_view(others.masked_fill(~rows[keys.ACTION_DIMS].unsqueeze(1), 0.0), own)
 
     def beliefs(self, rows: TensorDictBase, character: Tensor) -> tuple[TeamDistribution, TeamDistribution]:
         """The beliefs of each network, and its natural predictions.
@@ -206,6 +216,10 @@ class TheoryOfMindOpponents(Opponents):
         assert isinstance(second, NormalTeam)
         loc, scale = mean_of_normals((first.loc, first.scale), (second.loc, second.scale))
         return NormalTeam(loc, scale, rows[keys.ACTION_DIMS].unsqueeze(1))
+
+    def reads_for(self, beliefs: Sequence[Key]) -> tuple[Key, ...]:
+        """Of steps that were played, all but the mean that the noise of a choice is told from."""
+        return tuple(key for key in super().reads_for(beliefs) if key != keys.LOC)
 
     # --- learning ------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -10,19 +11,21 @@ from typing import Any
 import pytest
 import torch
 from scripted import ScriptedEnvironment, fit, learner_of, random_script
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from marlkit import keys
+from marlkit.actors.deterministic import DeterministicActor
 from marlkit.actors.stochastic import StochasticActor
 from marlkit.critics.marginalised import MarginalisedCritic
 from marlkit.functional.beliefs import mean_of_logits, mean_of_normals, pairs_modelled
 from marlkit.learning import Learning
-from marlkit.nn.distributions import UNAVAILABLE
+from marlkit.nn.distributions import UNAVAILABLE, NormalTeam, TeamDistribution
 from marlkit.opponents import theory_of_mind
 from marlkit.opponents._first_trajectories import FirstTrajectories
 from marlkit.opponents._latest_steps import LatestSteps
 from marlkit.opponents.theory_of_mind import TheoryOfMindOpponents
+from marlkit.opponents.true_policy import TruePolicyOpponents
 from marlkit.spec import Continuous, Discrete, TeamSpec
 from marlkit.testing import fake_batch, spec_examples
 
@@ -74,7 +77,8 @@ class Steps:
 def played_batch(spec: TeamSpec, envs: int, steps: int, history: int, seed: int = 0, ends: float = 0.2) -> TensorDict:
     """Random play ``[B, T]``; the recent past is assembled step by step."""
     generator = torch.Generator().manual_seed(seed)
-    wanted = [keys.OBSERVATION, keys.ACTION, keys.ALIVE, keys.ACTION_MASK if spec.discrete else keys.ACTION_DIMS]
+    of_actions = [keys.ACTION_MASK] if spec.discrete else [keys.ACTION_DIMS, keys.LOC]
+    wanted = [keys.OBSERVATION, keys.ACTION, keys.ALIVE, *of_actions]
     batch = fake_batch(spec, [envs, steps], wanted, seed)
     is_first = torch.rand(envs, steps, 1, generator=generator) < ends
     is_first[:, 0] = True
@@ -252,7 +256,8 @@ def test_played_actions_are_copied_and_others_come_from_beliefs(spec: TeamSpec, 
     assert imagined.dtype == action.dtype
     for agent in range(3):
         assert torch.equal(imagined[:, :, agent, agent], action[:, :, agent])
-    again = opponents(batch.clone(), played=False)[keys.JOINT_ACTION]
+    opponents = livelier(model(spec, share=share, noise="behaviour"))
+    imagined, again = (opponents(batch.clone(), played=False)[keys.JOINT_ACTION] for _ in range(2))
     off_diagonal = ~torch.eye(3, dtype=torch.bool)
     assert not torch.equal(imagined[:, :, off_diagonal], again[:, :, off_diagonal])
     assert not torch.equal(batch[keys.SAMPLE_SEED], opponents(batch.clone())[keys.SAMPLE_SEED])
@@ -270,7 +275,7 @@ def test_imagined_actions_have_the_believed_frequencies() -> None:
 
 
 def test_imagined_normal_actions_have_the_believed_moments_and_no_padding() -> None:
-    opponents = livelier(model(CONTINUOUS))
+    opponents = livelier(model(CONTINUOUS, noise="behaviour"))
     row = played_batch(CONTINUOUS, 1, 1, 3)
     drawn = opponents(row.expand(4000, 1).clone(), played=False)[keys.JOINT_ACTION][:, 0]
     opponents(row)
@@ -281,6 +286,50 @@ def test_imagined_normal_actions_have_the_believed_moments_and_no_padding() -> N
         torch.testing.assert_close(standard.mean(0)[:own], torch.zeros(own), rtol=0, atol=0.08)
         torch.testing.assert_close(standard.std(0)[:own], torch.ones(own), rtol=0, atol=0.06)
         assert not drawn[:, i, j, own:].any()
+
+
+class Seer(TheoryOfMindOpponents):
+    """Believes what the policies are."""
+
+    contract = dataclasses.replace(
+        TheoryOfMindOpponents.contract, reads=(*TheoryOfMindOpponents.contract.reads, keys.LOC, keys.SCALE)
+    )
+
+    def beliefs(self, rows: TensorDictBase, character: Tensor) -> tuple[TeamDistribution, TeamDistribution]:
+        told = (rows[key].unsqueeze(1).expand(-1, self.spec.n_agents, -1, -1) for key in (keys.LOC, keys.SCALE))
+        belief = NormalTeam(*told, rows[keys.ACTION_DIMS].unsqueeze(1))
+        return belief, belief
+
+
+@pytest.mark.parametrize(("noise", "deviations"), [("chosen", (0.0, 0.2)), ("behaviour", (0.5, 0.5))])
+def test_whoever_models_the_others_their_noise_is_the_same(noise: Any, deviations: tuple[float, float]) -> None:
+    """Deviation of the others' actions in next states, in half-ranges, without and with noise of the target."""
+    spec = TeamSpec(2, 3, Continuous(1, ((-2.0,),) * 2, ((2.0,),) * 2))
+    rows = 4000
+    for target_noise, wanted in zip((0.0, 0.2), deviations, strict=True):
+        torch.manual_seed(0)
+        actor = DeterministicActor(spec, hidden=[4], exploration=0.5, target_noise=target_noise, target_noise_limit=2.0)
+        seen = fake_batch(spec, [1], [*actor.reads, *model(spec).reads]).expand(rows).clone()
+        actor.bootstrap(seen)
+        for opponents in (TruePolicyOpponents(spec, noise=noise), Seer(spec, noise=noise, **SMALL)):
+            opponents.wanted = frozenset({keys.JOINT_ACTION})
+            joint = opponents(seen.clone(), played=False)[keys.JOINT_ACTION].expand(rows, 2, 2, 1)
+            assert torch.equal(joint[:, 0, 0], seen[keys.ACTION][:, 0])
+            assert torch.equal(joint[:, 1, 1], seen[keys.ACTION][:, 1])
+            for view, other in ((0, 1), (1, 0)):
+                apart = (joint[:, view, other] - seen[keys.LOC][:, other]) / 2
+                assert apart.mean().item() == pytest.approx(0, abs=0.03)
+                assert apart.std().item() == pytest.approx(wanted, rel=0.05, abs=1e-6)
+
+
+def test_true_policies_that_are_drawn_from_have_their_frequencies() -> None:
+    rows = fake_batch(DISCRETE, [1], [keys.ACTION, keys.LOGITS]).expand(4000).clone()
+    joint = TruePolicyOpponents(DISCRETE, noise="behaviour")(rows, played=False)[keys.JOINT_ACTION]
+    frequency = torch.nn.functional.one_hot(joint, 3).float().mean(0)
+    for i, j in itertools.product(range(3), repeat=2):
+        chosen = torch.nn.functional.one_hot(rows[keys.ACTION][0, j], 3).float()
+        expected = chosen if i == j else rows[keys.LOGITS][0, j].softmax(-1)
+        torch.testing.assert_close(frequency[i, j], expected, rtol=0, atol=0.035)
 
 
 def test_a_masked_action_has_no_belief() -> None:
