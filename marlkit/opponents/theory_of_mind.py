@@ -152,7 +152,7 @@ class TheoryOfMindOpponents(Opponents):
         return batch.set(keys.SAMPLE_SEED, torch.randint(2**62, (*batch.batch_size, 1), device=device))
 
     def _write_beliefs(self, batch: TensorDictBase, played: bool) -> None:
-        rows = batch.select(*self.reads).reshape(-1)
+        rows = batch.select(*(self.reads_for(self.writes) if played else self.reads)).reshape(-1)
         blocks = [self._annotated(block, played) for block in rows.split(self._at_a_time(self.pairs.numel()))]
         for key in blocks[0]:
             found = torch.cat([block[key] for block in blocks])
@@ -271,7 +271,8 @@ class TheoryOfMindOpponents(Opponents):
 
     def _drawn(self, batch: TensorDictBase) -> TensorDictBase:
         """Rows ``[R]`` of the batch, a random subset if it has more than ``fit_rows``, with the true policies if it has them."""
-        wanted = [*self.reads, *(key for key in BELIEFS if key in batch.keys(include_nested=True))]
+        played = self.reads_for(self.writes)
+        wanted = dict.fromkeys([*played, *(key for key in BELIEFS if key in batch.keys(include_nested=True))])
         given = batch.select(*wanted).detach()
         count = batch.batch_size.numel()
         if count <= self.fit_rows:
