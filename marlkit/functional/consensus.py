@@ -149,10 +149,10 @@ def node_dual_change(copies: Tensor, view: Tensor, agents: Sequence[int], *, pen
 
 
 def edge_dual_change(copies: Tensor, view: Tensor, agents: Sequence[int], weights: Tensor, *, penalty: float) -> Tensor:
-    """For each of ``agents`` i and its neighbours j: ``D = beta W_ij (w_j - w_i)``; ``-D`` for i and ``+D`` for j.
+    """For each of ``agents`` i and its neighbours j: ``D = beta / 2 W_ij (w_j - w_i)``; ``-D`` for i and ``+D`` for j.
 
     The changes sum to zero for any set of ``agents`` and any weights. Where all exchange at the same time each edge is used from
-    both ends: with symmetric weights the change is then twice that of :func:`node_dual_change`.
+    both ends: with symmetric weights the change is then that of :func:`node_dual_change`.
 
     Args:
         copies: ``w``, ``[N, P]``.
@@ -164,11 +164,11 @@ def edge_dual_change(copies: Tensor, view: Tensor, agents: Sequence[int], weight
     Returns:
         The change of ``lam``, ``[N, P]``.
     """
-    change = node_dual_change(copies, view, agents, penalty=penalty)
+    change = node_dual_change(copies, view, agents, penalty=penalty / 2)
     # The sum of D over the agents i, for every j: column sums times w_j, minus the agents' copies weighted by the columns.
     used = weights[list(agents)]
     received = combine(used.T, copies[rows_of(agents, copies)])
-    return change.add_(copies * used.sum(0).to(copies).unsqueeze(-1) - received, alpha=penalty)
+    return change.add_(copies * used.sum(0).to(copies).unsqueeze(-1) - received, alpha=penalty / 2)
 
 
 def gap(copies: Tensor) -> Tensor:

@@ -64,14 +64,26 @@ class LocalCopies(nn.Module):
     @torch.no_grad()
     def add_gradient(self, agents: Sequence[int], penalty: float) -> None:
         """Add the gradient of penalty and dual where ``agents`` have a gradient."""
+        pairs = [(p.grad, piece) for p, piece in self._added(agents, penalty) if p.grad is not None]
+        if pairs:
+            torch._foreach_add_([gradient for gradient, _ in pairs], [piece for _, piece in pairs])
+
+    @torch.no_grad()
+    def draw_together(self, agents: Sequence[int], penalty: float, pull: float) -> None:
+        """Move the copies of ``agents`` by ``-pull (lam / beta + w - z)`` where they have a gradient."""
+        pairs = [(p, piece) for p, piece in self._added(agents, penalty) if p.grad is not None]
+        if pairs:
+            torch._foreach_add_([parameter for parameter, _ in pairs], [piece for _, piece in pairs], alpha=-pull / penalty)
+
+    def _added(self, agents: Sequence[int], penalty: float) -> list[tuple[nn.Parameter, Tensor]]:
+        """The parameters of ``agents``, each with the gradient of penalty and dual by it."""
         if not agents:
-            return
+            return []
         rows = consensus.rows_of(agents, self.dual)
         added = consensus.lagrangian_gradient(self.values(agents), self.view[rows], self.dual[rows], penalty=penalty)
         parameters = [parameter for agent in agents for parameter in self.leaves[agent]]
         pieces = added.view(-1).split([parameter.numel() for parameter in parameters])
-        pairs = [(p.grad, piece.view_as(p)) for p, piece in zip(parameters, pieces, strict=True) if p.grad is not None]
-        torch._foreach_add_([gradient for gradient, _ in pairs], [piece for _, piece in pairs])
+        return [(p, piece.view_as(p)) for p, piece in zip(parameters, pieces, strict=True)]
 
     def due(self, agents: Sequence[int]) -> list[int]:
         """Those of ``agents``, who all have taken a step, who exchange after it."""
@@ -80,15 +92,15 @@ class LocalCopies(nn.Module):
         return [agent for agent in agents if self.waits[agent] == 0]
 
     @torch.no_grad()
-    def exchange(self, agents: Sequence[int], weights: Tensor, *, penalty: float, by_edge: bool) -> Tensor:
+    def exchange(self, agents: Sequence[int], weights: Tensor, *, dual_step: float, by_edge: bool) -> Tensor:
         """Let ``agents`` average the copies of their neighbours and move the duals; returns the copies ``[N, P]``."""
         copies = self.values(range(len(self.leaves)))
         view = consensus.combine(weights[list(agents)], copies)
         self.view[consensus.rows_of(agents, copies)] = view
         if by_edge:
-            self.dual += consensus.edge_dual_change(copies, view, agents, weights, penalty=penalty)
+            self.dual += consensus.edge_dual_change(copies, view, agents, weights, penalty=dual_step)
         else:
-            self.dual += consensus.node_dual_change(copies, view, agents, penalty=penalty)
+            self.dual += consensus.node_dual_change(copies, view, agents, penalty=dual_step)
         return copies
 
     def wait(self, agents: Sequence[int], intervals: Tensor) -> None:

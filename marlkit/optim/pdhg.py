@@ -15,7 +15,7 @@ from marlkit.errors import OptionError
 from marlkit.functional import consensus
 from marlkit.learning import Adjust, Learning, Metrics, Minimise
 from marlkit.optim._local_copies import LocalCopies
-from marlkit.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, Probability
+from marlkit.options import NonNegativeFloat, NonNegativeInt, Part, PositiveFloat, Probability
 from marlkit.spec import TeamSpec
 
 
@@ -23,7 +23,7 @@ class PdhgUpdate(Update):
     """Any update, decentralised: each agent's critic is its copy ``w_i`` of one critic, and the copies are drawn together.
 
     Every gradient step on a copy has ``lam_i + beta (w_i - z_i)`` added to its gradient (after clipping), and after an interval
-    of its own steps agent i exchanges copies with its neighbours: ``z_i = sum_j W_ij w_j``, ``lam_i += beta (w_i - z_i)``. In
+    of its own steps agent i exchanges copies with its neighbours: ``z_i = sum_j W_ij w_j``, ``lam_i += s (w_i - z_i)``. In
     between ``z_i`` and ``lam_i`` stay what they are. The copies start equal and are never overwritten. Where agents are rewarded
     differently, the critic that they agree on fits the mean of their value targets. An agent without neighbours learns alone.
 
@@ -31,18 +31,24 @@ class PdhgUpdate(Update):
         spec: the team.
         step: how the agents learn.
         share_actor: whether the agents also hold copies of one actor; otherwise each has its own.
-        penalty: beta, which also is the step of the duals, against losses that are means over the agents; 0.01 to 10, more than
+        penalty: beta, against losses that are means over the agents; 0.01 to 10, more than
             the costs bend downwards where they are not convex. With 0 each agent learns alone.
-        dual: `node`, as in the paper: ``lam_i += beta (w_i - z_i)`` at agent i's exchange, which finds the optimum only if all
-            exchange at the same time; `edge`: ``beta W_ij (w_j - w_i)`` goes from lam_i to lam_j for every neighbour j, which
-            finds it in any case and where all exchange at the same time moves twice as far.
+        dual: `node`, as in the paper: ``lam_i += s (w_i - z_i)`` at agent i's exchange, which finds the optimum only if all
+            exchange at the same time; `edge`: ``s / 2 W_ij (w_j - w_i)`` goes from lam_i to lam_j for every neighbour j, which
+            finds it in any case and where all exchange at the same time is the same step.
+        dual_step: s, step of the duals; `null`, as in the paper: the penalty.
+        pull: share of ``lam_i / beta + w_i - z_i`` by which each of its steps draws a copy, beside what the optimiser does with
+            the gradient of the costs; at most 0.5 with ``s = beta``, and an exchange at every step is stable whatever the
+            optimiser is. Where it scales gradients, as Adam does, the agents then agree where their scaled gradients sum to
+            zero. `null`, as in the paper: penalty and duals are added to the gradient, and the optimiser scales them too.
         topology: who are neighbours: `full`, `ring` (the agents in random order), `none`, or edges such as `[[0, 1], [1, 2]]`.
         extra_edges: share of the edges that a `ring` lacks which are added to it, at random anew for each exchange; with 1 it
             is `full`.
         weights: W: `metropolis`, or `uniform` over an agent and its neighbours, which with the dual by `node` weights agents by
             their number of neighbours.
-        interval_mean: steps of an agent from one exchange to the next on average; 1 to 200. An optimiser that takes steps of a
-            limited size, as Adam does, needs some for the copies to follow the duals, which else swing back and forth.
+        interval_mean: steps of an agent from one exchange to the next on average, 1 to 200; `null`: never, as with the topology
+            `none`. Without `pull`, an optimiser that takes steps of a limited size, as Adam does, needs some for the copies to
+            follow the duals, which else swing back and forth.
         interval_std: deviation of that interval, which is normally distributed, rounded, and at least 1.
     """
 
@@ -64,10 +70,12 @@ class PdhgUpdate(Update):
         share_actor: bool = False,
         penalty: NonNegativeFloat = 0.1,
         dual: Literal["node", "edge"] = "edge",
+        dual_step: PositiveFloat | None = None,
+        pull: Part | None = None,
         topology: Literal["full", "ring", "none"] | list[tuple[NonNegativeInt, NonNegativeInt]] = "full",
         extra_edges: Probability = 0.0,
         weights: Literal["metropolis", "uniform"] = "metropolis",
-        interval_mean: PositiveFloat = 1.0,
+        interval_mean: PositiveFloat | None = 1.0,
         interval_std: NonNegativeFloat = 0.0,
     ) -> None:
         super().__init__()
@@ -79,10 +87,16 @@ class PdhgUpdate(Update):
         self.step = step
         self.share_actor = share_actor
         self.penalty = penalty
+        self.dual_step = penalty if dual_step is None else dual_step
+        if pull is not None and not penalty:
+            raise OptionError("penalty", f"must be above 0 with `pull`, got {penalty}")
+        self.pull = pull
         self.by_edge = dual == "edge"
         self.extra_edges = extra_edges
         self.weights_of = consensus.metropolis_weights if weights == "metropolis" else consensus.uniform_weights
-        self.interval = {"mean": interval_mean, "deviation": interval_std}
+        if interval_mean is None:
+            topology = "none"
+        self.interval = {"mean": 1.0 if interval_mean is None else interval_mean, "deviation": interval_std}
         self.graph = _graph(topology, spec.n_agents)
         self.is_random = topology == "ring"
         self.copies = nn.ModuleDict()
@@ -118,7 +132,10 @@ class PdhgUpdate(Update):
                     adjust()
                 for name, copies in self._copies():
                     stepping[name] = [agent for agent in copies.reached() if agent in neighboured]
-                    copies.add_gradient(stepping[name], self.penalty)
+                    if self.pull is None:
+                        copies.add_gradient(stepping[name], self.penalty)
+                    else:
+                        copies.draw_together(stepping[name], self.penalty, self.pull)
 
             def exchange() -> None:
                 due = {name: copies.due(stepping[name]) for name, copies in self._copies()}
@@ -139,7 +156,7 @@ class PdhgUpdate(Update):
         for name, copies in self._copies():
             agents = due[name]
             if agents:
-                exchanged = copies.exchange(agents, weights, penalty=self.penalty, by_edge=self.by_edge)
+                exchanged = copies.exchange(agents, weights, dual_step=self.dual_step, by_edge=self.by_edge)
                 messages = consensus.count_messages(graph, agents, both_ways=self.by_edge)
                 self.messages += messages
                 self.bytes += consensus.message_bytes(messages, exchanged)

@@ -206,7 +206,7 @@ def test_dual_steps_are_those_of_a_loop_over_agents_and_neighbours(
             node[i] = 0.3 * (w[i] - sum(W[i, j] * w[j] for j in range(N)))
             for j in range(N):
                 if graph[i, j]:
-                    moved = 0.3 * W[i, j] * (w[j] - w[i])
+                    moved = 0.3 / 2 * W[i, j] * (w[j] - w[i])
                     edge[i] -= moved
                     edge[j] += moved
         found = consensus.node_dual_change(copies, view, agents, penalty=0.3)
@@ -216,14 +216,14 @@ def test_dual_steps_are_those_of_a_loop_over_agents_and_neighbours(
         assert found.sum(0).abs().max() < 1e-14
 
 
-def test_where_all_exchange_the_dual_by_edge_moves_twice_as_far() -> None:
+def test_where_all_exchange_the_duals_by_edge_and_by_node_move_alike() -> None:
     copies = torch.randn(N, 5, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
     for graph in some_graphs():
         weights = consensus.metropolis_weights(graph)
         view = consensus.combine(weights, copies)
         node = consensus.node_dual_change(copies, view, range(N), penalty=0.3)
         edge = consensus.edge_dual_change(copies, view, range(N), weights, penalty=0.3)
-        assert torch.allclose(edge, 2 * node, rtol=0, atol=1e-14)
+        assert torch.allclose(edge, node, rtol=0, atol=1e-14)
 
 
 def test_gap_is_the_largest_distance_from_the_mean() -> None:
@@ -372,7 +372,7 @@ def test_exchanges_at_different_times(interval: tuple[float, float], steps: int,
     problem = quadratics()
     optimum = problem.optimum(np.ones(N))
     copies, dual = descend(problem, GRAPHS[graph], steps, by_edge=True, penalty=2.0, interval=interval)
-    assert np.abs(copies.numpy() - optimum).max() < 1e-6
+    assert np.abs(copies.numpy() - optimum).max() < 1e-5
     assert dual.sum(0).abs().max() < 1e-10
     copies, dual = descend(problem, GRAPHS[graph], steps, by_edge=False, penalty=2.0, interval=interval)
     assert consensus.gap(copies) < 1e-6

@@ -227,6 +227,33 @@ def test_exchanges_at_different_times() -> None:
     assert np.abs(trial.copies() - optimum).max() > 0.01
 
 
+@pytest.mark.parametrize("dual", ["node", "edge"])
+@pytest.mark.parametrize("topology", ["full", "ring"])
+def test_copies_that_are_drawn_directly_agree_under_adam_at_every_exchange(dual: str, topology: str) -> None:
+    """Where penalty and duals pass through Adam, they swing at the same settings."""
+    gaps = {}
+    for pull in (None, 0.4):
+        trial = Trial(quadratics(), 600, topology=topology, dual=dual, penalty=1.0, pull=pull)
+        trial.minimise.optimizer = torch.optim.Adam(trial.critic.parameters(), lr=1e-2)
+        gaps[pull] = trial.run()["consensus/gap"]
+        assert np.abs(trial.dual.sum(0)).max() < 1e-10
+    assert gaps[0.4] < 0.01 < 0.1 < gaps[None]
+
+
+def test_drawn_directly_the_optimum_is_reached_by_plain_steps_with_a_dual_step_of_its_own() -> None:
+    problem = quadratics()
+    trial = Trial(problem, 900, topology="ring", penalty=1.0, pull=0.3, dual_step=0.5)
+    trial.run()
+    assert np.abs(trial.copies() - problem.optimum(np.ones(N))).max() < 1e-6
+
+
+def test_agents_that_never_exchange_learn_alone() -> None:
+    problem = quadratics()
+    trial = Trial(problem, 400, topology="ring", extra_edges=0.5, interval_mean=None)
+    assert trial.run()["consensus/messages"] == 0
+    assert np.abs(trial.copies() - problem.target).max() < 1e-8
+
+
 def loops(
     trial: Trial, steps: int, graphs: Sequence[Tensor], intervals: list[list[int]], penalty: float, by_edge: bool
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], int]:
@@ -256,7 +283,7 @@ def loops(
             if not by_edge:
                 lam[i] = lam[i] + penalty * (w[i] - z[i])
             for j in near if by_edge else []:
-                moved = penalty * weight[j] * (w[j] - w[i])
+                moved = penalty / 2 * weight[j] * (w[j] - w[i])
                 lam[i] = lam[i] - moved
                 lam[j] = lam[j] + moved
         messages += len(used)
