@@ -296,8 +296,8 @@ class Seer(TheoryOfMindOpponents):
     )
 
     def beliefs(self, rows: TensorDictBase, character: Tensor) -> tuple[TeamDistribution, TeamDistribution]:
-        told = (rows[key].unsqueeze(1).expand(-1, self.spec.n_agents, -1, -1) for key in (keys.LOC, keys.SCALE))
-        belief = NormalTeam(*told, rows[keys.ACTION_DIMS].unsqueeze(1))
+        loc, scale = (rows[key].unsqueeze(1).expand(-1, self.spec.n_agents, -1, -1) for key in (keys.LOC, keys.SCALE))
+        belief = NormalTeam(loc, scale, rows[keys.ACTION_DIMS].unsqueeze(1))
         return belief, belief
 
 

@@ -107,7 +107,7 @@ class Descent:
     """A ``minimise`` that takes plain gradient steps and remembers the first gradients."""
 
     def __init__(self, module: nn.Module, rate: float = 0.1) -> None:
-        self.optimizer = torch.optim.SGD(module.parameters(), lr=rate)
+        self.optimizer: torch.optim.Optimizer = torch.optim.SGD(module.parameters(), lr=rate)
         self.gradients: list[list[Tensor | None]] = []
 
     def __call__(self, loss: Tensor, max_grad_norm: float | None, adjust: Adjust | None = None) -> Metrics:
