@@ -42,6 +42,8 @@ class OverOthersCritic(Critic):
     Args:
         spec: the team.
         outputs: numbers F that the network gives.
+        beside: numbers that a critic puts beside the view.
+        output_gain: gain of the last layer's initialisation.
         view: `state` or `own`: what the value depends on besides the others' actions.
         samples: K; 10 to learn quickly, 100 in the paper.
         exact: `auto` sums over all joint actions of the others where they are no more than `samples`; `always`, `never`.
@@ -66,6 +68,8 @@ class OverOthersCritic(Critic):
         self,
         spec: TeamSpec,
         outputs: int,
+        beside: int = 0,
+        output_gain: float = 1.0,
         *,
         view: Literal["state", "own"] = "state",
         samples: Repeats = 10,
@@ -87,14 +91,15 @@ class OverOthersCritic(Critic):
         sampled = {keys.SAMPLE_SEED, keys.OPPONENT_LOGITS, keys.OPPONENT_LOC, keys.OPPONENT_SCALE, keys.ACTION_DIMS}
         self.sampling_keys = [key for key in self.reads if key in sampled]
         groups = group_of_agents(share, spec.n_agents)
-        viewed, actions = spec.state_size if view == "state" else spec.observation, spec.n_agents * spec.action_features
+        viewed = (spec.state_size if view == "state" else spec.observation) + beside
+        actions = spec.n_agents * spec.action_features
         self.network = TeamNetwork(
             viewed,
             outputs,
             hidden=hidden,
             groups=groups,
             activation=activation,
-            output_gain=1.0,
+            output_gain=output_gain,
             agent_id=agent_id,
             layer_norm=layer_norm,
             initialisation=initialisation,

@@ -1,10 +1,21 @@
-"""Joint actor-critic gradients of F2A2-DDPG: actor and critic follow both objectives (F2A2, Li et al. 2023, Proposition 4).
+"""Joint actor-critic gradients: actor and critic follow both objectives (F2A2, Li et al. 2023, Propositions 3 and 4).
 
 Actor and critic minimise one objective, ``alpha1 J_actor + alpha2 J_critic``. In ordinary DDPG the actor follows the
 gradient of ``J_actor`` alone and the critic that of ``J_critic`` alone. Here each also follows the gradient of the other
-objective, weighted by ``kappa``; ``kappa = 0`` is ordinary DDPG. In rewards, with ``delta = Q(a) - y``, ``rho`` the ratio of the
-agent's current policy to its behaviour policy, and a resampled joint action ``~a``, ratios are cut where they are used: ``c =
-min(eps, rho(a))`` at the stored action, ``c' = min(eps, 1 / rho(~a))`` at the resampled one. The losses are::
+objective, weighted by ``kappa``; ``kappa = 0`` is the ordinary algorithm.
+
+COMA (Proposition 3), on policy. In rewards, with the advantage ``A`` and ``delta = Q(a) - y``, the losses are::
+
+    actor   -mean(log pi(a) sg(alpha1 A - kappa alpha2 delta^2))
+    critic  alpha2 mean((Q(a) - sg y)^2) - kappa alpha1 mean(Q(a))
+
+so that the actor avoids actions whose value is not known, and the critic is optimistic: at its own stationary point
+``delta = kappa alpha1 / (2 alpha2)``, and where targets are bootstrapped every value is too high by that over ``1 - gamma``,
+which no advantage sees. The published derivation needs the baseline without gradient in both losses.
+
+DDPG (Proposition 4), off policy. In rewards, with ``delta = Q(a) - y``, ``rho`` the ratio of the agent's current policy to its
+behaviour policy, and a resampled joint action ``~a``, ratios are cut where they are used: ``c = min(eps, rho(a))`` at the stored
+action, ``c' = min(eps, 1 / rho(~a))`` at the resampled one. The losses are::
 
     actor   -mean(sg(alpha1 - 2 kappa alpha2 delta c') Q(~a))
     critic  alpha2 mean((Q(a) - sg y)^2)
@@ -40,6 +51,22 @@ def truncated_ratio(log_prob: Tensor, old_log_prob: Tensor, limit: float) -> Ten
         ``[*, N, 1]``.
     """
     return (log_prob - old_log_prob).clamp(max=math.log(limit)).exp()
+
+
+@torch.no_grad()
+def coupled_advantage(advantage: Tensor, error: Tensor, *, coupling: float, critic_weight: float) -> Tensor:
+    """``A - kappa alpha2 delta^2``, what weighs ``log pi(a)`` in the actor's loss where ``alpha1 = 1`` (Proposition 3).
+
+    Args:
+        advantage: ``A``, ``[*, N, 1]``.
+        error: ``delta = Q_i(a) - y_i``, ``[*, N, 1]``.
+        coupling: ``kappa``.
+        critic_weight: ``alpha2``.
+
+    Returns:
+        ``[*, N, 1]``.
+    """
+    return advantage - coupling * critic_weight * error.square()
 
 
 @torch.no_grad()

@@ -178,10 +178,14 @@ class ActorCriticUpdate(Update):
             for prediction in each(predictions)
         )
         weighed = loss if alive is None else learning.ranks.weigh(alive, loss)
-        return weighed, {
+        return weighed + self.critics_further_loss(predictions, rows, learning), {
             "critic/loss": loss.detach(),
             "critic/explained_variance": losses.explained_variance(least(predictions.detach()), goal, weight),
         }
+
+    def critics_further_loss(self, predictions: Tensor, rows: TensorDictBase, learning: Learning) -> Tensor | float:
+        """What is minimised with the regression, in its units, of the predictions ``[K, *, N, 1]``: nothing unless overridden."""
+        return 0.0
 
 
 class JointLossUpdate(ActorCriticUpdate):

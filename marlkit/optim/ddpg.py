@@ -166,16 +166,21 @@ class DdpgUpdate(Update):
         return metrics | learning.minimise(loss, self.max_grad_norm)
 
     def _fit_actor(self, rows: TensorDictBase, learning: Learning) -> Metrics:
+        # Until the backward pass is over, which may evaluate the critic once more.
+        with _held(learning.critic):
+            loss, metrics = self._actor_loss(rows, learning)
+            return metrics | learning.minimise(loss, self.max_grad_norm)
+
+    def _actor_loss(self, rows: TensorDictBase, learning: Learning) -> tuple[Tensor, Metrics]:
         alive = rows[keys.ALIVE]
         own = learning.actor.reparametrised(rows)
-        with _held(learning.critic):
-            value = each(learning.critic.action_value(rows, own, rows[JOINT]))[0]
+        value = each(learning.critic.action_value(rows, own, rows[JOINT]))[0]
         coefficient, statistics = self._coefficient(rows, own, learning)
         loss = learning.ranks.weigh(alive, joint_gradients.actor_loss(value, coefficient, alive))
         metrics = {"actor/loss": loss.detach(), "actor/value": masked_mean(value.detach(), alive), **statistics}
         if self.action_penalty:
             loss = loss + self.action_penalty * self._squared_logits(rows, learning)
-        return metrics | learning.minimise(loss, self.max_grad_norm)
+        return loss, metrics
 
     @torch.no_grad()
     def _joint_action(self, rows: TensorDictBase, learning: Learning) -> Tensor:

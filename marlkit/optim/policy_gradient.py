@@ -1,18 +1,22 @@
-"""The policy gradient of the action taken (Sutton et al. 2000), with a critic: A2C, IA2C, MAA2C, HAA2C, and COMA's actor."""
+"""The policy gradient of the action taken (Sutton et al. 2000), with a critic: A2C, IA2C, MAA2C, HAA2C, COMA, F2A2-COMA."""
 
 from __future__ import annotations
 
 import math
 from typing import Any, Literal
 
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from marlkit import keys
 from marlkit.contract import Contract
+from marlkit.errors import OptionError
+from marlkit.functional import coupling as joint_gradients
 from marlkit.functional import losses
-from marlkit.learning import Metrics
+from marlkit.functional.reduce import masked_mean
+from marlkit.learning import Learning, Metrics
 from marlkit.optim._actor_critic import JointLossUpdate, Taken
-from marlkit.options import PositiveFloat, Repeats
+from marlkit.options import PositiveFloat, Probability, Repeats
 from marlkit.spec import TeamSpec
 
 
@@ -25,10 +29,17 @@ class PolicyGradientUpdate(JointLossUpdate):
 
     The critic is regressed in normalised units on the value target. Agents that are not alive weigh nothing in the policy's loss.
 
+    ``coupling`` adds to actor and critic what each owes to the other's objective (F2A2, Li et al. 2023, Proposition 3;
+    :mod:`marlkit.functional.coupling` has the formulas), with ``alpha1 = 1``, ``alpha2 = c_V / 2`` and ``delta`` the error of the
+    prediction that the advantage was estimated with. Weights are in the critic's normalised units: in rewards, as published,
+    with `critic.value_norm: false`.
+
     Args:
         spec: the team.
         surrogate: `log_prob`, or `ratio` for several steps on one batch.
         epochs: passes over the batch; 1 with `log_prob`, which does not allow for a policy that has already moved; 5 in HAA2C.
+        coupling: kappa, share of the joint gradients: 0 is the ordinary policy gradient, 1 is F2A2-COMA with a counterfactual
+            critic.
         options: those of :class:`JointLossUpdate`, some of them with another default.
     """
 
@@ -45,6 +56,7 @@ class PolicyGradientUpdate(JointLossUpdate):
         *,
         surrogate: Literal["log_prob", "ratio"] = "log_prob",
         epochs: Repeats = 1,
+        coupling: Probability = 0.0,
         value_clip: PositiveFloat | None = None,
         huber_delta: PositiveFloat | None = None,
         normalise_advantage: bool = False,
@@ -59,6 +71,32 @@ class PolicyGradientUpdate(JointLossUpdate):
             **options,
         )
         self.surrogate = surrogate
+        if coupling and not self.value_coef:
+            raise OptionError("coupling", f"must be 0 where the critic's loss weighs nothing (value_coef: 0), got {coupling}")
+        self.coupling = coupling
+
+    def prepare(self, batch: TensorDictBase, learning: Learning) -> TensorDictBase:
+        """As without coupling, with the advantage that it leaves."""
+        if self.coupling:
+            normaliser, predicted = learning.critic.normaliser, learning.critic.predicts
+            _, deviation = normaliser.mean_and_deviation()
+            error = (batch[predicted] - batch[keys.VALUE_TARGET]) / deviation
+            # Times the deviation: in the advantage's units.
+            advantage = joint_gradients.coupled_advantage(
+                batch[keys.ADVANTAGE], error, coupling=self.coupling, critic_weight=0.5 * self.value_coef * deviation
+            )
+            batch = batch.copy().set(keys.ADVANTAGE, advantage)
+        return super().prepare(batch, learning)
+
+    def critics_further_loss(self, predictions: Tensor, rows: TensorDictBase, learning: Learning) -> Tensor | float:
+        """``-kappa mmean(Q) / c_V``, all of which ``c_V`` weighs: what the critic owes to the actor's objective."""
+        if not self.coupling:
+            return 0.0
+        if len(predictions) > 1:
+            message = f"must be 0 with a critic of {len(predictions)} networks: Proposition 3 couples one, got {self.coupling}"
+            raise OptionError("coupling", message)
+        alive = rows[keys.ALIVE]
+        return -self.coupling / self.value_coef * learning.ranks.weigh(alive, masked_mean(predictions[0], alive))
 
     def policy_loss(self, log_prob: Tensor, taken: Taken) -> tuple[Tensor, Metrics]:
         """``-mean(log pi A)``, or ``-mean(rho A)``, of log-probabilities ``[*, n, 1]``."""

@@ -170,14 +170,15 @@ def keeps_values_apart(critic: Critic) -> None:
 @rule("critic", trait="differentiable_in_action")
 def climbs_the_own_action(critic: Critic) -> None:
     """With `differentiable_in_action`, `action_value` has a gradient in each agent's own action, and in no other's."""
-    remedy = "Put `own` into agent i's entry of its own view of `joint`, and detach nothing."
+    remedy = "Put `own` in the place of agent i's own action, and detach nothing."
     for batch in _batches(critic):
         own, joint = (action_features(batch[key], critic.spec, torch.float32) for key in (keys.ACTION, keys.JOINT_ACTION))
         own = own.clone().requires_grad_()
         values = critic.action_value(batch, own, joint)
         _require_networks("an `action_value`", values, torch.Size((4, critic.spec.n_agents, 1)))
-        same = close(values.detach(), critic.predictions(batch).detach())
-        require(same, "values the actions taken by `action_value` otherwise than it predicts", remedy)
+        written = critic.normaliser.normalise(critic(batch.copy())[keys.ACTION_VALUE])
+        same = close(least(values).detach(), written.detach())
+        require(same, "values the actions taken by `action_value` otherwise than it writes", remedy)
         blind = _own_entries_moved(joint, critic.spec.n_agents)
         seen = close(critic.action_value(batch, own, blind).detach(), values.detach())
         require(seen, "reads agent i's entry in `joint`, not in `own`", remedy)
