@@ -54,7 +54,7 @@ def truncated_ratio(log_prob: Tensor, old_log_prob: Tensor, limit: float) -> Ten
 
 
 @torch.no_grad()
-def coupled_advantage(advantage: Tensor, error: Tensor, *, coupling: float, critic_weight: float) -> Tensor:
+def coupled_advantage(advantage: Tensor, error: Tensor, *, coupling: float, critic_weight: float | Tensor) -> Tensor:
     """``A - kappa alpha2 delta^2``, what weighs ``log pi(a)`` in the actor's loss where ``alpha1 = 1`` (Proposition 3).
 
     Args:

@@ -359,7 +359,7 @@ def test_what_is_suggested_after_any_swap_passes() -> None:
         for other, entry in components(section).items()
         if not any(option.required for option in entry.options.values())
     ]
-    drawn = random.Random(0).sample(swaps, 24)
+    drawn = random.Random(0).sample(swaps, 32)
     tried = [(name, swap) for name, swap in drawn if check_fit(load_recipe(name, [swap], fit=False))]
     assert len(tried) > 5
     assert all(assert_suggestions_pass(name, [swap]) for name, swap in tried)

@@ -32,7 +32,7 @@ SMALL = [
     "opponents.hidden=[8]", "opponents.memory=4", "opponents.fit_rows=1000", "opponents.every=1",
     "data.steps=7", "data.batch_size=40", "data.updates=1", "data.capacity=80", "data.warm_up=0",
     "update.epochs=2", "update.minibatch_size=null", "update.critic_epochs=null",
-    "update.step.epochs=2", "update.step.minibatch_size=null",
+    "update.step.epochs=2", "update.step.minibatch_size=null", "update.step.critic_epochs=null",
     "update.interval_mean=2", "update.interval_std=1", "update.extra_edges=0.5", "trainer.video=false",
 ]  # fmt: skip
 
@@ -87,6 +87,7 @@ def learnt(recipe: Recipe, spec: TeamSpec, batch: TensorDict, ranks: Ranks) -> d
     fixed: list[AbstractContextManager[Any]] = [
         mock.patch.object(torch, "randint", lambda high, size, **_: torch.zeros(size, dtype=torch.int64)),
         mock.patch.object(torch, "rand_like", lambda tensor: torch.full_like(tensor, 0.5)),
+        mock.patch.object(torch, "randn_like", lambda tensor: torch.full_like(tensor, 0.5)),
         mock.patch.object(NormalTeam, "sample", lambda self: self.loc.detach()),
         mock.patch.object(CategoricalTeam, "sample", lambda self: self.mode()),
     ]

@@ -214,7 +214,7 @@ def test_an_exception_of_the_environment_names_it_and_its_line() -> None:
 
 PLACES = {
     "actor": "forward",
-    "critic": "predict",
+    "critic": "forward",
     "estimator": "forward",
     "update": "update",
     "data": "batches",
