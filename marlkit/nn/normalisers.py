@@ -91,7 +91,9 @@ class ValueNormaliser(nn.Module):
         return self.normalise(noted) if self.rescales else noted
 
     def mean_and_deviation(self) -> tuple[Tensor, Tensor]:
-        """``mu`` and ``sigma`` of now, ``[]`` each, which later updates do not change."""
+        """``mu`` and ``sigma`` of now, ``[]`` each, which later updates do not change; 0 and 1 of the identity."""
+        if not self.enabled:
+            return torch.zeros_like(self.mean), torch.ones_like(self.mean)
         mean, deviation = self._statistics()
         return mean.clone(), deviation
 
