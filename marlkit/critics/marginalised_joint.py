@@ -76,7 +76,7 @@ class MarginalisedJointCritic(OverOthersCritic):
         return self.averaged(self._with_own(batch, own)).unsqueeze(0)
 
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
-        """Write the mean over samples, and the value at the executed actions, in real units."""
+        """Write the mean over samples, and the value at the executed actions, of a batch ``[*]`` in real units."""
         seen = self._with_own(batch)
         batch.set(keys.EXECUTED_VALUE, self.normaliser.denormalise(self.at_executed(seen)))
         return batch.set(keys.ACTION_VALUE, self.normaliser.denormalise(self.averaged(seen)))

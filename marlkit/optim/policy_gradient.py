@@ -76,7 +76,7 @@ class PolicyGradientUpdate(JointLossUpdate):
         self.coupling = coupling
 
     def prepare(self, batch: TensorDictBase, learning: Learning) -> TensorDictBase:
-        """As without coupling, with the advantage that it leaves."""
+        """As without coupling, with the advantages that it leaves of a batch ``[B, T]``."""
         if self.coupling:
             normaliser, predicted = learning.critic.normaliser, learning.critic.predicts
             _, deviation = normaliser.mean_and_deviation()
