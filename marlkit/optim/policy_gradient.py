@@ -89,7 +89,7 @@ class PolicyGradientUpdate(JointLossUpdate):
         return super().prepare(batch, learning)
 
     def critics_further_loss(self, predictions: Tensor, rows: TensorDictBase, learning: Learning) -> Tensor | float:
-        """``-kappa mmean(Q) / c_V``, all of which ``c_V`` weighs: what the critic owes to the actor's objective."""
+        """``-kappa mmean(Q) / c_V``, all of which ``c_V`` weighs, of predictions ``[1, *, N, 1]``: what is owed to the actor."""
         if not self.coupling:
             return 0.0
         if len(predictions) > 1:
