@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from stepping import CONTINUOUS, B, N, T
 from tensordict import TensorDict, TensorDictBase
@@ -17,6 +18,7 @@ from marlkit.component import Critic, least
 from marlkit.contract import Contract
 from marlkit.critics.joint import JointCritic
 from marlkit.critics.local import LocalCritic
+from marlkit.errors import OptionError
 from marlkit.learning import Learning, Metrics
 from marlkit.nn.normalisers import ValueNormaliser
 from marlkit.opponents.true_policy import TruePolicyOpponents
@@ -145,6 +147,7 @@ def ddpg(coupling: float) -> tuple[JointTwins, Gradients, TensorDictBase]:
     actor, critic = DeterministicActor(CONTINUOUS, hidden=[4]), JointTwins(CONTINUOUS)
     batch = batch_for(actor)
     batch.set(keys.JOINT_ACTION, batch[keys.ACTION].unsqueeze(-3))
+    batch.set(keys.BEHAVIOUR_LOC, batch[keys.LOC]).set(keys.BEHAVIOUR_SCALE, batch[keys.SCALE])
     minimise = Gradients(*critic.each(), actor)
     update = DdpgUpdate(CONTINUOUS, critic_weight=1.5, coupling=coupling)
     update.update(batch, Learning(actor, critic, TruePolicyOpponents(CONTINUOUS), minimise, 0.0))
@@ -168,6 +171,11 @@ def test_ddpg_regresses_every_network_and_the_actor_climbs_the_first() -> None:
     slopes = torch.autograd.grad(-of_first.mean(), list(other.parameters()))
     for got, wanted in zip(alone, slopes, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_joint_gradients_of_a_critic_of_two_networks_are_refused() -> None:
+    with pytest.raises(OptionError, match="must be 0 with a critic of 2 networks"):
+        ddpg(0.5)
 
 
 def test_the_actor_waits_for_the_critic_and_the_count_resumes() -> None:

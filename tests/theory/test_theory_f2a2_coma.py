@@ -16,6 +16,7 @@ from marlkit import keys
 from marlkit.actors.stochastic import StochasticActor
 from marlkit.critics.counterfactual import CounterfactualCritic
 from marlkit.errors import OptionError
+from marlkit.nn.networks import TeamLinear
 from marlkit.optim.policy_gradient import PolicyGradientUpdate
 from marlkit.spec import Discrete, TeamSpec
 
@@ -83,11 +84,13 @@ def tables() -> tuple[StochasticActor, CounterfactualCritic]:
     """An actor and a critic whose parameters are the tables."""
     actor = StochasticActor(SPEC, hidden=[], share="none").double()
     critic = CounterfactualCritic(SPEC, hidden=[], share="none", value_norm=False).double()
+    layer = actor.network.layers[0]
+    assert isinstance(layer, TeamLinear)
     with torch.no_grad():
         for parameter in critic.parameters():
             parameter.zero_()
         for agent in range(2):
-            actor.network.layers[0].biases[agent].copy_(torch.from_numpy(np.log(POLICY[agent])))  # type: ignore[union-attr, operator]
+            layer.biases[agent].copy_(torch.from_numpy(np.log(POLICY[agent])))
             table = torch.from_numpy(VALUE[agent] if agent == 0 else VALUE[agent].T)
             critic.action_layer.weights[agent][:, 3 * (1 - agent) : 3 * (2 - agent)] = table
     return actor, critic
