@@ -42,12 +42,12 @@ class Agreement:
             self.wait[due] = self._drawn(int(due.sum()))
 
     def exchange(self, copies: Tensor, agents: Tensor) -> None:
-        """``z_i = sum_j W_ij w_j``; ``beta W_ij (w_j - w_i)`` goes from ``lam_i`` to ``lam_j``."""
+        """``z_i = sum_j W_ij w_j``; ``beta / 2 W_ij (w_j - w_i)`` goes from ``lam_i`` to ``lam_j``."""
         agents = agents.to(copies.device)
         used = self.weights[agents]
         self.view[agents] = used @ copies
-        self.dual[agents] += PENALTY * (copies[agents] - self.view[agents])
-        self.dual += PENALTY * (used.sum(0).unsqueeze(1) * copies - used.T @ copies[agents])
+        self.dual[agents] += PENALTY / 2 * (copies[agents] - self.view[agents])
+        self.dual += PENALTY / 2 * (used.sum(0).unsqueeze(1) * copies - used.T @ copies[agents])
 
     def _drawn(self, count: int) -> Tensor:
         return torch.normal(INTERVAL_MEAN, INTERVAL_DEVIATION, (count,)).round().clamp(min=1)

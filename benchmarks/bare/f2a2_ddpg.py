@@ -63,6 +63,7 @@ class Batch(NamedTuple):
 
     observation: Tensor
     action: Tensor
+    mean: Tensor
     log_prob: Tensor
     reward: Tensor
     following: Tensor
@@ -73,9 +74,9 @@ class Batch(NamedTuple):
     length_after: Tensor
 
 
-def imagined(belief: Normal, own: Tensor, noise: Tensor) -> Tensor:
-    """``[N, R, N, D]``: the joint action in each agent's belief, with its own action from ``own`` ``[R, N, D]``."""
-    return with_own(torch.addcmul(belief.loc, belief.scale, noise), own)
+def log_inverse_ratio(action: Tensor, mean: Tensor) -> Tensor:
+    """Logarithm of the ratio at ``action`` of the policy that played, around ``mean``, to the one around it, ``[N, R]``."""
+    return (-0.5 * ((action - mean) / EXPLORATION).square()).sum(-1).T
 
 
 def log_ratio(action: Tensor, mean: Tensor, log_prob: Tensor) -> Tensor:
@@ -90,23 +91,25 @@ def truncated(log: Tensor) -> Tensor:
     return log.clamp(max=math.log(RATIO_LIMIT)).exp()
 
 
-def critic_loss(batch: Batch, critic: Tensor, widths: Sequence[int], target: Tensor, joint: Tensor, ratio: Tensor) -> Tensor:
-    """The mean square of the errors, and the critic's term of the actor's objective; ``ratio`` is the logarithm."""
+def critic_loss(
+    batch: Batch, critic: Tensor, widths: Sequence[int], target: Tensor, joint: Tensor, ratio: Tensor, inverse_ratio: Tensor
+) -> Tensor:
+    """The mean square of the errors, and the critic's term of the actor's objective; of ratios the logarithms."""
     value = action_values(critic, widths, batch.observation, batch.action)
     fresh = action_values(critic, widths, batch.observation, joint)
     error = value - target
-    pull = (2 * CRITIC_WEIGHT * error.detach() * truncated(-ratio) - ACTOR_WEIGHT) * fresh
+    pull = (2 * CRITIC_WEIGHT * error.detach() * truncated(inverse_ratio) - ACTOR_WEIGHT) * fresh
     return (CRITIC_WEIGHT * error.square() + pull - ACTOR_WEIGHT * truncated(ratio) * value).mean()
 
 
 def actor_loss(
-    batch: Batch, own: Tensor, critic: Tensor, widths: Sequence[int], target: Tensor, joint: Tensor, ratio: Tensor
+    batch: Batch, own: Tensor, critic: Tensor, widths: Sequence[int], target: Tensor, joint: Tensor, inverse_ratio: Tensor
 ) -> Tensor:
     """``-mean(coefficient Q_i)`` of resampled actions, ``own`` ``[R, N, D]`` with gradient."""
     critic = critic.detach()
     with torch.no_grad():
         error = action_values(critic, widths, batch.observation, batch.action) - target
-        coefficient = (ACTOR_WEIGHT - 2 * CRITIC_WEIGHT * error * truncated(-ratio)).clamp(min=COEFFICIENT_FLOOR)
+        coefficient = (ACTOR_WEIGHT - 2 * CRITIC_WEIGHT * error * truncated(inverse_ratio)).clamp(min=COEFFICIENT_FLOOR)
     return -(coefficient * action_values(critic, widths, batch.observation, with_own(joint, own))).mean()
 
 
@@ -156,7 +159,7 @@ class F2a2Ddpg:
             seen = torch.cat([self.observation, action], -1)
             self._record_first(seen)
             self.replay.add(
-                seen=seen, log_prob=log_prob, reward=reward, following=following, terminated=done.float(),
+                seen=seen, mean=mean, log_prob=log_prob, reward=reward, following=following, terminated=done.float(),
                 age=torch.full((self.work.envs,), float(age), device=self.device),
             )  # fmt: skip
             self.observation = following
@@ -202,8 +205,8 @@ class F2a2Ddpg:
         seen = replay.take("seen", (step - length).unsqueeze(1) + ahead, env.unsqueeze(1))
         seen_after = replay.take("seen", (step + 1 - length_after).unsqueeze(1) + ahead, env.unsqueeze(1))
         observation, action = replay.take("seen", step, env).split([features, self.simulator.actions], -1)
-        log_prob, reward, following, terminated = (replay.take(n, step, env) for n in Batch._fields[2:6])
-        return Batch(observation, action, log_prob, reward, following, terminated, seen, length, seen_after, length_after)
+        mean, log_prob, reward, following, terminated = (replay.take(name, step, env) for name in Batch._fields[2:7])
+        return Batch(observation, action, mean, log_prob, reward, following, terminated, seen, length, seen_after, length_after)
 
     def learn(self, batch: Batch) -> None:
         """Critics, then actors."""
@@ -211,13 +214,14 @@ class F2a2Ddpg:
         with torch.no_grad():
             present, later = self.beliefs(batch)
             next_own = mu(self.actor_copy, self.actor_widths, batch.following)
-            next_joint = imagined(later, next_own, torch.randn_like(later.loc))
+            next_joint = with_own(later.loc, next_own)
             next_value = action_values(self.critic_copy, self.critic_widths, batch.following, next_joint)
             target = batch.reward.T + GAMMA * (1 - batch.terminated) * next_value
-            joint = imagined(present, own, torch.randn_like(present.loc))
+            joint = with_own(present.loc, own)
             ratio = log_ratio(batch.action, own, batch.log_prob)
-        self._step_critic(critic_loss(batch, self.critic, self.critic_widths, target, joint, ratio))
-        loss = actor_loss(batch, own, self.critic, self.critic_widths, target, joint, ratio)
+            inverse_ratio = log_inverse_ratio(own, batch.mean)
+        self._step_critic(critic_loss(batch, self.critic, self.critic_widths, target, joint, ratio, inverse_ratio))
+        loss = actor_loss(batch, own, self.critic, self.critic_widths, target, joint, inverse_ratio)
         self._step(self.actor_step, loss, self.actor)
         self.actor_copy.lerp_(self.actor.detach(), TAU)
 
@@ -271,6 +275,7 @@ class F2a2Ddpg:
 def _shapes(agents: int, features: int, actions: int) -> dict[str, tuple[int, ...]]:
     return {
         "seen": (agents, features + actions),
+        "mean": (agents, actions),
         "log_prob": (agents,),
         "reward": (agents,),
         "following": (agents, features),

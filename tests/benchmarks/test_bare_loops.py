@@ -356,7 +356,6 @@ def right_aligned(seen: Tensor, length: Tensor, features: int) -> tuple[Tensor, 
     return shifted[..., :features], shifted[..., features:], valid
 
 
-@pytest.mark.xfail(strict=True, reason="the bare loop still weighs by c' of the stored action, and keeps no policy that played")
 def test_f2a2_ddpg_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "randn_like", lambda x: torch.full_like(x, 0.5))
     work = f2a2_ddpg.Work(envs=4, steps=30, hidden=8, updates=1, batch=16)
@@ -372,10 +371,16 @@ def test_f2a2_ddpg_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert close(loop.character.transpose(0, 1), opponents.character)
 
     kept = loop._drawn()
-    kept = kept._replace(terminated=(torch.rand(16) < 0.3).float(), log_prob=kept.log_prob + 0.3 * torch.randn(16, 3))
+    kept = kept._replace(
+        terminated=(torch.rand(16) < 0.3).float(),
+        log_prob=kept.log_prob + 0.3 * torch.randn(16, 3),
+        mean=kept.mean + 0.3 * torch.randn(16, 3, 2),
+    )
     assert kept.length.min() < 5
     steps = [kept.observation, kept.action, kept.log_prob, kept.reward, kept.following, kept.terminated]
     batch = batch_of(*(tensor.unsqueeze(1) for tensor in steps))
+    batch.set(keys.BEHAVIOUR_LOC, kept.mean.unsqueeze(1))
+    batch.set(keys.BEHAVIOUR_SCALE, torch.full_like(kept.mean, maddpg.EXPLORATION).unsqueeze(1))
     recent = (keys.RECENT_OBSERVATION, keys.RECENT_ACTION, keys.RECENT_VALID)
     features = loop.simulator.features
     for key, now, later in zip(
