@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from marlkit import keys
 from marlkit.component import Critic
+from marlkit.contract import When
 from marlkit.errors import OptionError
 from marlkit.functional import marginal
 from marlkit.functional.counterfactual import others_features
@@ -25,6 +26,15 @@ from marlkit.spec import TeamSpec
 
 MOST_JOINT_ACTIONS = 2**20
 """Joint actions of the others that are summed over at most."""
+
+READS = (
+    When("view=state", (keys.STATE,)),
+    When("view=own", (keys.OBSERVATION,)),
+    keys.SAMPLE_SEED,
+    When("discrete", (keys.OPPONENT_LOGITS,)),
+    When("continuous", (keys.OPPONENT_LOC, keys.OPPONENT_SCALE, keys.ACTION_DIMS)),
+)
+"""The keys that such a critic reads for its view and its samples."""
 
 Exact = Literal["auto", "always", "never"]
 
@@ -135,6 +145,10 @@ class OverOthersCritic(Critic):
     def averaged_samples(self) -> float:
         """K; infinity where all joint actions of the others are summed over."""
         return float(self.samples) if self.table is None else math.inf
+
+    def rescale(self, scale: Tensor, shift: Tensor) -> None:
+        """Replace every prediction ``f`` by ``scale f + shift``, ``[]`` each."""
+        self.network.rescale(scale, shift, self.action_layer)
 
     # --- evaluations ---------------------------------------------------------------------------------------------------------
 

@@ -54,8 +54,6 @@ class JointCritic(Critic):
         predicts=keys.ACTION_VALUE,
     )
 
-    owned: Tensor
-
     def __init__(
         self,
         spec: TeamSpec,
@@ -94,8 +92,6 @@ class JointCritic(Critic):
         self.action_layer = TeamLinear(
             actions, width, groups, gain=1.0, bias=False, initialisation=initialisation, further_inputs=viewed
         )
-        sizes = torch.tensor(spec.own_action_sizes).unsqueeze(-1)
-        self.register_buffer("owned", torch.arange(spec.action_features) < sizes, persistent=False)
         self.bounds = ActionBounds(spec)
         self.twin = twin_of(self) if twins else None
 
@@ -117,15 +113,12 @@ class JointCritic(Critic):
 
     def action_value(self, batch: TensorDictBase, own: Tensor, joint: Tensor) -> Tensor:
         """``Q_i`` ``[K, *, N, 1]`` with ``own`` ``[*, N, F]`` for agent i's entry in its view of ``joint`` ``[*, V, N, F]``."""
-        joint, own = self._executed(joint), self._executed(own)
+        joint, own = self.bounds.without_padding(joint), self.bounds.without_padding(own)
         one_view = joint.shape[-3] == 1
         before = joint.squeeze(-3) if one_view else joint.diagonal(dim1=-3, dim2=-2).movedim(-1, -2)
         change = torch.einsum("...nf,hnf->...nh", own - before, self._own_weight())
         values = self.network.leave(self._entered(batch) + self._from_joint(joint.flatten(-2)) + change).unsqueeze(0)
         return values if self.twin is None else torch.cat([values, self.twin.action_value(batch, own, joint)])
-
-    def _executed(self, action: Tensor) -> Tensor:
-        return self.bounds(action).masked_fill(~self.owned, 0.0)
 
     def _entered(self, batch: TensorDictBase) -> Tensor:
         """What the view adds to the first layer: ``[*, N, H]``, or ``[*, 1, H]`` where it is the same for all."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from marlkit import keys
 from marlkit.contract import Contract, When
-from marlkit.critics._over_others import OverOthersCritic
+from marlkit.critics._over_others import READS, OverOthersCritic
 from marlkit.critics._vector import write_action_values
 from marlkit.functional.counterfactual import executed_value
 from marlkit.nn.normalisers import ValueNormaliser
@@ -40,11 +40,7 @@ class MarginalisedCritic(OverOthersCritic):
 
     contract = Contract(
         reads=(
-            When("view=state", (keys.STATE,)),
-            When("view=own", (keys.OBSERVATION,)),
-            keys.SAMPLE_SEED,
-            When("discrete", (keys.OPPONENT_LOGITS,)),
-            When("continuous", (keys.OPPONENT_LOC, keys.OPPONENT_SCALE, keys.ACTION_DIMS)),
+            *READS,
             When("current=executed", (keys.JOINT_ACTION,)),
             When("style=q", (keys.ACTION,)),
             When("style=q & discrete", (keys.LOGITS,)),
@@ -80,10 +76,6 @@ class MarginalisedCritic(OverOthersCritic):
         self.current = current
         self.style = style
         self.normaliser = ValueNormaliser(enabled=value_norm)
-
-    def rescale(self, scale: Tensor, shift: Tensor) -> None:
-        """Replace every prediction ``f`` by ``scale f + shift``, ``[]`` each."""
-        self.network.rescale(scale, shift, self.action_layer)
 
     def predict(self, batch: TensorDictBase) -> Tensor:
         """The value that is regressed, of the own action taken with `style: q`, in normalised units: ``[*, N, 1]``."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from marlkit import keys
 from marlkit.contract import Contract, When
-from marlkit.critics._over_others import OverOthersCritic
+from marlkit.critics._over_others import READS, OverOthersCritic
 from marlkit.keys import Key
 from marlkit.nn.actions import action_features
 from marlkit.nn.normalisers import ValueNormaliser
@@ -40,11 +40,7 @@ class MarginalisedJointCritic(OverOthersCritic):
 
     contract = Contract(
         reads=(
-            When("view=state", (keys.STATE,)),
-            When("view=own", (keys.OBSERVATION,)),
-            keys.SAMPLE_SEED,
-            When("discrete", (keys.OPPONENT_LOGITS,)),
-            When("continuous", (keys.OPPONENT_LOC, keys.OPPONENT_SCALE, keys.ACTION_DIMS)),
+            *READS,
             keys.ACTION,
             keys.JOINT_ACTION,
         ),
@@ -54,18 +50,10 @@ class MarginalisedJointCritic(OverOthersCritic):
         predicts=keys.EXECUTED_VALUE,
     )
 
-    owned: Tensor
-
     def __init__(self, spec: TeamSpec, *, value_norm: ValueNorm = True, **options: Any) -> None:
         # An actor that climbs saturates on the slope of a critic that has learnt nothing, unless there is hardly any.
         super().__init__(spec, 1, spec.action_features, 0.01, **options)
         self.normaliser = ValueNormaliser(enabled=value_norm)
-        sizes = torch.tensor(spec.own_action_sizes).unsqueeze(-1)
-        self.register_buffer("owned", torch.arange(spec.action_features) < sizes, persistent=False)
-
-    def rescale(self, scale: Tensor, shift: Tensor) -> None:
-        """Replace every prediction ``f`` by ``scale f + shift``, ``[]`` each."""
-        self.network.rescale(scale, shift, self.action_layer)
 
     def predict(self, batch: TensorDictBase) -> Tensor:
         """``Q_i`` of the actions taken, the others' executed ones too, in normalised units: ``[*, N, 1]``."""
@@ -85,7 +73,7 @@ class MarginalisedJointCritic(OverOthersCritic):
         """A copy of the batch that knows the own actions' features, those taken unless given."""
         if own is None:
             own = action_features(batch[keys.ACTION], self.spec, self.action_layer.weights[0].dtype)
-        return batch.copy().set(OWN, self.bounds(own).masked_fill(~self.owned, 0.0))
+        return batch.copy().set(OWN, self.bounds.without_padding(own))
 
     def _view(self, batch: TensorDictBase) -> Tensor:
         view = super()._view(batch)

@@ -40,7 +40,7 @@ def in_own_view(joint: Tensor, own: Tensor) -> Tensor:
 
 
 class ActionBounds(nn.Module):
-    """The bounds of continuous actions, as every environment clips to them; none of discrete ones.
+    """The bounds of continuous actions, as every environment clips to them; none of discrete ones. And which ones agents have.
 
     Args:
         spec: the team.
@@ -48,16 +48,23 @@ class ActionBounds(nn.Module):
 
     low: Tensor | None
     high: Tensor | None
+    owned: Tensor
 
     def __init__(self, spec: TeamSpec) -> None:
         super().__init__()
         bounds = (spec.action.low, spec.action.high) if isinstance(spec.action, Continuous) else (None, None)
         for name, bound in zip(("low", "high"), bounds, strict=True):
             self.register_buffer(name, None if bound is None else torch.tensor(bound), persistent=False)
+        sizes = torch.tensor(spec.own_action_sizes).unsqueeze(-1)
+        self.register_buffer("owned", torch.arange(spec.action_features) < sizes, persistent=False)
 
     def forward(self, action: Tensor) -> Tensor:
         """``[*, N, D]`` as it is executed; discrete actions and their features as they are."""
         return executed(action, self.low, self.high)
+
+    def without_padding(self, features: Tensor) -> Tensor:
+        """Features ``[*, N, F]`` of actions as they are executed, zero where an agent has none."""
+        return self(features).masked_fill(~self.owned, 0.0)
 
 
 class ActionRange(nn.Module):

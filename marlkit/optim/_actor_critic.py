@@ -178,14 +178,15 @@ class ActorCriticUpdate(Update):
             for prediction in each(predictions)
         )
         weighed = loss if alive is None else learning.ranks.weigh(alive, loss)
-        return weighed + self.critics_further_loss(predictions, rows, learning), {
+        further = self.critics_further_loss(predictions, rows, learning)
+        return weighed if further is None else weighed + further, {
             "critic/loss": loss.detach(),
             "critic/explained_variance": losses.explained_variance(least(predictions.detach()), goal, weight),
         }
 
-    def critics_further_loss(self, predictions: Tensor, rows: TensorDictBase, learning: Learning) -> Tensor | float:
+    def critics_further_loss(self, predictions: Tensor, rows: TensorDictBase, learning: Learning) -> Tensor | None:
         """What is minimised with the regression, in its units, of the predictions ``[K, *, N, 1]``: nothing unless overridden."""
-        return 0.0
+        return None
 
 
 class JointLossUpdate(ActorCriticUpdate):

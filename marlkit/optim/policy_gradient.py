@@ -78,20 +78,20 @@ class PolicyGradientUpdate(JointLossUpdate):
     def prepare(self, batch: TensorDictBase, learning: Learning) -> TensorDictBase:
         """As without coupling, with the advantages that it leaves of a batch ``[B, T]``."""
         if self.coupling:
-            normaliser, predicted = learning.critic.normaliser, learning.critic.predicts
-            _, deviation = normaliser.mean_and_deviation()
-            error = (batch[predicted] - batch[keys.VALUE_TARGET]) / deviation
-            # Times the deviation: in the advantage's units.
+            _, deviation = learning.critic.normaliser.mean_and_deviation()
+            error = batch[learning.critic.predicts] - batch[keys.VALUE_TARGET]
+            # Of the error in normalised units, and in the unit of the advantage: divided by the deviation twice, times it once.
+            weight = 0.5 * self.value_coef / deviation
             advantage = joint_gradients.coupled_advantage(
-                batch[keys.ADVANTAGE], error, coupling=self.coupling, critic_weight=0.5 * self.value_coef * deviation
+                batch[keys.ADVANTAGE], error, coupling=self.coupling, critic_weight=weight
             )
             batch = batch.copy().set(keys.ADVANTAGE, advantage)
         return super().prepare(batch, learning)
 
-    def critics_further_loss(self, predictions: Tensor, rows: TensorDictBase, learning: Learning) -> Tensor | float:
+    def critics_further_loss(self, predictions: Tensor, rows: TensorDictBase, learning: Learning) -> Tensor | None:
         """``-kappa mmean(Q) / c_V``, all of which ``c_V`` weighs, of predictions ``[1, *, N, 1]``: what is owed to the actor."""
         if not self.coupling:
-            return 0.0
+            return None
         if len(predictions) > 1:
             message = f"must be 0 with a critic of {len(predictions)} networks: Proposition 3 couples one, got {self.coupling}"
             raise OptionError("coupling", message)

@@ -176,6 +176,9 @@ def climbs_the_own_action(critic: Critic) -> None:
         own = own.clone().requires_grad_()
         values = critic.action_value(batch, own, joint)
         _require_networks("an `action_value`", values, torch.Size((4, critic.spec.n_agents, 1)))
+        if critic.predicts == keys.ACTION_VALUE:
+            same = close(values.detach(), critic.predictions(batch).detach())
+            require(same, "values the actions taken by `action_value` otherwise than it predicts", remedy)
         written = critic.normaliser.normalise(critic(batch.copy())[keys.ACTION_VALUE])
         same = close(least(values).detach(), written.detach())
         require(same, "values the actions taken by `action_value` otherwise than it writes", remedy)

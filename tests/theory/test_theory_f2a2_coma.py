@@ -17,6 +17,7 @@ from marlkit.actors.stochastic import StochasticActor
 from marlkit.critics.counterfactual import CounterfactualCritic
 from marlkit.errors import OptionError
 from marlkit.nn.networks import TeamLinear
+from marlkit.nn.normalisers import ValueNormaliser
 from marlkit.optim.policy_gradient import PolicyGradientUpdate
 from marlkit.spec import Discrete, TeamSpec
 
@@ -122,7 +123,8 @@ def test_the_unit_of_values_changes_no_gradient_but_by_a_factor() -> None:
     gradients = {}
     for deviation in (1.0, 2.0):
         actor, critic = tables()
-        critic.normaliser.mean_and_deviation = lambda d=deviation: (torch.zeros(()), torch.tensor(d).double())  # type: ignore[method-assign, misc]
+        critic.normaliser = ValueNormaliser(enabled=True).double()
+        critic.normaliser.variance.fill_(deviation**2)
         update = PolicyGradientUpdate(SPEC, coupling=1.0, value_coef=2.0, entropy_coef=0.0)
         prepared = update.prepare(plays(), learning(actor, critic, Descent(critic)))
         gradients[deviation] = prepared[keys.ADVANTAGE] - plays()[keys.ADVANTAGE]
